@@ -1,0 +1,24 @@
+"""Machines as sourced records: CloudMatrix 384, GB200 NVL72, or a user's own."""
+
+from emulator.machines.chip import Chip
+from emulator.machines.cloudmatrix384 import cloudmatrix384
+from emulator.machines.fabric import Fabric, Tier, Transport
+from emulator.machines.fact import Citation, Fact, build, cite
+from emulator.machines.gb200_nvl72 import gb200_nvl72
+from emulator.machines.machine import Machine
+from emulator.machines.power import Power
+
+__all__ = [
+    "Chip",
+    "Citation",
+    "Fabric",
+    "Fact",
+    "Machine",
+    "Power",
+    "Tier",
+    "Transport",
+    "build",
+    "cite",
+    "cloudmatrix384",
+    "gb200_nvl72",
+]

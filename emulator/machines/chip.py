@@ -1,0 +1,82 @@
+"""One die: its matrix and vector rates, memory and fixed costs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from emulator.machines.fact import Citation, check_positive
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Chip:
+    """One compute die as software sees it. Rates are per die; FLOP/s count a multiply-add as two.
+
+    `matmul_peaks_flops_per_s` holds the matrix unit alone; `quoted_bf16_flops_per_s` is what is advertised (on Ascend
+    matrix plus vector units), kept apart because utilisation must be taken of the former.
+    `fp32_mode` is the entry of the peak table that a plain FP32 matmul uses: "float32", or "tf32" on NVIDIA.
+    `base_*` is the tile one core computes by default, `cube_*` what its matrix unit multiplies per cycle in BF16.
+    """
+
+    name: str
+    cube_cores: int
+    vector_cores: int
+    clock_hz: float
+    matmul_peaks_flops_per_s: tuple[tuple[str, float], ...]
+    quoted_bf16_flops_per_s: float
+    vector_peaks_flops_per_s: tuple[tuple[str, float], ...]
+    fp32_mode: str
+    memory_bytes: int
+    memory_bytes_per_s: float
+    memory_efficiency: float
+    l2_bytes: int
+    l2_bytes_per_s: float
+    launch_s: float
+    base_m: int
+    base_n: int
+    base_k: int
+    cube_m: int
+    cube_n: int
+    cube_k: int
+    citations: tuple[Citation, ...] = ()
+
+    def __post_init__(self) -> None:
+        numbers = [f.name for f in dataclasses.fields(self) if f.type in ("int", "float")]
+        check_positive(self, *numbers)
+        for name in ("matmul_peaks_flops_per_s", "vector_peaks_flops_per_s"):
+            for dtype, rate in getattr(self, name):
+                if not rate > 0:
+                    raise ValueError(f"Chip.{name}[{dtype!r}] must be above 0; got {rate!r}")
+        if self.memory_efficiency > 1:
+            raise ValueError(f"Chip.memory_efficiency must be at most 1; got {self.memory_efficiency!r}")
+        if self.fp32_mode not in dict(self.matmul_peaks_flops_per_s):
+            raise ValueError(f"Chip.fp32_mode {self.fp32_mode!r} has no entry in matmul_peaks_flops_per_s")
+
+    def matmul_flops_per_s(self, dtype: str = "bfloat16") -> float:
+        """Peak of the matrix unit alone for operands of `dtype` (a name or a dtype), in FLOP/s per die.
+
+        Raises:
+            NotImplementedError: the matrix unit has no (known) rate for `dtype`.
+        """
+        return _rate(self, "matmul", self.matmul_peaks_flops_per_s, dtype)
+
+    def vector_flops_per_s(self, dtype: str = "float32") -> float:
+        """Peak of the vector units for elements of `dtype`, in FLOP/s per die (a multiply-add counts as two).
+
+        Raises:
+            NotImplementedError: the vector units have no (known) rate for `dtype`.
+        """
+        return _rate(self, "vector", self.vector_peaks_flops_per_s, dtype)
+
+    @property
+    def usable_memory_bytes_per_s(self) -> float:
+        """Memory bandwidth that kernels reach, per die, reads and writes together."""
+        return self.memory_bytes_per_s * self.memory_efficiency
+
+
+def _rate(chip: Chip, unit: str, table: tuple[tuple[str, float], ...], dtype: object) -> float:
+    name = str(getattr(dtype, "name", dtype))
+    for known, rate in table:
+        if known == name:
+            return rate
+    known_names = ", ".join(entry for entry, _ in table)
+    raise NotImplementedError(f"{chip.name} has no {unit} rate for dtype {name}; known: {known_names}")

@@ -1,0 +1,305 @@
+"""Huawei CloudMatrix 384: 384 Ascend 910C packages of two dies, 48 nodes of 8 packages."""
+
+from __future__ import annotations
+
+import functools
+
+from emulator.machines.chip import Chip
+from emulator.machines.fabric import Fabric, Tier, Transport
+from emulator.machines.fact import build, cite
+from emulator.machines.machine import Machine
+from emulator.machines.power import Power
+
+GiB = 2**30
+MiB = 2**20
+GB = 10**9
+TERA = 10**12
+us = 1e-6
+
+_CM = "arXiv 2506.12708 v2"
+_INI = "hicann/runtime 681ef76 platform_config Ascend910_93xx"
+_PROFILE = "Ascend/msmodeling 84fec85"
+_BENCH = "Horacehxw/msModeling comm_alignment_report_20260312 (CANN 8.5)"
+_MFH = "Ascend/memfabric_hybrid 7171ad35"
+_SEMI = "SemiAnalysis, 16 April 2025"
+
+_CORES, _CLOCK_HZ = 24, 1.8e9
+_BF16 = _CORES * 2 * 16 * 16 * 16 * _CLOCK_HZ  # 353.9 TFLOPS
+_VECTOR = 2 * _CORES * 2 * 64 * _CLOCK_HZ  # 48 cores, 256 B a cycle = 64 FP32 lanes, multiply-add: 11.06 TFLOPS
+
+
+def _die() -> Chip:
+    return build(
+        Chip,
+        cite("documented", _INI, cube_cores=_CORES, vector_cores=2 * _CORES),
+        cite(
+            "inferred",
+            _PROFILE,
+            "353.9 TFLOPS = 24 cores x 8192 FLOP/cycle x 1.80 GHz; the 9391/9392 ini files say 1.85 GHz",
+            clock_hz=_CLOCK_HZ,
+        ),
+        cite(
+            "documented",
+            _PROFILE,
+            "matrix unit alone, 2 x 16 x 16 x k x cores x clock with k = 16 (BF16, FP16), 32 (INT8), 4 (FP32), 8 (HF32)",
+            matmul_peaks_flops_per_s=(
+                ("bfloat16", _BF16),
+                ("float16", _BF16),
+                ("int8", 2 * _BF16),
+                ("float32", _BF16 / 4),
+                ("hf32", _BF16 / 2),
+            ),
+        ),
+        cite(
+            "documented",
+            _PROFILE,
+            "376 = 353.9 matrix + 22.1 vector; a package is quoted with 752",
+            quoted_bf16_flops_per_s=376 * TERA,
+        ),
+        cite(
+            "inferred",
+            _PROFILE,
+            "48 cores x 256 B a cycle x 1.80 GHz, a multiply-add as two; 22.1 TFLOPS FP16 and 11.1 FP32 are published; "
+            "BF16 is widened to FP32, 8-bit and 64-bit rates are assumed from the lane width",
+            vector_peaks_flops_per_s=(
+                ("float32", _VECTOR),
+                ("bfloat16", _VECTOR),
+                ("float16", 2 * _VECTOR),
+                ("int32", _VECTOR),
+                ("uint32", _VECTOR),
+                ("int16", 2 * _VECTOR),
+                ("uint16", 2 * _VECTOR),
+                ("int8", 2 * _VECTOR),
+                ("uint8", 2 * _VECTOR),
+                ("bool", 2 * _VECTOR),
+                ("int64", _VECTOR / 2),
+                ("uint64", _VECTOR / 2),
+            ),
+        ),
+        cite("documented", _INI, "printed as 64 GB in " + _CM, memory_bytes=64 * GiB),
+        cite("documented", _CM, memory_bytes_per_s=1.6 * TERA),
+        cite(
+            "inferred",
+            "msopprof d6c29df, catlass 0dfcf9d",
+            "1.3 to 1.5 TB/s are reached of 1.6",
+            memory_efficiency=0.85,
+        ),
+        cite("documented", _INI, l2_bytes=192 * MiB),
+        cite("inferred", "msopprof d6c29df", "pure reads; vendor documents 5 to 5.2", l2_bytes_per_s=5.0 * TERA),
+        cite(
+            "inferred",
+            "Horacehxw/msModeling 39df672",
+            "intercept of M=16 matmuls on a 910C die: 4.2 us + weight bytes / 1.20 TB/s",
+            launch_s=4.2 * us,
+        ),
+        cite("documented", "ops-nn e5c3fa9 mat_mul_v3", base_m=128, base_n=256, base_k=64),
+        cite("documented", _INI, "per cycle and core in BF16", cube_m=16, cube_n=16, cube_k=16),
+        name="Ascend 910C die",
+        fp32_mode="float32",
+    )
+
+
+def _tiers() -> tuple[Tier, ...]:
+    table1 = _CM + " Table 1"
+    return (
+        build(
+            Tier,
+            cite("documented", _CM, "540 GB/s both ways together", bytes_per_s=270 * GB),
+            cite(
+                "measured",
+                _MFH,
+                "SDMA over SIO, 16 MB blocks; used for both directions of access",
+                read_bytes_per_s=187 * GB,
+                write_bytes_per_s=187 * GB,
+            ),
+            cite(
+                "assumed",
+                "not published",
+                "not above the latency through the first-level switch",
+                read_latency_s=1.0 * us,
+                write_latency_s=1.1 * us,
+            ),
+            name="package",
+            link="sio",
+        ),
+        build(
+            Tier,
+            cite("documented", _CM, "7 lanes x 28 GB/s", bytes_per_s=196 * GB),
+            cite("measured", table1, read_bytes_per_s=167 * GB, write_bytes_per_s=137 * GB),
+            cite("measured", table1, "512 B", read_latency_s=1.2 * us, write_latency_s=1.3 * us),
+            name="node",
+            link="ub",
+        ),
+        build(
+            Tier,
+            cite("documented", _CM, "7 lanes x 28 GB/s", bytes_per_s=196 * GB),
+            cite("measured", table1, read_bytes_per_s=164 * GB, write_bytes_per_s=135 * GB),
+            cite("measured", table1, "512 B", read_latency_s=1.9 * us, write_latency_s=2.1 * us),
+            name="pod",
+            link="ub",
+        ),
+    )
+
+
+# Fitted to the rows of _BENCH (one server of 16 dies, BF16); each start-up is what remains of a row after its wire time.
+_REDUCE_S_PER_BYTE = 0.895e-12
+
+
+def _transports() -> tuple[Transport, ...]:
+    reduce = cite(
+        "inferred",
+        _BENCH,
+        "difference of the reduce_scatter and all_gather slopes, 16 dies",
+        reduce_s_per_byte=_REDUCE_S_PER_BYTE,
+    )
+    return (
+        build(
+            Transport,
+            cite(
+                "inferred",
+                _BENCH,
+                "vector-core load/store, small messages: fit to all_gather on 8 dies (1, 14, 465 KiB) and "
+                "all_reduce on 16 (160 KiB)",
+                startup_s=0.27 * us,
+                reduce_startup_s=0.0,
+                step_s=3.93 * us,
+                overlap_s=0.57 * us,
+                rates_bytes_per_s=(("package", 111.7 * GB), ("node", 111.7 * GB)),
+            ),
+            reduce,
+            name="aiv_small",
+            scope="node",
+            reads=True,
+        ),
+        build(
+            Transport,
+            cite(
+                "inferred",
+                _BENCH,
+                "vector-core load/store, large messages: fit to all_gather and reduce_scatter on 16 dies "
+                "(1.3, 40 MiB); the slope uses nearly the whole UB rate because the partner die is reached over SIO",
+                startup_s=74.0 * us,
+                reduce_startup_s=21.4 * us,
+                step_s=3.93 * us,
+                overlap_s=0.0,
+                rates_bytes_per_s=(("package", 187 * GB), ("node", 195.6 * GB)),
+            ),
+            reduce,
+            name="aiv_large",
+            scope="node",
+            reads=True,
+        ),
+        build(
+            Transport,
+            cite(
+                "inferred",
+                _BENCH,
+                "SDMA driven by the AI CPU: start-up fitted to all_gather on 8 dies (596 KiB); between nodes assumed "
+                "to be the same",
+                startup_s=124.2 * us,
+            ),
+            cite("assumed", "reduction is in-line; no start-up of its own is published", reduce_startup_s=0.0),
+            cite(
+                "inferred",
+                "hicann/hixl 9ed283b benchmarks",
+                "3.1 to 3.2 us per block between nodes",
+                step_s=3.1 * us,
+                overlap_s=0.0,
+            ),
+            cite(
+                "measured",
+                f"{_CM} Table 1; {_MFH}",
+                "writes",
+                rates_bytes_per_s=(("package", 187 * GB), ("node", 137 * GB), ("pod", 135 * GB)),
+            ),
+            reduce,
+            name="sdma",
+            scope="pod",
+            reads=False,
+        ),
+    )
+
+
+def _fabric() -> Fabric:
+    return build(
+        Fabric,
+        cite("documented", _CM, "sub-planes, one lane of a die each", planes=7, lane_bytes_per_s=28 * GB),
+        cite("documented", _CM, "second-level switches of 48 ports", switches_per_plane=16),
+        cite(
+            "inferred",
+            _CM,
+            "7 first-level switches x 448 GB/s = 16 dies x 196: non-blocking",
+            node_uplink_bytes_per_s=3136 * GB,
+        ),
+        name="UnifiedBus, 2 switch levels",
+        tiers=_tiers(),
+        transports=_transports(),
+        in_network_reduction=False,
+    )
+
+
+def _power() -> Power:
+    return build(
+        Power,
+        cite(
+            "measured",
+            "npu-smi readings in 14 public GitHub issues",
+            "n=26, mean 171; A3 servers, not necessarily these racks",
+            idle_device_w=(156.0, 187.0),
+        ),
+        cite("assumed", "no loaded 910C reading is public", "prior 1000 W", peak_device_w=(800.0, 1200.0)),
+        cite(
+            "assumed",
+            "CPUs 38 kW, optics 28-45 kW, switches, cards, cooling and supply loss about 100 kW",
+            overhead_w=(120e3, 220e3),
+        ),
+        cite("documented", _SEMI, "a third party's 559 kW; other press 500 to 600", system_w=(500e3, 600e3)),
+        cite(
+            "assumed",
+            "optics at 10-11 pJ/bit per end plus switches and lane drivers",
+            "electrical only below the pod tier",
+            link_j_per_byte=(
+                ("package", (8e-12, 20e-12)),
+                ("node", (80e-12, 160e-12)),
+                ("pod", (320e-12, 640e-12)),
+            ),
+        ),
+        cite("assumed", "HBM2e at 4 to 7 pJ/bit", memory_j_per_byte=(32e-12, 56e-12)),
+    )
+
+
+@functools.cache
+def cloudmatrix384(device: str = "package") -> Machine:
+    """CloudMatrix 384 with one device per package (384 devices) or per die (768).
+
+    Raises:
+        ValueError: `device` is neither "package" nor "die".
+    """
+    if device not in ("package", "die"):
+        raise ValueError(f'cloudmatrix384: device must be "package" or "die"; got {device!r}')
+    dies = 2 if device == "package" else 1
+    return build(
+        Machine,
+        cite(
+            "documented",
+            _CM,
+            "48 nodes of 8 packages of 2 dies",
+            num_devices=768 // dies,
+            dies_per_device=dies,
+            devices_per_node=16 // dies,
+            packages=384,
+        ),
+        cite(
+            "documented",
+            _SEMI,
+            "a third party's figure (780 TFLOPS a package); 384 x 752 as the chip is quoted gives 289, "
+            "the matrix units alone 272",
+            headline_bf16_flops_per_s=300e15,
+        ),
+        name="CloudMatrix 384",
+        device_kind=device,
+        chip=_die(),
+        fabric=_fabric(),
+        power=_power(),
+        arithmetic="ASCEND_910C",
+    )

@@ -1,0 +1,173 @@
+"""NVIDIA GB200 NVL72: 72 Blackwell GPUs in one NVLink domain."""
+
+from __future__ import annotations
+
+import functools
+
+from emulator.machines.chip import Chip
+from emulator.machines.fabric import Fabric, Tier, Transport
+from emulator.machines.fact import build, cite
+from emulator.machines.machine import Machine
+from emulator.machines.power import Power
+
+MB = 10**6
+GB = 10**9
+TERA = 10**12
+us = 1e-6
+
+_NV = "NVIDIA GB200 NVL72 product page"
+_NCCL = "coreweave/nccl-tests PR #43 (Feb 2025)"
+_SEMI = "SemiAnalysis, 16 April 2025"
+
+_BF16 = 2500 * TERA
+_FP32 = 80 * TERA
+
+
+def _gpu() -> Chip:
+    return build(
+        Chip,
+        cite("assumed", "148 SMs, the count of shipped B200 parts", cube_cores=148, vector_cores=148),
+        cite(
+            "inferred",
+            _NV,
+            "2.5 PFLOPS / (148 SMs x 8192 FLOP per cycle)",
+            clock_hz=_BF16 / (148 * 8192),
+        ),
+        cite(
+            "documented",
+            _NV,
+            "dense; the product page's system figures / 72; FP32 is the ordinary cores' rate",
+            matmul_peaks_flops_per_s=(
+                ("bfloat16", _BF16),
+                ("float16", _BF16),
+                ("int8", 2 * _BF16),
+                ("tf32", _BF16 / 2),
+                ("float32", _FP32),
+            ),
+        ),
+        cite("documented", _NV, "180 PFLOPS dense / 72", quoted_bf16_flops_per_s=_BF16),
+        cite(
+            "inferred",
+            _NV,
+            "FP32 5,760 TFLOPS / 72; 16-bit assumed twice that, integers half",
+            vector_peaks_flops_per_s=(
+                ("float32", _FP32),
+                ("bfloat16", 2 * _FP32),
+                ("float16", 2 * _FP32),
+                ("float64", _FP32 / 2),
+                ("int32", _FP32 / 2),
+                ("uint32", _FP32 / 2),
+                ("int16", _FP32 / 2),
+                ("uint16", _FP32 / 2),
+                ("int8", _FP32 / 2),
+                ("uint8", _FP32 / 2),
+                ("bool", _FP32 / 2),
+                ("int64", _FP32 / 4),
+                ("uint64", _FP32 / 4),
+            ),
+        ),
+        cite("documented", "MLPerf system descriptions", "192 GB is printed elsewhere", memory_bytes=186 * GB),
+        cite("documented", _NV, "576 TB/s / 72", memory_bytes_per_s=8 * TERA),
+        cite("assumed", "no measured stream figure at hand", memory_efficiency=0.9),
+        cite("assumed", "126 MB is widely quoted", l2_bytes=126 * MB),
+        cite("assumed", "not published; above HBM", l2_bytes_per_s=16 * TERA),
+        cite("assumed", "a CUDA graph node", launch_s=2.5 * us),
+        cite("assumed", "usual CUTLASS tile", base_m=128, base_n=256, base_k=64),
+        cite("inferred", _NV, "4096 multiply-adds per cycle and SM, as a cube", cube_m=16, cube_n=16, cube_k=16),
+        name="NVIDIA Blackwell GPU (GB200)",
+        fp32_mode="tf32",
+    )
+
+
+def _fabric() -> Fabric:
+    tier = build(
+        Tier,
+        cite("documented", _NV, "NVLink 5, 18 x 50 GB/s", bytes_per_s=900 * GB),
+        cite(
+            "inferred",
+            _NCCL,
+            "slope of the two all_reduce points as ring traffic",
+            read_bytes_per_s=859 * GB,
+            write_bytes_per_s=859 * GB,
+        ),
+        cite("assumed", "no vendor figure found", read_latency_s=1.0 * us, write_latency_s=1.0 * us),
+        name="node",
+        link="nvlink",
+    )
+    transport = build(
+        Transport,
+        cite(
+            "inferred",
+            _NCCL,
+            "two all_reduce points (0.5 and 8 GiB, 72 ranks) as a ring of 142 steps: 4.0 us a step and 859 GB/s",
+            step_s=3.0 * us,
+            rates_bytes_per_s=(("node", 859 * GB),),
+        ),
+        cite(
+            "assumed",
+            "kernel start; additions run at the rate of the link",
+            startup_s=6.0 * us,
+            reduce_startup_s=0.0,
+            overlap_s=0.0,
+            reduce_s_per_byte=0.0,
+        ),
+        name="nvlink",
+        scope="node",
+        reads=False,
+    )
+    return build(
+        Fabric,
+        cite(
+            "documented",
+            _NV,
+            "9 trays of 2 switches, one of a GPU's 18 links to each",
+            planes=18,
+            lane_bytes_per_s=50 * GB,
+            switches_per_plane=1,
+            node_uplink_bytes_per_s=72 * 900 * GB,
+        ),
+        name="NVLink 5, one domain",
+        tiers=(tier,),
+        transports=(transport,),
+        in_network_reduction=True,
+    )
+
+
+def _power() -> Power:
+    return build(
+        Power,
+        cite("assumed", "no reading at hand", idle_device_w=(120.0, 250.0)),
+        cite("documented", "NVIDIA GB200 brief: up to 1200 W a GPU", peak_device_w=(1000.0, 1200.0)),
+        cite("inferred", f"{_SEMI}; press", "120 to 145 kW less 72 x 1.2 kW", overhead_w=(33e3, 59e3)),
+        cite("documented", f"{_SEMI} (145 kW); several sites (about 120 kW)", system_w=(120e3, 145e3)),
+        cite(
+            "assumed",
+            "copper NVLink and switches",
+            link_j_per_byte=(("node", (40e-12, 120e-12)),),
+        ),
+        cite("assumed", "HBM3e at 3 to 5 pJ/bit", memory_j_per_byte=(24e-12, 40e-12)),
+    )
+
+
+@functools.cache
+def gb200_nvl72() -> Machine:
+    """GB200 NVL72: one device per GPU, 72 of them; the NVLink domain counts as one node."""
+    return build(
+        Machine,
+        cite(
+            "documented",
+            _NV,
+            "18 trays of 4 GPUs in one NVLink domain; a GPU's two dies appear as one",
+            num_devices=72,
+            dies_per_device=1,
+            devices_per_node=72,
+            packages=72,
+        ),
+        cite("documented", _NV, "dense", headline_bf16_flops_per_s=180e15),
+        name="GB200 NVL72",
+        device_kind="GPU",
+        chip=_gpu(),
+        fabric=_fabric(),
+        power=_power(),
+        arithmetic="NVIDIA_HOPPER",
+    )
