@@ -1,0 +1,1 @@
+"""Where the two readings of a program meet: tracing, values, costs."""

@@ -1,0 +1,251 @@
+"""Collectives on folded arrays: reductions in the order of their algorithm's `Schedule`, movement
+as indexing.
+
+A reduction runs the very Schedule that the time reading costs, on the data of every group at once.
+Movement (gathers, exchanges, permutes) rounds nothing, so its result is written directly; the tests
+execute those Schedules to prove that they deliver the same. Several mesh axes linearise with the
+first slowest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from emulator.collectives import build, execute, group_of
+from emulator.fabric import choose
+from emulator.program.folded import Folded, FoldedMesh, lead, spread, unlead
+
+_REDUCTIONS = {"psum": "sum", "psum_invariant": "sum", "pmax": "max", "pmin": "min"}
+
+
+def collective_axes(eqn: Any) -> tuple[str, ...]:
+    """The mesh axes that a collective equation communicates over (`axis_index` included); () for
+    other equations.
+    """
+    name = eqn.primitive.name
+    if name not in RULES and name not in ("axis_index", "ragged_all_to_all"):
+        return ()
+    axes = eqn.params["axes"] if "axes" in eqn.params else eqn.params["axis_name"]
+    axes = axes if isinstance(axes, (tuple, list)) else (axes,)
+    if not all(isinstance(a, str) for a in axes):
+        raise NotImplementedError(
+            f"{name} over positional axes {axes} is not modelled; name mesh axes"
+        )
+    return tuple(axes)
+
+
+def axis_index(mesh: FoldedMesh, eqn: Any) -> Folded:
+    """Each device's coordinate."""
+    axes = collective_axes(eqn)
+    sizes = mesh.shape(axes)
+    return unlead(jnp.arange(math.prod(sizes), dtype=jnp.int32).reshape(sizes), axes, mesh)
+
+
+class _Layout:
+    """A value with the ranks of its collective in front: [groups, ranks in a group, batch, *local].
+
+    `groups` are those of `axis_index_groups` (one without). `batch` runs over the value's other
+    mesh axes.
+    """
+
+    def __init__(self, value: Folded, mesh: FoldedMesh, eqn: Any, everywhere: bool = False) -> None:
+        self.mesh, self.axes = mesh, collective_axes(eqn)
+        if everywhere:
+            value = spread(
+                value,
+                mesh.ordered({*value.axes, *(a for a in mesh.names if a not in self.axes)}),
+                mesh,
+            )
+        self.rest = tuple(a for a in value.axes if a not in self.axes)
+        self.n = math.prod(mesh.shape(self.axes))
+        groups = eqn.params.get("axis_index_groups")
+        self.groups = None if groups is None else np.asarray(groups, dtype=np.int32)
+        self.local = value.local_shape
+        self.batch = math.prod(mesh.shape(self.rest))
+        array = lead(value, self.axes, mesh).reshape(self.n, self.batch, *self.local)
+        self.array = array[None] if self.groups is None else array[self.groups]
+
+    @property
+    def ranks(self) -> int:
+        return int(self.array.shape[1])
+
+    def devices(self) -> np.ndarray:
+        """Device numbers [groups, all index combinations of the mesh's other axes, ranks]."""
+        mesh = self.mesh
+        numbers = np.asarray(mesh.devices).reshape(mesh.sizes)
+        others = [i for i, a in enumerate(mesh.names) if a not in self.axes]
+        order = [*others, *(mesh.names.index(a) for a in self.axes)]
+        table = numbers.transpose(order).reshape(-1, self.n)
+        return table[None] if self.groups is None else table[:, self.groups].transpose(1, 0, 2)
+
+    def same_for_all(self, array: Array) -> Folded:
+        """From [groups, batch, *local], what every rank of a group ends with."""
+        if self.groups is None:
+            shape = self.mesh.shape(self.rest) + array.shape[2:]
+            return Folded(array.reshape(shape), self.rest)
+        return self.one_each(
+            jnp.broadcast_to(array[:, None], (array.shape[0], self.ranks, *array.shape[1:]))
+        )
+
+    def one_each(self, array: Array) -> Folded:
+        """From [groups, ranks, batch, *local], what each rank ends with."""
+        local = array.shape[3:]
+        flat = array.reshape(self.n, self.batch, *local)
+        if self.groups is not None:
+            flat = flat[np.argsort(self.groups.reshape(-1))]
+        shape = self.mesh.shape((*self.axes, *self.rest)) + local
+        return unlead(flat.reshape(shape), (*self.axes, *self.rest), self.mesh)
+
+
+def _schedules(
+    settings: Any, layout: _Layout, op: str, nbytes: int
+) -> tuple[list[Any], np.ndarray]:
+    """The distinct schedules of a collective's groups, and which one each [group, other axes'
+    index] uses.
+    """
+    pinned = dict(settings.algorithms).get(op)
+    devices = layout.devices()
+    distinct: list[Any] = []
+    which = np.zeros(devices.shape[:2], dtype=np.int32)
+    known: dict[Any, int] = {}
+    for index in np.ndindex(*devices.shape[:2]):
+        members = tuple(int(d) for d in devices[index])
+        group = group_of(members, settings.machine)
+        if group not in known:
+            algorithm = pinned or choose(op, nbytes, members, settings.machine)[0]
+            schedule = build(op, algorithm, group)
+            if not any(schedule is s for s in distinct):
+                distinct.append(schedule)
+            known[group] = next(i for i, s in enumerate(distinct) if s is schedule)
+        which[index] = known[group]
+    return distinct, which
+
+
+def _run(
+    settings: Any, value: Folded, mesh: FoldedMesh, eqn: Any, op: str, nbytes: int, runner: Any
+) -> tuple[Any, Any]:
+    """Runs `runner(layout array of some groups, schedule)` under each group's schedule."""
+    layout = _Layout(value, mesh, eqn)
+    schedules, which = _schedules(settings, layout, op, nbytes)
+    if len(schedules) == 1:  # [ranks, groups x batch, ...]
+        array = jnp.moveaxis(layout.array, 0, 1)
+        array = array.reshape(layout.ranks, -1, *layout.local)
+        return layout, runner(array, schedules[0])
+    # Groups placed differently on the machine use different schedules: each runs on its own part of
+    # the batch.
+    layout = _Layout(value, mesh, eqn, everywhere=True)
+    array = jnp.moveaxis(layout.array, 0, 1).reshape(layout.ranks, -1, *layout.local)
+    flat = which.reshape(-1)
+    parts = [(np.flatnonzero(flat == i), s) for i, s in enumerate(schedules)]
+    results = [runner(array[:, at], schedule) for at, schedule in parts]
+    axis = 0 if op == "all_reduce" else 1
+    joined = jnp.concatenate(results, axis=axis)
+    back = np.argsort(np.concatenate([at for at, _ in parts]))
+    return layout, jnp.take(joined, back, axis=axis)
+
+
+def _all_reduce(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
+    kind, local = _REDUCTIONS[eqn.primitive.name], value.local_shape
+    parts = settings.machine.dies_per_device
+
+    def runner(array: Array, schedule: Any) -> Array:  # [ranks, batch, *local] -> [batch, *local]
+        flat = array.reshape(*array.shape[:2], math.prod(local))
+        return execute.all_reduce(flat, schedule, op=kind, parts=parts).reshape(
+            array.shape[1], *local
+        )
+
+    layout, out = _run(settings, value, mesh, eqn, "all_reduce", _nbytes(value), runner)
+    return layout.same_for_all(out.reshape(layout.array.shape[0], layout.batch, *local))
+
+
+def _reduce_scatter(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
+    at, tiled = eqn.params["scatter_dimension"], eqn.params["tiled"]
+    parts = settings.machine.dies_per_device
+    n = eqn.params["axis_size"]
+    block = value.local_shape[at] // n
+    kept = (*value.local_shape[:at], *((block,) if tiled else ()), *value.local_shape[at + 1 :])
+
+    def runner(
+        array: Array, schedule: Any
+    ) -> Array:  # [ranks, batch, *local] -> [ranks, batch, *kept]
+        dim = 2 + at
+        blocks = array.reshape(*array.shape[:dim], n, block, *array.shape[dim + 1 :])
+        blocks = jnp.moveaxis(blocks, dim, 1).reshape(n, n, array.shape[1], math.prod(kept))
+        return execute.reduce_scatter(blocks, schedule, op="sum", parts=parts).reshape(
+            n, array.shape[1], *kept
+        )
+
+    layout, out = _run(settings, value, mesh, eqn, "reduce_scatter", _nbytes(value), runner)
+    out = jnp.moveaxis(out.reshape(n, layout.array.shape[0], layout.batch, *kept), 1, 0)
+    return layout.one_each(out)
+
+
+def _all_gather(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
+    layout = _Layout(value, mesh, eqn)
+    at = 2 + eqn.params["all_gather_dimension"]
+    out = jnp.moveaxis(layout.array, 1, at)  # [groups, batch, ..., ranks, ...]
+    if eqn.params["tiled"]:
+        out = out.reshape(*out.shape[:at], out.shape[at] * out.shape[at + 1], *out.shape[at + 2 :])
+    return layout.same_for_all(out)
+
+
+def _all_to_all(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
+    layout = _Layout(value, mesh, eqn)
+    n, split, concat = layout.ranks, 3 + eqn.params["split_axis"], 3 + eqn.params["concat_axis"]
+    array = layout.array  # [groups, source, batch, *local]
+    array = array.reshape(
+        *array.shape[:split], n, array.shape[split] // n, *array.shape[split + 1 :]
+    )
+    array = jnp.moveaxis(array, split, 1)  # [groups, destination, source, batch, *local]
+    array = jnp.moveaxis(array, 2, concat)  # source stands just before the local dim it joins
+    array = array.reshape(
+        *array.shape[:concat], n * array.shape[concat + 1], *array.shape[concat + 2 :]
+    )
+    return layout.one_each(array)
+
+
+def _ppermute(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
+    axes = collective_axes(eqn)
+    if axes != mesh.ordered(
+        axes
+    ):  # JAX 0.10 numbers such devices in mesh order instead, JAX 0.11 refuses
+        raise ValueError(
+            f"ppermute over axes {axes}: name them in the mesh's order {mesh.ordered(axes)}, "
+            "in which JAX numbers devices"
+        )
+    layout = _Layout(value, mesh, eqn)
+    source = np.full(layout.n, -1)
+    for src, dst in eqn.params["perm"]:
+        source[dst] = src
+    moved = layout.array[:, np.maximum(source, 0)]
+    received = (source >= 0).reshape(1, -1, *[1] * (moved.ndim - 2))
+    return layout.one_each(jnp.where(received, moved, jnp.zeros((), moved.dtype)))
+
+
+def _pbroadcast(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
+    layout = _Layout(value, mesh, eqn)
+    return layout.same_for_all(
+        lax.index_in_dim(layout.array, eqn.params["source"], 1, keepdims=False)
+    )
+
+
+def _nbytes(value: Folded) -> int:
+    return math.prod(value.local_shape) * jnp.result_type(value.array).itemsize
+
+
+_Rule = Callable[[Any, FoldedMesh, Any, Folded], Folded]
+RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys(_REDUCTIONS, _all_reduce),
+    "reduce_scatter": _reduce_scatter,
+    "all_gather": _all_gather,
+    "all_gather_invariant": _all_gather,
+    "all_to_all": _all_to_all,
+    "ppermute": _ppermute,
+    "pbroadcast": _pbroadcast,
+}

@@ -1,0 +1,271 @@
+"""`em.emulate`: a function with the same signature that returns the machine's values."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+import kernels
+from emulator.collectives import ALGORITHMS
+from emulator.machines import Machine
+from emulator.program.folded import Folded
+from emulator.program.trace import Program, dynamic_sites, is_array_like, trace
+from emulator.program.values import Evaluator, Settings
+
+REDUCING = ("all_reduce", "reduce_scatter")
+
+
+def emulate(
+    fun: Callable[..., Any],
+    on: Machine,
+    arithmetic: kernels.Arithmetic | str | None = None,
+    algorithms: Mapping[str, Any] | None = None,
+    vector: str = "exact",
+) -> Callable[..., Any]:
+    """`fun` as the machine computes it: matmuls on its matrix unit, collectives in their
+    algorithm's order.
+
+    `fun` is ordinary JAX over `on.mesh(...)`; the result takes and returns the same pytrees and can
+    be jitted, vmapped and differentiated in reverse mode. The gradient is the emulated gradient:
+    `jax.grad(em.emulate(f))` has the bits of `em.emulate(jax.grad(f))`. Forward-mode
+    differentiation raises.
+
+    Args:
+        fun: the program. on: the machine, such as `em.cloudmatrix384()`. arithmetic: how matmuls
+        sum. None is the machine's own; `"native"` leaves matmuls to XLA. algorithms: operation ->
+        algorithm name (or a function group -> Schedule) for `all_reduce` and
+            `reduce_scatter`, the operations whose bits depend on it. Others are accepted and change
+            no bits. What is not named is the machine's choice.
+        vector: "exact" gives element-wise work and floating sums bits that do not depend on
+        batching or fusion;
+            "native" leaves them to XLA, which is faster.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind; the message names it.
+        NotImplementedError: (when called) the program contains a primitive without a meaning here.
+    """
+    settings = make_settings(on, arithmetic, algorithms, vector)
+    plain = getattr(fun, "program", fun)
+    if not callable(plain):
+        raise TypeError(f"emulate: fun must be callable, got {type(fun).__name__}")
+    programs: dict[Any, Program] = {}
+
+    @functools.wraps(plain)
+    def emulated(*args: Any, **kwargs: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        key = tree, tuple(_leaf_key(leaf) for leaf in leaves)
+        program = programs.get(key)
+        if program is None:
+            program = trace(plain, args, kwargs)
+            if not _captures_tracers(program):
+                programs[key] = program
+        inputs = [leaf for leaf, d in zip(leaves, program.dynamic, strict=True) if d]
+        return jax.tree.unflatten(program.out_tree, evaluate(program.jaxpr, inputs, settings)[0])
+
+    emulated.program = plain  # type: ignore[attr-defined]
+    return emulated
+
+
+def make_settings(
+    on: Machine,
+    arithmetic: Any = None,
+    algorithms: Mapping[str, Any] | None = None,
+    vector: str = "exact",
+    counting: bool = False,
+) -> Settings:
+    """Checked settings from the arguments of `emulate`."""
+    if not isinstance(on, Machine):
+        raise TypeError(
+            f"on must be a Machine, such as em.cloudmatrix384(), got {type(on).__name__}: {on!r}"
+        )
+    if arithmetic is None:
+        chosen: kernels.Arithmetic | None = getattr(kernels, on.arithmetic)
+    elif isinstance(arithmetic, kernels.Arithmetic):
+        chosen = arithmetic
+    elif isinstance(arithmetic, str) and arithmetic == "native":
+        chosen = None
+    else:
+        raise TypeError(
+            'arithmetic must be None, "native" or a kernels.Arithmetic like kernels.ASCEND_910C, '
+            f"got {arithmetic!r}"
+        )
+    if vector not in ("exact", "native"):
+        raise ValueError(f'vector must be "exact" or "native", got {vector!r}')
+    pairs = tuple(sorted((algorithms or {}).items()))
+    for op, algorithm in pairs:
+        if op not in ALGORITHMS:
+            raise ValueError(
+                f"algorithms: unknown operation {op!r}; known: {', '.join(sorted(ALGORITHMS))}"
+            )
+        if not callable(algorithm) and algorithm not in ALGORITHMS[op]:
+            raise ValueError(
+                f"algorithms[{op!r}]: unknown algorithm {algorithm!r}; known: "
+                f"{', '.join(sorted(ALGORITHMS[op]))}, or a function group -> Schedule"
+            )
+    return Settings(
+        machine=on,
+        arithmetic=chosen,
+        algorithms=pairs,
+        exact_vector=vector == "exact",
+        counting=counting,
+    )
+
+
+def evaluate(
+    jaxpr: core.ClosedJaxpr, inputs: Sequence[Any], settings: Settings
+) -> tuple[list[Any], dict[str, Any]]:
+    """The flat outputs of a closed jaxpr under `settings`, and what was counted (by path; empty
+    unless counting).
+
+    Constants of the jaxpr (arrays the function closed over, tracers of an outer transformation
+    among them) become inputs, so that derivatives with respect to them are right.
+    """
+    run = _evaluator(_Key(jaxpr), settings)
+    return run(*jaxpr.consts, *inputs)
+
+
+class _Key:
+    """A jaxpr as a dictionary key: the open jaxpr by identity, kept alive."""
+
+    def __init__(self, closed: core.ClosedJaxpr) -> None:
+        self.open = closed.jaxpr
+
+    def __hash__(self) -> int:
+        return id(self.open)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and other.open is self.open
+
+
+@functools.lru_cache(maxsize=256)
+def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
+    """A jitted function (*consts, *inputs) -> (outputs, counts) whose derivative is the emulated
+    derivative.
+    """
+    n_consts = len(key.open.constvars)
+
+    def plain(*flat: Any) -> list[Any]:
+        return core.jaxpr_as_fun(core.ClosedJaxpr(key.open, list(flat[:n_consts])))(
+            *flat[n_consts:]
+        )
+
+    @jax.jit
+    def values(*flat: Any) -> Any:
+        evaluator = Evaluator(settings=settings)
+        closed = core.ClosedJaxpr(key.open, list(flat[:n_consts]))
+        outs = evaluator.jaxpr(closed, [Folded(x) for x in flat[n_consts:]], "")
+        return [jnp.asarray(v.array) for v in outs], evaluator.counts
+
+    if settings.counting:
+        return values  # em.run: values and counts, not differentiated
+
+    @jax.custom_vjp
+    def differentiable(*flat: Any) -> Any:
+        return values(*flat)
+
+    def forward(*primals: Any) -> Any:
+        flat = [p.value for p in primals]
+        perturbed = [i for i, p in enumerate(primals) if p.perturbed]
+
+        def linearised(*arrays: Any) -> Any:
+            def of_perturbed(*xs: Any) -> list[Any]:
+                full = list(arrays)
+                for i, x in zip(perturbed, xs, strict=True):
+                    full[i] = x
+                return plain(*full)
+
+            return jax.vjp(of_perturbed, *(arrays[i] for i in perturbed))
+
+        program = trace(linearised, flat)
+        outs = evaluate(program.jaxpr, flat, settings)[0]
+        primal_out, pullback = jax.tree.unflatten(program.out_tree, outs)
+        return (primal_out, {}), (pullback, [not p.perturbed for p in primals])
+
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        pullback, frozen = residuals
+        outs, _ = cotangents
+        given = [_instantiate(ct) for ct in outs]
+        floating = [i for i, ct in enumerate(given) if ct.dtype != jax.dtypes.float0]
+
+        def transposed(pull: Any, cts: list[Any]) -> Any:
+            full = list(given)
+            for i, ct in zip(floating, cts, strict=True):
+                full[i] = ct
+            return pull(full)
+
+        args = pullback, [given[i] for i in floating]
+        program = trace(transposed, args)
+        leaves = [
+            leaf for leaf, d in zip(jax.tree.leaves((args, {})), program.dynamic, strict=True) if d
+        ]
+        grads = iter(
+            jax.tree.unflatten(program.out_tree, evaluate(program.jaxpr, leaves, settings)[0])
+        )
+        return tuple(None if skip else next(grads) for skip in frozen)
+
+    differentiable.defvjp(forward, backward, symbolic_zeros=True)
+    return differentiable
+
+
+def _instantiate(cotangent: Any) -> Any:
+    """A cotangent as an array; symbolic zeros become zeros (float0 for integer outputs)."""
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        aval: Any = cotangent.aval
+        if aval.dtype == jax.dtypes.float0:
+            return np.zeros(aval.shape, jax.dtypes.float0)
+        return jnp.zeros(aval.shape, aval.dtype)
+    return cotangent
+
+
+def evaluate_with_counts(
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    on: Machine,
+    arithmetic: Any = None,
+    algorithms: Mapping[str, Any] | None = None,
+    vector: str = "exact",
+) -> tuple[Any, dict[str, Any]]:
+    """The values of `fun(*args)`, and what only values can tell, by site name (see
+    `trace.dynamic_sites`).
+
+    A `while` counts the mean of its trips per execution, a `cond` the share of each branch. Sites
+    that were never reached are absent.
+    """
+    program = trace(fun, args)
+    settings = make_settings(on, arithmetic, algorithms, vector, counting=True)
+    leaves = [
+        leaf
+        for leaf, d in zip(jax.tree.leaves((tuple(args), {})), program.dynamic, strict=True)
+        if d
+    ]
+    outs, counted = evaluate(program.jaxpr, leaves, settings)
+    value = jax.tree.unflatten(program.out_tree, outs)
+    sites = dynamic_sites(program.jaxpr)
+    counts: dict[str, float | tuple[float, ...]] = {}
+    for path, name in sites.items():
+        if path not in counted:
+            continue
+        numbers = np.asarray(counted[path], dtype=np.float64)
+        if name.startswith("while"):
+            if numbers[0] > 0:
+                counts[name] = float(numbers[1] / numbers[0])
+        elif numbers.sum() > 0:
+            counts[name] = tuple(float(x) for x in numbers / numbers.sum())
+    return value, counts
+
+
+def _leaf_key(leaf: Any) -> Any:
+    if is_array_like(leaf):
+        aval = jax.typeof(leaf)
+        return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
+    return "static", leaf
+
+
+def _captures_tracers(program: Program) -> bool:
+    return any(isinstance(c, jax.core.Tracer) for c in program.jaxpr.consts)

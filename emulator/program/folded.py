@@ -1,0 +1,145 @@
+"""Arrays of many devices in one: leading axes for the mesh axes over which a value varies.
+
+A value inside `shard_map` has a local shape on every device. `Folded` keeps the devices' copies in
+one array whose leading axes are those mesh axes over which the copies may differ, in mesh order;
+over the others there is one copy. So work on replicated values is done once, and nothing is ever
+stored 384 times that is the same 384 times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FoldedMesh:
+    """The mesh axes that are manual at this point of the program, and the devices under the whole
+    mesh.
+
+    `names` and `sizes` describe the whole mesh; `devices` lists device numbers, the last axis
+    fastest.
+    """
+
+    names: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    devices: tuple[int, ...] = ()
+
+    def size(self, axis: str) -> int:
+        return self.sizes[self.names.index(axis)]
+
+    def shape(self, axes: Iterable[str]) -> tuple[int, ...]:
+        return tuple(self.size(axis) for axis in axes)
+
+    def ordered(self, axes: Iterable[str]) -> tuple[str, ...]:
+        """`axes` without repetition, in mesh order."""
+        wanted = set(axes)
+        return tuple(name for name in self.names if name in wanted)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Folded:
+    """One value on all devices: `array` is [*sizes of axes, *local shape]; `axes` are in mesh
+    order.
+    """
+
+    array: Any
+    axes: tuple[str, ...] = ()
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        return tuple(jnp.shape(self.array)[len(self.axes) :])
+
+
+def union_axes(mesh: FoldedMesh, values: Iterable[Folded]) -> tuple[str, ...]:
+    return mesh.ordered(axis for value in values for axis in value.axes)
+
+
+def spread(value: Folded, axes: Sequence[str], mesh: FoldedMesh) -> Folded:
+    """The same value with a copy for each index of `axes` (its own and more, in mesh order)."""
+    if value.axes == tuple(axes):
+        return value
+    local = value.local_shape
+    offset = len(axes)
+    kept = [i for i, axis in enumerate(axes) if axis in value.axes]
+    dims = kept + [offset + i for i in range(len(local))]
+    array = lax.broadcast_in_dim(jnp.asarray(value.array), mesh.shape(axes) + local, dims)
+    return Folded(array, tuple(axes))
+
+
+def lead(value: Folded, axes: Sequence[str], mesh: FoldedMesh) -> Array:
+    """[*axes in the given order, *the value's other axes in mesh order, *local]: spread over `axes`
+    first.
+    """
+    full = spread(value, mesh.ordered((*value.axes, *axes)), mesh)
+    positions = {axis: i for i, axis in enumerate(full.axes)}
+    rest = [i for i, axis in enumerate(full.axes) if axis not in axes]
+    local = range(len(full.axes), len(full.axes) + len(value.local_shape))
+    return lax.transpose(full.array, [*(positions[axis] for axis in axes), *rest, *local])
+
+
+def unlead(array: Array, axes: Sequence[str], mesh: FoldedMesh) -> Folded:
+    """A `Folded` from [*axes in the given order, *local]: the axes are put back into mesh order."""
+    ordered = mesh.ordered(axes)
+    local = range(len(axes), array.ndim)
+    return Folded(lax.transpose(array, [*(list(axes).index(a) for a in ordered), *local]), ordered)
+
+
+def split_dims(value: Folded, spec: Sequence[Sequence[str]], mesh: FoldedMesh) -> Folded:
+    """Enters a `shard_map`: each local dim d is divided over the mesh axes `spec[d]`, the first
+    slowest.
+    """
+    if not any(spec):
+        return value
+    n = len(value.axes)
+    shape: list[int] = list(mesh.shape(value.axes))
+    new_positions: dict[str, int] = {}
+    local_positions: list[int] = []
+    for size, names in zip(value.local_shape, spec, strict=True):
+        for name in names:
+            new_positions[name] = len(shape)
+            shape.append(mesh.size(name))
+        local_positions.append(len(shape))
+        shape.append(size // math.prod(mesh.shape(names)))
+    axes = mesh.ordered((*value.axes, *new_positions))
+    old_positions = {axis: i for i, axis in enumerate(value.axes)}
+    assert n == len(old_positions) and not set(old_positions) & set(new_positions)
+    order = [new_positions[a] if a in new_positions else old_positions[a] for a in axes]
+    array = jnp.asarray(value.array).reshape(shape)
+    return Folded(lax.transpose(array, [*order, *local_positions]), axes)
+
+
+def merge_dims(
+    value: Folded, spec: Sequence[Sequence[str]], dropped: Sequence[str], mesh: FoldedMesh
+) -> Folded:
+    """Leaves a `shard_map`: mesh axes `spec[d]` become part of local dim d; index 0 is taken of
+    `dropped` axes.
+    """
+    wanted = [name for names in spec for name in names]
+    gone = [axis for axis in dropped if axis in value.axes and axis not in wanted]
+    array = value.array
+    for axis in gone:
+        array = lax.index_in_dim(
+            array,
+            0,
+            [a for a in value.axes if a not in gone[: gone.index(axis)]].index(axis),
+            keepdims=False,
+        )
+    value = Folded(array, tuple(a for a in value.axes if a not in gone))
+    if not wanted:
+        return value
+    value = spread(value, mesh.ordered((*value.axes, *wanted)), mesh)
+    stay = tuple(a for a in value.axes if a not in wanted)
+    positions = {axis: i for i, axis in enumerate(value.axes)}
+    order = [positions[a] for a in stay]
+    shape = list(mesh.shape(stay))
+    for d, (size, names) in enumerate(zip(value.local_shape, spec, strict=True)):
+        order += [positions[a] for a in names]
+        order.append(len(value.axes) + d)
+        shape.append(size * math.prod(mesh.shape(names)))
+    return Folded(lax.transpose(value.array, order).reshape(shape), stay)

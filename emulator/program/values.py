@@ -1,0 +1,475 @@
+"""The values reading: evaluates a traced program for all devices at once, matmuls and collectives
+replaced.
+
+Every equation is evaluated on `Folded` arrays (see `folded.py`). Matmuls go to
+`kernels.dot_general`, collectives to `collective_rules`, element-wise work and floating reductions
+to `vector`; control flow is entered here, so that its predicates are decided for all devices
+together; everything else runs under a `vmap` of that one equation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend import core
+
+import kernels
+from emulator.machines import Machine
+from emulator.mesh import device_numbers
+from emulator.program import collective_rules, matmul_rules, vector
+from emulator.program.axes import infer_axes
+from emulator.program.folded import Folded, FoldedMesh, merge_dims, split_dims, spread, union_axes
+from emulator.program.trace import open_jaxpr, scan_counts, sub_jaxprs, walk
+
+Counts = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What a program is evaluated with. Hashable: it is part of the key under which compiled
+    programs are kept.
+
+    `arithmetic` is None when matmuls are left to XLA ("native"). `algorithms` are (operation, name
+    or callable) pairs; operations not named get the machine's choice. `exact_vector` keeps element-
+    wise bits independent of batching and fusion. `counting` also returns trip counts and branches
+    taken.
+    """
+
+    machine: Machine
+    arithmetic: kernels.Arithmetic | None
+    algorithms: tuple[tuple[str, Any], ...] = ()
+    exact_vector: bool = True
+    counting: bool = False
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Evaluator:
+    """Evaluates jaxprs under one mesh; `counts` collects what the current body measured."""
+
+    settings: Settings
+    mesh: FoldedMesh = FoldedMesh()
+    manual: tuple[str, ...] = ()
+    counts: Counts = dataclasses.field(default_factory=dict)
+
+    def jaxpr(self, jaxpr: Any, args: Sequence[Folded], path: str) -> list[Folded]:
+        """The outputs of a closed (or constant-free) jaxpr; `path` as in `trace`."""
+        consts = getattr(jaxpr, "consts", None) or []
+        body = open_jaxpr(jaxpr)
+        env: dict[Any, Folded] = {}
+        env.update(zip(body.constvars, (Folded(c) for c in consts), strict=True))
+        env.update(zip(body.invars, args, strict=True))
+
+        def read(atom: Any) -> Folded:
+            return Folded(atom.val) if isinstance(atom, core.Literal) else env[atom]
+
+        live = _live_equations(body)
+        for i, eqn in enumerate(body.eqns):
+            if i not in live:
+                continue
+            outs = self.equation(eqn, [read(v) for v in eqn.invars], f"{path}/{i}")
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(v) for v in body.outvars]
+
+    def equation(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
+        name = eqn.primitive.name
+        if name in _RULES:
+            return _RULES[name](self, eqn, values, path)
+        if name == "axis_index":
+            return [collective_rules.axis_index(self.mesh, eqn)]
+        if name in collective_rules.RULES:
+            return [collective_rules.RULES[name](self.settings, self.mesh, eqn, v) for v in values]
+        if name in _IDENTITIES:
+            return list(values)
+        if name in _REFUSED:
+            raise NotImplementedError(f"primitive {name!r} is not modelled: {_REFUSED[name]}")
+        if name in vector.ELEMENTWISE:
+            return [
+                vector.elementwise(_binder(eqn), eqn, values, self.mesh, self.settings.exact_vector)
+            ]
+        if name in ("reduce_sum", "reduce_prod") and self._own_order(values[0]):
+            return [vector.reduce_tree(values[0], eqn.params["axes"], name)]
+        return self.each_device(eqn, values)
+
+    def each_device(self, eqn: Any, values: list[Folded]) -> list[Folded]:
+        """Any other primitive: the equation on every device's local arrays."""
+        bind = _binder(eqn)
+        if _uses_rbg(eqn) and (
+            axes := union_axes(self.mesh, values)
+        ):  # such keys differ under vmap
+            spread_values = [spread(v, axes, self.mesh).array for v in values]
+            result = spread_values
+            flat = [a.reshape(-1, *a.shape[len(axes) :]) for a in result]
+            mapped = lax.map(lambda arrays: bind(*arrays), tuple(flat))
+            sizes = self.mesh.shape(axes)
+            result = jax.tree.map(lambda r: r.reshape(*sizes, *r.shape[1:]), mapped)
+        else:
+            result, axes = vector.vmapped(bind, values, self.mesh)
+        results = result if eqn.primitive.multiple_results else [result]
+        return [Folded(r, axes) for r in results]
+
+    def _own_order(self, value: Folded) -> bool:
+        return self.settings.exact_vector and jnp.issubdtype(
+            jnp.result_type(value.array), jnp.floating
+        )
+
+    # Bodies that are simply entered.
+
+    def call(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
+        ((_, body),) = sub_jaxprs(eqn)
+        return self.jaxpr(body, values, path)
+
+    def shard_map(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
+        params = eqn.params
+        mesh = _folded_mesh(params["mesh"], self.settings.machine, self.mesh)
+        manual = mesh.ordered({*self.manual, *params["newly_manual_axes"]})
+        entered = [
+            split_dims(v, _spec(s, len(v.local_shape), "in_specs"), mesh)
+            for v, s in zip(values, params["in_specs"], strict=True)
+        ]
+        inner = Evaluator(settings=self.settings, mesh=mesh, manual=manual, counts=self.counts)
+        outs = inner.jaxpr(params["jaxpr"], entered, path)
+        leaving = tuple(a for a in manual if a not in self.manual)
+        return [
+            merge_dims(v, _spec(s, len(v.local_shape), "out_specs"), leaving, mesh)
+            for v, s in zip(outs, params["out_specs"], strict=True)
+        ]
+
+    # Control flow. Carried values get the mesh axes that any iteration gives them.
+
+    def scan(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
+        params = eqn.params
+        n_consts, n_carry = scan_counts(params)
+        consts, carry, xs = (
+            values[:n_consts],
+            values[n_consts : n_consts + n_carry],
+            values[n_consts + n_carry :],
+        )
+        fixed = [v.axes for v in consts], [v.axes for v in xs]
+        carry_axes = self._carry_axes(
+            [v.axes for v in carry],
+            lambda axes: infer_axes(self.mesh, params["jaxpr"], [*fixed[0], *axes, *fixed[1]])[
+                :n_carry
+            ],
+        )
+        out_axes: list[tuple[str, ...]] = []
+
+        def body(carried: list[Array], x: list[Array]) -> Any:
+            frame = self._frame()
+            args = [*consts, *map(Folded, carried, carry_axes), *map(Folded, x, fixed[1])]
+            outs = frame.jaxpr(params["jaxpr"], args, path)
+            out_axes[:] = [v.axes for v in outs[n_carry:]]
+            new = [
+                spread(v, axes, self.mesh).array for v, axes in zip(outs, carry_axes, strict=False)
+            ]
+            return new, ([v.array for v in outs[n_carry:]], frame.counts)
+
+        init = [spread(v, axes, self.mesh).array for v, axes in zip(carry, carry_axes, strict=True)]
+        rows = [_move_axis(v.array, len(v.axes), 0) for v in xs]
+        final, (ys, counts) = lax.scan(
+            body, init, rows, length=params["length"], reverse=params["reverse"]
+        )
+        for site, count in counts.items():
+            self._count(site, count.sum(0))
+        stacked = [
+            Folded(_move_axis(y, 0, len(axes)), axes) for y, axes in zip(ys, out_axes, strict=True)
+        ]
+        return [*map(Folded, final, carry_axes), *stacked]
+
+    def while_loop(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
+        params = eqn.params
+        n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
+        cond_consts, body_consts, carry = (
+            values[:n_cond],
+            values[n_cond : n_cond + n_body],
+            values[n_cond + n_body :],
+        )
+        test, body_jaxpr = params["cond_jaxpr"], params["body_jaxpr"]
+
+        def predicate_axes(axes: list[tuple[str, ...]]) -> tuple[str, ...]:
+            return infer_axes(self.mesh, test, [*(v.axes for v in cond_consts), *axes])[0]
+
+        def step(axes: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+            new = infer_axes(self.mesh, body_jaxpr, [*(v.axes for v in body_consts), *axes])
+            extra = predicate_axes(axes)
+            return [self.mesh.ordered({*a, *extra}) for a in new]
+
+        carry_axes = self._carry_axes([v.axes for v in carry], step)
+        divergent = predicate_axes(carry_axes)
+        if divergent:
+            for each in (test, body_jaxpr):
+                _refuse_divergent_collectives("while", divergent, each)
+
+        def predicate(frame: Evaluator, carried: Sequence[Array]) -> Array:
+            (out,) = frame.jaxpr(
+                test, [*cond_consts, *map(Folded, carried, carry_axes)], path + ".cond"
+            )
+            return spread(out, divergent, self.mesh).array
+
+        def body(state: Any) -> Any:
+            carried, trips, counts, active = state
+            frame = self._frame()
+            outs = frame.jaxpr(
+                body_jaxpr, [*body_consts, *map(Folded, carried, carry_axes)], path + ".body"
+            )
+            new = [
+                spread(v, axes, self.mesh).array for v, axes in zip(outs, carry_axes, strict=True)
+            ]
+            if divergent:  # devices that have left the loop keep their values
+                new = [
+                    self._where(active, divergent, n, o, a)
+                    for n, o, a in zip(new, carried, carry_axes, strict=True)
+                ]
+            counts = {site: counts[site] + frame.counts.get(site, 0) for site in counts}
+            return new, trips + 1, counts, predicate(frame, new) & active
+
+        init = [spread(v, axes, self.mesh).array for v, axes in zip(carry, carry_axes, strict=True)]
+        counts = self._zero_counts(body_jaxpr, path + ".body")
+        state = (init, jnp.int32(0), counts, predicate(self._frame(), init))
+        final, trips, counts, _ = lax.while_loop(lambda state: jnp.any(state[3]), body, state)
+        self._count(path, jnp.stack([jnp.int32(1), trips]))
+        for site, count in counts.items():
+            self._count(site, count)
+        return list(map(Folded, final, carry_axes))
+
+    def cond(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
+        branches = eqn.params["branches"]
+        index, operands = values[0], values[1:]
+        arg_axes = [v.axes for v in operands]
+        outs_of = [infer_axes(self.mesh, b, arg_axes) for b in branches]
+        joined = [
+            self.mesh.ordered({a for axes in column for a in axes})
+            for column in zip(*outs_of, strict=True)
+        ]
+        n = len(branches)
+        if (
+            index.axes
+        ):  # devices take different branches: all are evaluated, each device keeps its own
+            for branch in branches:
+                _refuse_divergent_collectives("cond", index.axes, branch)
+            results = [self.jaxpr(b, operands, f"{path}.{i}") for i, b in enumerate(branches)]
+            which = jnp.clip(index.array.astype(jnp.int32), 0, n - 1)
+            taken = (which[..., None] == jnp.arange(n)).reshape(-1, n)
+            self._count(path, taken.sum(0).astype(jnp.int32))
+            return [
+                self._choose(which, index.axes, list(column))
+                for column in zip(*results, strict=True)
+            ]
+
+        zeros = self._zero_counts(eqn, path)
+
+        def run(i: int) -> Callable[..., Any]:
+            def branch(*arrays: Array) -> Any:
+                frame = self._frame()
+                outs = frame.jaxpr(branches[i], list(map(Folded, arrays, arg_axes)), f"{path}.{i}")
+                arrays_out = [
+                    spread(v, axes, self.mesh).array for v, axes in zip(outs, joined, strict=True)
+                ]
+                return arrays_out, {
+                    site: zero + frame.counts.get(site, 0) for site, zero in zeros.items()
+                }
+
+            return branch
+
+        which = jnp.clip(jnp.asarray(index.array).astype(jnp.int32), 0, n - 1)
+        arrays, counts = lax.switch(which, [run(i) for i in range(n)], *(v.array for v in operands))
+        self._count(path, (which == jnp.arange(n)).astype(jnp.int32))
+        for site, count in counts.items():
+            self._count(site, count)
+        return list(map(Folded, arrays, joined))
+
+    def _carry_axes(
+        self, axes: list[tuple[str, ...]], step: Callable[..., Any]
+    ) -> list[tuple[str, ...]]:
+        """The least axes that contain `axes` and stay the same under `step`."""
+        while True:
+            new = [self.mesh.ordered({*a, *b}) for a, b in zip(axes, step(axes), strict=True)]
+            if new == axes:
+                return axes
+            axes = new
+
+    def _where(
+        self, mask: Array, mask_axes: tuple[str, ...], new: Array, old: Array, axes: tuple[str, ...]
+    ) -> Array:
+        if jnp.issubdtype(new.dtype, jax.dtypes.extended):
+            new_data, old_data = jax.random.key_data(new), jax.random.key_data(old)
+            picked = self._where(mask, mask_axes, new_data, old_data, axes)
+            return jax.random.wrap_key_data(picked, impl=jax.random.key_impl(new))
+        dims = [axes.index(a) for a in mask_axes]
+        return lax.select(lax.broadcast_in_dim(mask, new.shape, dims), new, old)
+
+    def _choose(self, which: Array, axes: tuple[str, ...], column: list[Folded]) -> Folded:
+        everywhere = self.mesh.ordered({*axes, *(a for v in column for a in v.axes)})
+        arrays = [spread(v, everywhere, self.mesh).array for v in column]
+        picked = arrays[0]
+        for i, array in enumerate(arrays[1:], start=1):
+            picked = self._where(which == i, axes, array, picked, everywhere)
+        return Folded(picked, everywhere)
+
+    def _frame(self) -> Evaluator:
+        return dataclasses.replace(self, counts={})
+
+    def _count(self, site: str, count: Array) -> None:
+        if self.settings.counting:
+            self.counts[site] = self.counts[site] + count if site in self.counts else count
+
+    def _zero_counts(self, body: Any, path: str) -> Counts:
+        """A zero for every site inside a body, or inside all bodies of an equation."""
+        if not self.settings.counting:
+            return {}
+        bodies = (
+            [(path, body)]
+            if not hasattr(body, "primitive")
+            else [(path + k, b) for k, b in sub_jaxprs(body)]
+        )
+        zeros: Counts = {}
+        for at, jaxpr in bodies:
+            for site, eqn in walk(jaxpr, at):
+                if eqn.primitive.name in ("while", "cond"):
+                    width = len(eqn.params["branches"]) if eqn.primitive.name == "cond" else 2
+                    zeros[site] = jnp.zeros(width, jnp.int32)
+        return zeros
+
+
+def _dot_general(self: Evaluator, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
+    if self.settings.arithmetic is None:
+        return self.each_device(eqn, values)
+    lhs, rhs = values
+    return [matmul_rules.dot_general(eqn, lhs, rhs, self.mesh, self.settings.arithmetic)]
+
+
+def _conv_general_dilated(
+    self: Evaluator, eqn: Any, values: list[Folded], path: str
+) -> list[Folded]:
+    if self.settings.arithmetic is None:
+        return self.each_device(eqn, values)
+    lhs, rhs = values
+    return [matmul_rules.conv_general_dilated(eqn, lhs, rhs, self.mesh, self.settings.arithmetic)]
+
+
+def _matmul_without_rule(
+    self: Evaluator, eqn: Any, values: list[Folded], path: str
+) -> list[Folded]:
+    if self.settings.arithmetic is None:
+        return self.each_device(eqn, values)
+    raise NotImplementedError(
+        f"primitive {eqn.primitive.name!r} multiplies matrices in a way without a rule here; "
+        'write it with jnp.dot or lax.dot_general, or pass arithmetic="native"'
+    )
+
+
+_Rule = Callable[[Evaluator, Any, list[Folded], str], list[Folded]]
+_RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys(
+        (
+            "jit",
+            "pjit",
+            "closed_call",
+            "core_call",
+            "remat2",
+            "checkpoint",
+            "custom_jvp_call",
+            "custom_vjp_call",
+            "custom_vjp_call_jaxpr",
+            "custom_lin",
+        ),
+        Evaluator.call,
+    ),
+    "shard_map": Evaluator.shard_map,
+    "scan": Evaluator.scan,
+    "while": Evaluator.while_loop,
+    "cond": Evaluator.cond,
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv_general_dilated,
+    "ragged_dot_general": _matmul_without_rule,
+    "ragged_dot": _matmul_without_rule,
+    "scaled_dot": _matmul_without_rule,
+}
+#: Change placement or type, never a value.
+_IDENTITIES = frozenset(
+    "pvary pcast preduced sharding_constraint reshard mesh_cast layout_constraint "
+    "optimization_barrier device_put copy_p name annotate".split()
+)
+_REFUSED = {
+    name: "asynchronous or unreduced communication has no rule here; use the synchronous form"
+    for name in (
+        "ragged_all_to_all psend precv pgather all_gather_reduced "
+        "unreduced_reduce_scatter unreduced_psum unreduced_pmax unreduced_pmin "
+        "vary_unreduced_cast_p all_gather_start all_gather_reduced_start psum_start "
+        "psum_invariant_start unreduced_psum_start reduce_scatter_start "
+        "unreduced_reduce_scatter_start all_to_all_start pbroadcast_start "
+        "ppermute_start all_gather_done psum_done reduce_scatter_done all_to_all_done "
+        "pbroadcast_done ppermute_done"
+    ).split()
+}
+
+
+def _live_equations(jaxpr: core.Jaxpr) -> set[int]:
+    """Indices of the equations whose results are used, or that have effects."""
+    needed = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
+    live = set()
+    for i in range(len(jaxpr.eqns) - 1, -1, -1):
+        eqn = jaxpr.eqns[i]
+        if eqn.effects or any(v in needed for v in eqn.outvars):
+            live.add(i)
+            needed.update(v for v in eqn.invars if not isinstance(v, core.Literal))
+    return live
+
+
+def _binder(eqn: Any) -> Callable[..., Any]:
+    """Binds the equation's primitive; shardings refer to the traced mesh and are dropped."""
+    params = {k: None if k in ("sharding", "out_sharding") else v for k, v in eqn.params.items()}
+    params = eqn.primitive.get_bind_params(params)
+    return lambda *arrays: eqn.primitive.bind(*arrays, **params)
+
+
+def _uses_rbg(eqn: Any) -> bool:
+    if eqn.primitive.name == "rng_bit_generator":
+        return True
+    impl = str(eqn.params.get("impl", "")) + "".join(
+        str(v.aval.dtype) for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key)
+    )
+    return eqn.primitive.name.startswith("random_") and "rbg" in impl
+
+
+def _folded_mesh(mesh: Any, machine: Machine, outer: FoldedMesh) -> FoldedMesh:
+    if outer.names:
+        return outer  # a nested shard_map names axes of the same mesh
+    numbers = device_numbers(mesh)
+    if mesh.size > machine.num_devices:
+        raise ValueError(
+            f"the program's mesh {dict(mesh.shape)} has {mesh.size} devices but {machine.name} has "
+            f"{machine.num_devices}; use a smaller mesh, such as machine.mesh(...) gives"
+        )
+    return FoldedMesh(
+        names=tuple(mesh.axis_names), sizes=tuple(mesh.axis_sizes), devices=tuple(numbers)
+    )
+
+
+def _spec(spec: Any, rank: int, what: str) -> list[tuple[str, ...]]:
+    """A PartitionSpec as one tuple of mesh axes per dim."""
+    if getattr(spec, "unreduced", None):
+        raise NotImplementedError(
+            f"{what} with unreduced axes {sorted(spec.unreduced)} are not modelled"
+        )
+    entries = [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in spec]
+    return [*entries, *[()] * (rank - len(entries))]
+
+
+def _refuse_divergent_collectives(kind: str, axes: tuple[str, ...], body: Any) -> None:
+    for _, eqn in walk(body):
+        used = collective_rules.collective_axes(eqn)
+        if set(used) & set(axes):
+            raise NotImplementedError(
+                f"a {kind!r} whose predicate differs over mesh axes {axes} contains the collective "
+                f"{eqn.primitive.name!r} over {used}: devices would wait for each other for ever; make the "
+                "predicate the same on all of them (a psum or pmax of it, say)"
+            )
+
+
+def _move_axis(array: Array, source: int, destination: int) -> Array:
+    return array if source == destination else jnp.moveaxis(array, source, destination)

@@ -1,0 +1,527 @@
+"""The values reading: sharded programs against the same programs on real host devices, and against
+hand-written loops.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+import emulator as em
+import kernels
+from tests import programs
+from tests.programs import PROGRAMS, flat_words, normal
+
+BF16 = ml_dtypes.bfloat16
+PACKAGE, DIE = em.cloudmatrix384(), em.cloudmatrix384(device="die")
+RING = {"all_reduce": "ring", "reduce_scatter": "ring"}
+
+
+def words(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    return x.view(f"u{x.dtype.itemsize}") if x.dtype.kind not in "biu" else x
+
+
+def same_bits(left: Any, right: Any) -> bool:
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return all(np.shape(a) == np.shape(b) and np.array_equal(words(a), words(b)) for a, b in pairs)
+
+
+# --- against the same program on real host devices ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    path = tmp_path_factory.mktemp("native") / "outputs.npz"
+    flags = f"--xla_force_host_platform_device_count={programs.DEVICES}"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parents[1]
+    subprocess.run(
+        [sys.executable, "-m", "tests.programs", str(path)], env=env, cwd=root, check=True
+    )
+    with np.load(path) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("vector", ["exact", "native"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_equals_real_devices_within_rounding(
+    name: str, vector: str, native: dict[str, np.ndarray]
+) -> None:
+    axes, build, args = PROGRAMS[name]
+    run = em.emulate(build(PACKAGE.mesh(**axes)), PACKAGE, arithmetic="native", vector=vector)
+    outputs = flat_words(run(*args))
+    expected = [native[f"{name}/{i}"] for i in range(len(outputs))]
+    assert f"{name}/{len(outputs)}" not in native
+    half = any(np.asarray(a).dtype == BF16 for a in args) or name == "fully_sharded"
+    for got, want in zip(outputs, expected, strict=True):
+        assert got.shape == want.shape and got.dtype == want.dtype
+        if name == "movement" or got.dtype.kind in "biu":
+            np.testing.assert_array_equal(got, want)
+        else:  # other orders of addition: a few roundings of the type the values pass through
+            scale = np.abs(want).max() + 1e-30
+            np.testing.assert_allclose(got / scale, want / scale, atol=2**-6 if half else 2**-19)
+
+
+# --- collectives: the bits of a loop in the algorithm's order -------------------------------------
+
+
+def ring_order(x: np.ndarray) -> np.ndarray:
+    """[n, count] -> [count]: chunk c is x[c] + x[c+1] + ..., rounded to the array's type at each
+    addition.
+    """
+    n, count = x.shape
+    size = -(-count // n)
+    out = np.empty(count, x.dtype)
+    for c in range(n):
+        at = slice(c * size, (c + 1) * size)
+        total = x[c, at]
+        for step in range(1, n):
+            total = total + x[(c + step) % n, at]
+        out[at] = total
+    return out
+
+
+def in_two_dies(x: np.ndarray) -> np.ndarray:
+    cut = -(-x.shape[1] // 2)
+    return np.concatenate([ring_order(x[:, :cut]), ring_order(x[:, cut:])])
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("dtype", [BF16, np.float16, np.float32])
+@pytest.mark.parametrize(("machine", "by_hand"), [(PACKAGE, in_two_dies), (DIE, ring_order)])
+def test_psum_adds_in_ring_order(machine: Any, by_hand: Any, dtype: Any, check_vma: bool) -> None:
+    mesh = machine.mesh(x=3, y=4)
+    x = normal(3 * 4, 5 * 7, dtype=dtype)  # 35 elements: no even chunks anywhere
+
+    def over(axes: Any) -> Any:
+        body = lambda v: lax.psum(v.reshape(5, 7), axes)  # noqa: E731
+        rest = tuple(a for a in ("x", "y") if a not in axes)
+        out = P(rest) if rest else P()
+        run = jax.shard_map(
+            body, mesh=mesh, in_specs=P(("x", "y")), out_specs=out, check_vma=check_vma
+        )
+        return np.asarray(em.emulate(run, machine, algorithms=RING)(x)).reshape(-1, 35)
+
+    grid = x.reshape(3, 4, 35)
+    assert same_bits(over(("x",)), np.stack([by_hand(grid[:, j]) for j in range(4)]))
+    assert same_bits(over(("y",)), np.stack([by_hand(grid[i]) for i in range(3)]))
+    assert same_bits(over(("x", "y"))[0], by_hand(x))
+    turned = grid.transpose(1, 0, 2).reshape(12, 35)  # the first axis named is the slowest
+    assert same_bits(over(("y", "x"))[0], by_hand(turned))
+    assert not same_bits(by_hand(turned), by_hand(x))
+
+
+def test_psum_keeps_subnormals_and_rounds_each_addition() -> None:
+    mesh = DIE.mesh(x=6)
+    tiny = np.array([[1, 3, 0x8002, 0x7F, 0x80, 0x8081]] * 6, np.uint16).view(BF16)
+    tiny[::2] *= BF16(1)
+    run = jax.shard_map(lambda v: lax.psum(v, "x"), mesh=mesh, in_specs=P("x"), out_specs=P())
+    got = em.emulate(run, DIE, algorithms=RING)(tiny)
+    assert same_bits(got[0], ring_order(tiny)) and np.any(words(got) != 0)
+
+
+def test_psum_of_a_replicated_value_adds_it_n_times() -> None:
+    mesh = DIE.mesh(x=48)
+    run = jax.shard_map(
+        lambda v: lax.psum(v, "x"), mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
+    )
+    got = em.emulate(run, DIE, algorithms=RING)(np.full(1, 1.0078125, BF16))
+    assert float(got[0]) == 48.25  # 48 x 1.0078125 is 48.375, which BF16 would round to 48.5
+
+
+@pytest.mark.parametrize("machine", [PACKAGE, DIE])
+def test_psum_scatter_has_the_order_of_its_blocks_owner(machine: Any) -> None:
+    mesh = machine.mesh(x=6)
+    x = normal(6, 6, 11, dtype=BF16)
+
+    def body(v: Any) -> Any:
+        return lax.psum_scatter(v[0], "x", tiled=True)
+
+    run = jax.shard_map(body, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+    got = np.asarray(em.emulate(run, machine, algorithms=RING)(x))
+    by_hand = []
+    for r in range(6):
+        total = x[r, r]
+        for step in range(1, 6):
+            total = total + x[(r + step) % 6, r]
+        by_hand.append(total)
+    assert same_bits(got, np.stack(by_hand))
+
+
+def test_groups_of_an_axis_reduce_apart() -> None:
+    mesh = DIE.mesh(x=6)
+    x = normal(6, 9, dtype=BF16)
+    groups = [[0, 3, 5], [4, 2, 1]]
+    run = jax.shard_map(
+        lambda v: lax.psum(v, "x", axis_index_groups=groups),
+        mesh=mesh,
+        in_specs=P("x"),
+        out_specs=P("x"),
+        check_vma=False,
+    )
+    got = np.asarray(em.emulate(run, DIE, algorithms=RING)(x))
+    for group in groups:
+        for member in group:
+            assert same_bits(got[member], ring_order(x[group]))
+
+
+def test_algorithms_change_bits_and_a_users_own_is_followed() -> None:
+    mesh = DIE.mesh(x=5)
+    x = normal(5, 64, dtype=BF16)
+    run = jax.shard_map(lambda v: lax.psum(v, "x"), mesh=mesh, in_specs=P("x"), out_specs=P())
+    ring = em.emulate(run, DIE, algorithms={"all_reduce": "ring"})(x)
+    mesh_order = em.emulate(run, DIE, algorithms={"all_reduce": "full_mesh"})(x)
+    assert not same_bits(ring, mesh_order)
+    from emulator.collectives import build
+
+    own = em.emulate(
+        run, DIE, algorithms={"all_reduce": lambda g: build("all_reduce", "full_mesh", g)}
+    )(x)
+    assert same_bits(own, mesh_order)
+
+
+# --- matmuls --------------------------------------------------------------------------------------
+
+
+def test_each_devices_matmul_has_the_cubes_bits() -> None:
+    mesh = PACKAGE.mesh(x=3, y=2)
+    a, b = normal(3 * 4, 40, dtype=BF16), normal(40, 2 * 5, seed=1, dtype=BF16)
+
+    def body(a: Any, b: Any) -> Any:
+        both = jnp.dot(a, b, preferred_element_type=jnp.float32)
+        own = a * (1 + lax.axis_index("y")).astype(a.dtype)
+        batched = jnp.dot(own, b, preferred_element_type=jnp.float32)
+        rounded = a @ b
+        mixed = jnp.dot(a.astype(jnp.float32), b)
+        turned = jnp.einsum("mk,kn->nm", a, b, preferred_element_type=jnp.float32)
+        return both, batched, rounded, mixed, turned[None, None]
+
+    specs = (P("x"), P(None, "y"))
+    out = (P("x", "y"),) * 4 + (P("x", "y"),)
+    run = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=out)
+    both, batched, rounded, mixed, turned = em.emulate(run, PACKAGE)(a, b)
+    reference = kernels.reference.matmul
+    cube = kernels.ASCEND_910C
+    for i in range(3):
+        for j in range(2):
+            rows, cols = slice(4 * i, 4 * i + 4), slice(5 * j, 5 * j + 5)
+            block = reference(a[rows], b[:, cols], arithmetic=cube)
+            assert same_bits(both[rows, cols], block)
+            assert same_bits(
+                batched[rows, cols], reference(a[rows] * BF16(1 + j), b[:, cols], arithmetic=cube)
+            )
+            assert same_bits(rounded[rows, cols], block.astype(BF16))
+            assert same_bits(turned[i, j], block.T)
+            wide = reference(
+                a[rows].astype(np.float32), b[:, cols].astype(np.float32), arithmetic=cube
+            )
+            assert same_bits(mixed[rows, cols], wide)
+
+
+def test_arithmetic_is_the_machines_own_unless_named() -> None:
+    x, w = normal(8, 512, dtype=BF16), normal(512, 8, seed=1, dtype=BF16)
+
+    def f(x: Any, w: Any) -> Any:
+        return jnp.dot(x, w, preferred_element_type=jnp.float32)
+
+    nvl72 = em.gb200_nvl72()
+    ascend, hopper = em.emulate(f, PACKAGE)(x, w), em.emulate(f, nvl72)(x, w)
+    assert same_bits(ascend, kernels.matmul(x, w, arithmetic=kernels.ASCEND_910C))
+    assert same_bits(hopper, kernels.matmul(x, w, arithmetic=kernels.NVIDIA_HOPPER))
+    assert same_bits(em.emulate(f, PACKAGE, arithmetic=kernels.NVIDIA_HOPPER)(x, w), hopper)
+    assert not same_bits(ascend, hopper)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window_strides": (1, 1), "padding": "SAME"},
+        {"window_strides": (2, 3), "padding": [(2, 1), (0, 3)], "rhs_dilation": (2, 1)},
+        {"window_strides": (1, 1), "padding": [(1, 1), (-1, 2)], "lhs_dilation": (2, 2)},
+        {"window_strides": (1, 2), "padding": "VALID", "feature_group_count": 2},
+        {"window_strides": (1, 1), "padding": "VALID", "batch_group_count": 2},
+    ],
+)
+def test_convolutions_are_matmuls_over_kernel_positions_and_channels(
+    options: dict[str, Any],
+) -> None:
+    groups = options.get("feature_group_count", 1)
+    x, w = normal(4, 8, 9, 6, dtype=BF16), normal(3, 2, 6 // groups, 8, seed=1, dtype=BF16)
+
+    def f(x: Any, w: Any) -> Any:
+        return lax.conv_general_dilated(
+            x,
+            w,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            preferred_element_type=jnp.float32,
+            **options,
+        )
+
+    got, native = em.emulate(f, PACKAGE)(x, w), jax.jit(f)(x, w)
+    np.testing.assert_allclose(got, native, atol=1e-4)
+    small = (
+        np.round(np.asarray(x, np.float32)).astype(BF16),
+        np.round(np.asarray(w, np.float32)).astype(BF16),
+    )
+    assert np.array_equal(
+        em.emulate(f, PACKAGE)(*small), jax.jit(f)(*small)
+    )  # integers: exact in any order
+    if options == {"window_strides": (1, 1), "padding": "SAME"}:
+        padded = np.pad(x, ((0, 0), (1, 1), (0, 1), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 2), axis=(1, 2))
+        patches = np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(-1, 36)
+        by_hand = kernels.matmul(patches, w.reshape(36, 8), arithmetic=kernels.ASCEND_910C)
+        assert same_bits(np.asarray(got).reshape(-1, 8), by_hand)
+
+
+# --- element-wise work and sums -------------------------------------------------------------------
+
+
+def test_elementwise_operations_round_once() -> None:
+    a, b, c = (normal(4099, seed=s) for s in range(3))
+    one = jnp.float32(3)
+
+    def f(a: Any, b: Any, c: Any) -> Any:
+        return a * b + c, (a * b) * c - a / one, a**3 + b * b, a / b.shape[0]
+
+    got = em.emulate(f, PACKAGE)(a, b, c)
+    three, n = np.float32(3), np.float32(4099)
+    want = a * b + c, (a * b) * c - a / three, a * a * a + b * b, a / n
+    assert same_bits(got, want)
+    assert not same_bits(jax.jit(f)(a, b, c), want)  # XLA contracts, and divides by multiplying
+
+
+def test_bf16_intermediates_are_really_bf16() -> None:
+    a, b, c = (normal(4099, seed=s, dtype=BF16) for s in range(3))
+
+    def f(a: Any, b: Any, c: Any) -> Any:
+        return (a * b + c) * a - b / c, (a.astype(jnp.float32) * 1.1).astype(jnp.bfloat16) + b
+
+    want = (a * b + c) * a - b / c, (a.astype(np.float32) * np.float32(1.1)).astype(BF16) + b
+    assert same_bits(em.emulate(f, PACKAGE)(a, b, c), want)
+
+
+def blocks_of_eight(x: np.ndarray) -> np.ndarray:
+    """The documented order of a floating sum over the first axis."""
+    while len(x) > 1:
+        size = -(-len(x) // 8)
+        padded = np.concatenate([x, np.full((8 * size - len(x), *x.shape[1:]), -0.0, x.dtype)])
+        p = padded.reshape(8, size, *x.shape[1:])
+        x = ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]))
+    return x[0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 63, 64, 65, 100, 1000])
+def test_floating_sums_have_the_documented_order(count: int) -> None:
+    x = normal(count, 3)
+    f = em.emulate(lambda x: (x.sum(0), x.T.sum(1), x.sum()), PACKAGE)
+    rows, columns, total = f(x)
+    assert same_bits(rows, blocks_of_eight(x)) and same_bits(columns, blocks_of_eight(x))
+    assert same_bits(total, blocks_of_eight(x.reshape(-1)))
+
+
+@pytest.mark.parametrize("width", [3, 7, 16, 33])
+def test_bits_do_not_depend_on_batching(width: int) -> None:
+    """384 devices at once against one device at a time, through everything XLA would fuse."""
+
+    def layer(x: Any) -> Any:
+        mean = x.mean(-1, keepdims=True)
+        norm = (x - mean) * lax.rsqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-5)
+        return jax.nn.softmax(norm) * jnp.tanh(x) + jnp.log1p(jnp.exp(-x)) + jax.nn.gelu(norm)
+
+    x = normal(384, 5, width)
+    mesh = PACKAGE.mesh(dp=48, tp=8)
+    spec = P(("dp", "tp"))
+    everywhere = em.emulate(
+        jax.shard_map(layer, mesh=mesh, in_specs=spec, out_specs=spec), PACKAGE
+    )(x)
+    alone = em.emulate(layer, PACKAGE)
+    for device in (0, 1, 17, 383):
+        assert same_bits(everywhere[device], alone(x[device]))
+
+
+# --- derivatives, transformations -----------------------------------------------------------------
+
+
+def test_gradient_of_emulated_is_emulated_gradient() -> None:
+    axes, build, args = PROGRAMS["tensor_parallel"]
+    both = build(PACKAGE.mesh(**axes))
+    loss = lambda *a: both(*a)[0]  # noqa: E731
+    emulated = em.emulate(loss, PACKAGE)
+    outside = jax.grad(emulated, argnums=(0, 1, 2))(*args)
+    inside = em.emulate(jax.grad(loss, argnums=(0, 1, 2)), PACKAGE)(*args)
+    jitted = jax.jit(jax.grad(emulated, argnums=(0, 1, 2)))(*args)
+    assert same_bits(outside, inside) and same_bits(jitted, inside)
+    sequential = em.emulate(loss, PACKAGE, arithmetic=kernels.FP32_FMA_CHAIN)
+    assert not same_bits(inside, jax.grad(sequential, argnums=(0, 1, 2))(*args))
+    w1, w2, x = args
+    by_closure = jax.grad(lambda w: em.emulate(lambda a: loss(w, w2, a), PACKAGE)(x))(w1)
+    assert same_bits(by_closure, inside[0])
+
+
+def test_vmap_is_a_loop_over_emulated_calls() -> None:
+    axes, build, (w1, w2, x) = PROGRAMS["tensor_parallel"]
+    emulated = em.emulate(build(PACKAGE.mesh(**axes)), PACKAGE)
+    batch = jnp.stack([x, x * 2, x + 1])
+    together = jax.vmap(emulated, in_axes=(None, None, 0))(w1, w2, batch)
+    for i in range(3):
+        assert same_bits(jax.tree.map(lambda v, i=i: v[i], together), emulated(w1, w2, batch[i]))
+
+
+def test_custom_derivatives_are_kept_and_forward_mode_refuses() -> None:
+    @jax.custom_vjp
+    def straight_through(x: Any) -> Any:
+        return jnp.round(x)
+
+    straight_through.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+    f = em.emulate(lambda x: (straight_through(x) * 3).sum(), PACKAGE)
+    assert np.array_equal(jax.grad(f)(np.full(2, 0.4, np.float32)), [3, 3])
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(f, (jnp.ones(2),), (jnp.ones(2),))
+    g = em.emulate(lambda x: jnp.sum(jnp.sin(x) ** 3), PACKAGE)
+    x = np.arange(1, 4, dtype=np.float32)
+    twice = jax.grad(lambda y: jax.grad(g)(y).sum())(x)
+    np.testing.assert_allclose(
+        twice, 6 * np.sin(x) * np.cos(x) ** 2 - 3 * np.sin(x) ** 3, rtol=1e-5
+    )
+
+
+def test_pytrees_statics_integers_and_keyword_arguments() -> None:
+    def f(tree: Any, mode: str, *, scale: Any) -> Any:
+        x, (i, key) = tree["x"], tree["rest"]
+        out = x * scale if mode == "times" else x / scale
+        return {"out": out, "i": i + 1, "noise": jax.random.uniform(key, (2,))}
+
+    tree = {"x": normal(3), "rest": (np.arange(3), jax.random.key(1))}
+    for mode in ("times", "over"):
+        got, want = em.emulate(f, PACKAGE)(tree, mode, scale=2.0), f(tree, mode, scale=2.0)
+        assert same_bits(got, want)
+    assert np.array_equal(
+        jax.grad(
+            lambda x: em.emulate(f, PACKAGE)({**tree, "x": x}, "times", scale=2.0)["out"].sum()
+        )(tree["x"]),
+        [2, 2, 2],
+    )
+
+
+# --- replication, counting ------------------------------------------------------------------------
+
+
+def test_replicated_work_is_done_once() -> None:
+    mesh = PACKAGE.mesh(dp=48, tp=8)
+
+    def body(x: Any, w: Any) -> Any:
+        return lax.psum(jnp.tanh(w @ w)[:4] + x, "dp")
+
+    run = jax.shard_map(body, mesh=mesh, in_specs=(P("dp"), P()), out_specs=P())
+    emulated = em.emulate(run, PACKAGE, arithmetic="native")
+    text = str(
+        jax.make_jaxpr(emulated)(np.ones((192, 16), np.float32), np.ones((16, 16), np.float32))
+    )
+    assert "f32[16,16] = dot_general" in text
+    assert "f32[48,4,16]" in text and "f32[48,8,4,16]" not in text and "f32[384" not in text
+
+
+def test_counts_of_data_dependent_control_flow() -> None:
+    from emulator.program.emulate import evaluate_with_counts
+
+    mesh = PACKAGE.mesh(x=4)
+
+    def body(v: Any) -> Any:
+        v = lax.while_loop(lambda v: lax.psum(v.sum(), "x") < 1000, lambda v: v * 2, v)
+
+        def row(carry: Any, i: Any) -> Any:
+            carry = lax.cond(i < 1, lambda c: c + 1, lambda c: c * 2, carry)
+            return lax.fori_loop(0, i, lambda _, c: c + 1, carry), None
+
+        return lax.scan(row, v, jnp.arange(4))[0]
+
+    run = jax.shard_map(body, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
+    x = np.ones((4, 2), np.float32)
+    value, counts = evaluate_with_counts(run, (x,), PACKAGE)
+    assert counts == {"while_0": 7.0, "cond_0": (0.75, 0.25), "while_1": 1.5}
+    assert same_bits(value, em.emulate(run, PACKAGE)(x))
+
+
+# --- pmap -----------------------------------------------------------------------------------------
+
+
+def test_pmap_maps_384_devices_that_do_not_exist() -> None:
+    x = np.arange(384, dtype=np.float32)
+
+    def f(x: Any, y: Any, *, z: Any) -> Any:
+        return {"sum": lax.psum(x * y, "i"), "here": x + lax.axis_index("i") + z}
+
+    run = em.pmap(f, "i", on=PACKAGE, in_axes=(0, None), out_axes={"sum": None, "here": 0})
+    out = run(x, 2.0, z=np.ones(384, np.float32))
+    assert out["sum"].shape == () and float(out["sum"]) == x.sum() * 2
+    assert np.array_equal(out["here"], 2 * x + 1)
+    gradient = jax.grad(lambda v: em.pmap(lambda a: lax.psum(a, "i"), "i", on=PACKAGE)(v).sum())(x)
+    assert np.array_equal(gradient, np.full(384, 384.0))  # as jax.pmap: every device's copy counts
+    columns = em.pmap(lambda v: v * 2, on=PACKAGE, in_axes=1, out_axes=1)(normal(3, 5))
+    assert same_bits(columns, normal(3, 5) * 2)
+    with pytest.raises(ValueError, match="385 but CloudMatrix 384 has 384"):
+        em.pmap(lambda v: v, on=PACKAGE)(np.ones(385, np.float32))
+    with pytest.raises(ValueError, match="sizes \\[2, 3\\]"):
+        em.pmap(lambda v, w: v, on=PACKAGE)(np.ones(2), np.ones(3))
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_bad_arguments_are_named() -> None:
+    f = lambda x: x  # noqa: E731
+    with pytest.raises(TypeError, match="on must be a Machine"):
+        em.emulate(f, "cloudmatrix")
+    with pytest.raises(TypeError, match="arithmetic must be"):
+        em.emulate(f, PACKAGE, arithmetic="bf16")
+    with pytest.raises(ValueError, match="unknown operation 'allreduce'.*all_reduce"):
+        em.emulate(f, PACKAGE, algorithms={"allreduce": "ring"})
+    with pytest.raises(ValueError, match="unknown algorithm 'rings'.*ring"):
+        em.emulate(f, PACKAGE, algorithms={"all_reduce": "rings"})
+    with pytest.raises(ValueError, match="vector must be"):
+        em.emulate(f, PACKAGE, vector="fast")
+    with pytest.raises(TypeError, match="callable"):
+        em.emulate(3, PACKAGE)
+
+
+def test_programs_outside_the_model_are_refused_by_name() -> None:
+    small, big = em.gb200_nvl72(), PACKAGE.mesh(x=384)
+    run = jax.shard_map(lambda v: lax.psum(v, "x"), mesh=big, in_specs=P("x"), out_specs=P())
+    with pytest.raises(ValueError, match="384 devices but .* has 72"):
+        em.emulate(run, small)(np.ones(384, np.float32))
+
+    mesh = PACKAGE.mesh(x=4)
+
+    def shard(body: Any) -> Any:
+        return jax.shard_map(body, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
+
+    def diverging(v: Any) -> Any:
+        return lax.while_loop(lambda c: c.sum() < 9, lambda c: c + lax.psum(c, "x"), v)
+
+    with pytest.raises(NotImplementedError, match="predicate differs.*psum"):
+        em.emulate(shard(diverging), PACKAGE)(np.arange(4, dtype=np.float32))
+    with pytest.raises(NotImplementedError, match="ragged_dot"):
+        sizes = np.array([1, 3], np.int32)
+        em.emulate(lax.ragged_dot, PACKAGE)(normal(4, 2), normal(2, 2, 3), sizes)
+    with pytest.raises(ValueError, match="mesh's order"):
+        mesh2 = PACKAGE.mesh(x=2, y=2)
+        swap = jax.shard_map(
+            lambda v: lax.ppermute(v, ("y", "x"), [(0, 1)]),
+            mesh=mesh2,
+            in_specs=P(("x", "y")),
+            out_specs=P(("x", "y")),
+        )
+        em.emulate(swap, PACKAGE)(np.ones(4, np.float32))
