@@ -20,6 +20,7 @@ from jax import Array, lax
 from emulator.collectives import build, execute, group_of
 from emulator.fabric import choose
 from emulator.program.folded import Folded, FoldedMesh, lead, spread, unlead
+from emulator.program.vector import reduce_tree
 
 _REDUCTIONS = {"psum": "sum", "psum_invariant": "sum", "pmax": "max", "pmin": "min"}
 
@@ -33,11 +34,11 @@ def collective_axes(eqn: Any) -> tuple[str, ...]:
         return ()
     axes = eqn.params["axes"] if "axes" in eqn.params else eqn.params["axis_name"]
     axes = axes if isinstance(axes, (tuple, list)) else (axes,)
-    if not all(isinstance(a, str) for a in axes):
+    if name not in _REDUCTIONS and not all(isinstance(a, str) for a in axes):
         raise NotImplementedError(
             f"{name} over positional axes {axes} is not modelled; name mesh axes"
         )
-    return tuple(axes)
+    return tuple(a for a in axes if isinstance(a, str))
 
 
 def axis_index(mesh: FoldedMesh, eqn: Any) -> Folded:
@@ -151,7 +152,12 @@ def _run(
 
 
 def _all_reduce(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
-    kind, local = _REDUCTIONS[eqn.primitive.name], value.local_shape
+    kind = _REDUCTIONS[eqn.primitive.name]
+    if dims := [d for d in eqn.params["axes"] if not isinstance(d, str)]:  # of an enclosing vmap
+        value = _reduce_dims(value, dims, kind)
+    if not collective_axes(eqn):
+        return value
+    local = value.local_shape
     parts = settings.machine.dies_per_device
 
     def runner(array: Array, schedule: Any) -> Array:  # [ranks, batch, *local] -> [batch, *local]
@@ -162,6 +168,15 @@ def _all_reduce(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Fol
 
     layout, out = _run(settings, value, mesh, eqn, "all_reduce", _nbytes(value), runner)
     return layout.same_for_all(out.reshape(layout.array.shape[0], layout.batch, *local))
+
+
+def _reduce_dims(value: Folded, dims: list[int], kind: str) -> Folded:
+    """A reduction over local dims, in the order of every other local sum."""
+    if kind == "sum" and jnp.issubdtype(jnp.result_type(value.array), jnp.floating):
+        return reduce_tree(value, dims, "reduce_sum")
+    reduce = {"sum": jnp.sum, "max": jnp.max, "min": jnp.min}[kind]
+    at = tuple(len(value.axes) + d for d in dims)
+    return Folded(reduce(value.array, axis=at).astype(value.array.dtype), value.axes)
 
 
 def _reduce_scatter(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
@@ -240,12 +255,28 @@ def _nbytes(value: Folded) -> int:
 
 
 _Rule = Callable[[Any, FoldedMesh, Any, Folded], Folded]
+
+
+def _on_words(rule: _Rule) -> _Rule:
+    """`rule` on the bit patterns of floats: XLA:CPU may move BF16 through FP32, losing subnormals."""
+
+    def moved(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
+        dtype = jnp.result_type(value.array)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return rule(settings, mesh, eqn, value)
+        words = lax.bitcast_convert_type(value.array, jnp.dtype(f"uint{8 * dtype.itemsize}"))
+        out = rule(settings, mesh, eqn, Folded(words, value.axes))
+        return Folded(lax.bitcast_convert_type(out.array, dtype), out.axes)
+
+    return moved
+
+
 RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(_REDUCTIONS, _all_reduce),
     "reduce_scatter": _reduce_scatter,
-    "all_gather": _all_gather,
-    "all_gather_invariant": _all_gather,
-    "all_to_all": _all_to_all,
-    "ppermute": _ppermute,
-    "pbroadcast": _pbroadcast,
+    "all_gather": _on_words(_all_gather),
+    "all_gather_invariant": _on_words(_all_gather),
+    "all_to_all": _on_words(_all_to_all),
+    "ppermute": _on_words(_ppermute),
+    "pbroadcast": _on_words(_pbroadcast),
 }

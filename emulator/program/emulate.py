@@ -169,9 +169,12 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
     def differentiable(*flat: Any) -> Any:
         return values(*flat)
 
+    n_inputs = n_consts + len(key.open.invars)
+    traced: dict[Any, Program] = {}
+
     def forward(*primals: Any) -> Any:
         flat = [p.value for p in primals]
-        perturbed = [i for i, p in enumerate(primals) if p.perturbed]
+        perturbed = tuple(i for i, p in enumerate(primals) if p.perturbed)
 
         def linearised(*arrays: Any) -> Any:
             def of_perturbed(*xs: Any) -> list[Any]:
@@ -182,16 +185,15 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
 
             return jax.vjp(of_perturbed, *(arrays[i] for i in perturbed))
 
-        program = trace(linearised, flat)
+        program = _trace_once(traced, ("forward", perturbed), linearised, flat)
         outs = evaluate(program.jaxpr, flat, settings)[0]
         primal_out, pullback = jax.tree.unflatten(program.out_tree, outs)
-        return (primal_out, {}), (pullback, [not p.perturbed for p in primals])
+        return (primal_out, {}), (pullback, dict.fromkeys(perturbed))  # None: no leaves, only keys
 
     def backward(residuals: Any, cotangents: Any) -> Any:
-        pullback, frozen = residuals
-        outs, _ = cotangents
-        given = [_instantiate(ct) for ct in outs]
-        floating = [i for i, ct in enumerate(given) if ct.dtype != jax.dtypes.float0]
+        pullback, perturbed = residuals
+        given = [_instantiate(ct) for ct in cotangents[0]]
+        floating = tuple(i for i, ct in enumerate(given) if ct.dtype != jax.dtypes.float0)
 
         def transposed(pull: Any, cts: list[Any]) -> Any:
             full = list(given)
@@ -200,17 +202,22 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
             return pull(full)
 
         args = pullback, [given[i] for i in floating]
-        program = trace(transposed, args)
-        leaves = [
-            leaf for leaf, d in zip(jax.tree.leaves((args, {})), program.dynamic, strict=True) if d
-        ]
-        grads = iter(
-            jax.tree.unflatten(program.out_tree, evaluate(program.jaxpr, leaves, settings)[0])
-        )
-        return tuple(None if skip else next(grads) for skip in frozen)
+        program = _trace_once(traced, ("backward", floating), transposed, args)
+        outs = evaluate(program.jaxpr, jax.tree.leaves(args), settings)[0]
+        grads = dict(zip(perturbed, jax.tree.unflatten(program.out_tree, outs), strict=True))
+        return tuple(grads.get(i) for i in range(n_inputs))
 
     differentiable.defvjp(forward, backward, symbolic_zeros=True)
     return differentiable
+
+
+def _trace_once(known: dict[Any, Program], what: Any, fun: Callable[..., Any], args: Any) -> Program:
+    """`fun` of array arguments traced, or what was traced for equal shapes before."""
+    leaves, tree = jax.tree.flatten(tuple(args))
+    key = what, tree, tuple(_leaf_key(leaf) for leaf in leaves)
+    if key not in known:
+        known[key] = trace(fun, args)
+    return known[key]
 
 
 def _instantiate(cotangent: Any) -> Any:

@@ -466,8 +466,8 @@ def _refuse_divergent_collectives(kind: str, axes: tuple[str, ...], body: Any) -
         if set(used) & set(axes):
             raise NotImplementedError(
                 f"a {kind!r} whose predicate differs over mesh axes {axes} contains the collective "
-                f"{eqn.primitive.name!r} over {used}: devices would wait for each other for ever; make the "
-                "predicate the same on all of them (a psum or pmax of it, say)"
+                f"{eqn.primitive.name!r} over {used}: devices would wait for each other for "
+                "ever; make the predicate the same on all of them (a psum or pmax of it, say)"
             )
 
 
