@@ -526,3 +526,12 @@ def test_programs_outside_the_model_are_refused_by_name() -> None:
             out_specs=P(("x", "y")),
         )
         em.emulate(swap, PACKAGE)(np.ones(4, np.float32))
+
+
+def test_an_unknown_axis_is_a_clear_error() -> None:
+    mesh = PACKAGE.mesh(x=4)
+    run = jax.shard_map(lambda v: lax.psum(v, "z"), mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+    with pytest.raises(ValueError, match="mesh axis that is not there.*z"):
+        em.emulate(run, PACKAGE)(np.ones(4, np.float32))
+    with pytest.raises(ValueError, match="mesh axis that is not there.*z"):
+        em.estimate(run, np.ones(4, np.float32), on=PACKAGE)

@@ -58,7 +58,16 @@ def trace(
         out_tree[:] = [tree]
         return outs
 
-    jaxpr = jax.make_jaxpr(flat)(*(leaf for leaf, d in zip(leaves, dynamic, strict=True) if d))
+    arrays = [leaf for leaf, d in zip(leaves, dynamic, strict=True) if d]
+    try:
+        jaxpr = jax.make_jaxpr(flat)(*arrays)
+    except NameError as error:
+        if "axis name" not in str(error):
+            raise
+        raise ValueError(
+            f"the program names a mesh axis that is not there: {error}; name an axis of the mesh "
+            "that the enclosing shard_map or pmap was given"
+        ) from error
     return Program(jaxpr=jaxpr, in_tree=in_tree, out_tree=out_tree[0], dynamic=dynamic)
 
 

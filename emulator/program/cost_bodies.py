@@ -1,0 +1,179 @@
+"""Costs of equations with bodies: shard_map, scan, while, cond."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from emulator.memory import Lifetimes
+from emulator.program import layout as layouts_
+from emulator.program.graph import Graph, Node
+from emulator.program.layout import Layout, axes_of, from_spec
+from emulator.program.trace import scan_counts
+from emulator.program.walker import Frame, Walker
+from emulator.program.where import at, where
+from emulator.timeline import Loop
+
+
+def shard_map(walker: Walker, frame: Frame, index: int, node: Node) -> None:
+    body = node.bodies[0][1]
+    params = node.params
+    manual = frame.manual | frozenset(
+        params.get("newly_manual_axes", params.get("manual_axes", walker.groups.sizes))
+    )
+    seeds: dict[int, Layout] = {}
+    for v, inner, spec in zip(node.ins, body.ins, params["in_specs"], strict=True):
+        if v is None:
+            continue
+        ndim = len(frame.graph.avals[v].shape)
+        have = frame.layouts.get(v, layouts_.replicated(ndim))
+        own = set(params["mesh"].axis_names) - manual
+        rest = tuple(tuple(a for a in e if a in own) for e in have)
+        to = tuple(e + r for e, r in zip(from_spec(spec, ndim), rest, strict=True))
+        frame.steps.extend(walker.reshard_steps(frame, v, to, node))
+        if axes_of(rest):
+            seeds[inner] = rest
+    inside = walker.frame(body, seeds, manual, like=frame)
+    for outer, inner in zip(node.ins, body.ins, strict=True):
+        root = walker.root(frame, outer)
+        inside.ids[inner] = frame.ids.get(root) if root is not None else None
+    inside.held = frame.held | needed_later(walker, frame, index, node)
+    walker.walk(inside)
+    for w, result in zip(node.outs, body.outs, strict=True):
+        root = walker.root(inside, result)
+        number = inside.ids.get(root) if root is not None else None
+        if number is None:
+            walker.moment(frame, node.name, (), (w,))
+        else:
+            frame.ids[w] = number
+
+
+def needed_later(walker: Walker, frame: Frame, index: int, node: Node) -> frozenset[int]:
+    """Operands that the enclosing body still reads after this node: nothing inside may
+    overwrite them.
+    """
+    held = set()
+    for v in node.ins:
+        root = walker.root(frame, v)
+        number = frame.ids.get(root) if root is not None else None
+        if root is None or number is None:
+            continue
+        if any(use > index for use in frame.plan.uses.get(root, ())):
+            held.add(number)
+    return frozenset(held)
+
+
+def inner(
+    walker: Walker,
+    frame: Frame,
+    node: Node,
+    body: Graph,
+    links: list[tuple[int, int, int]],
+    carried: frozenset[int],
+) -> Frame:
+    """Walks a loop's or branch's body in a frame of its own."""
+    seeds = {}
+    for outer, inside, drop in links:
+        if outer in frame.layouts:
+            seeds[inside] = frame.layouts[outer][drop:]
+    sub = walker.frame(body, seeds, frame.manual)
+    sub.held = frozenset(
+        i for v in (*body.ins, *body.consts) if v not in carried and (i := sub.ids[v]) is not None
+    )
+    for v in carried:
+        walker.own(sub, v, f"carry of {node.name}")
+    walker.walk(sub)
+    return sub
+
+
+def life(walker: Walker, sub: Frame, carried: frozenset[int]) -> Lifetimes:
+    results = {sub.ids.get(r) for v in sub.graph.outs if (r := walker.root(sub, v)) is not None}
+    return Lifetimes(
+        buffers=sub.buffers,
+        moments=tuple(sub.moments),
+        given=frozenset(i for v in carried if (i := sub.ids[v]) is not None),
+        results=frozenset(results - {None}),  # type: ignore[arg-type]
+    )
+
+
+def scan(walker: Walker, frame: Frame, index: int, node: Node) -> None:
+    params = node.params
+    [(body, ins, _)] = layouts_.body_links(node)
+    first, carry = scan_counts(params)
+    carried = frozenset(body.ins[first : first + carry])
+    sub = inner(walker, frame, node, body, ins, carried)
+    label = f"scan x{params['length']}"
+    frame.steps.append(Loop(name=label, trips=params["length"], body=tuple(sub.steps)))
+    walker.moment(
+        frame,
+        at(label, node),
+        node.ins,
+        node.outs,
+        in_place=True,
+        inner=(life(walker, sub, carried),),
+        credit=sum(walker.bytes(sub, v) for v in carried),
+    )
+
+
+def while_(walker: Walker, frame: Frame, index: int, node: Node) -> None:
+    trips = count(walker, node, "trips of the loop")
+    try:
+        trips = float(trips)
+    except (TypeError, ValueError):
+        trips = math.nan
+    if not trips >= 0:
+        raise ValueError(
+            f"counts[{walker.sites[node.path]!r}]: expected the trips of the loop, a number "
+            "of at least 0"
+        )
+    (body, ins, _), (cond, cond_ins, _) = layouts_.body_links(node)
+    nc = node.params["body_nconsts"]
+    carried = frozenset(body.ins[nc:])
+    sub = inner(walker, frame, node, body, ins, carried)
+    test = inner(walker, frame, node, cond, cond_ins, frozenset())
+    site = walker.sites[node.path]
+    label = f"{site} x{trips:g}"
+    frame.steps.extend(test.steps)
+    frame.steps.append(Loop(name=label, trips=trips, body=(*sub.steps, *test.steps)))
+    walker.moment(
+        frame,
+        at(label, node),
+        node.ins,
+        node.outs,
+        in_place=True,
+        inner=(life(walker, sub, carried), life(walker, test, frozenset())),
+        credit=sum(walker.bytes(sub, v) for v in carried),
+    )
+
+
+def cond(walker: Walker, frame: Frame, index: int, node: Node) -> None:
+    shares = count(walker, node, "shares of the branches")
+    site = walker.sites[node.path]
+    links = layouts_.body_links(node)
+    try:
+        shares = [float(s) for s in shares]
+    except (TypeError, ValueError):
+        shares = []
+    if len(shares) != len(links) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(
+            f"counts[{site!r}]: expected {len(links)} shares that add up to 1, one per branch"
+        )
+    lives = []
+    for i, ((branch, ins, _), share) in enumerate(zip(links, shares, strict=True)):
+        sub = inner(walker, frame, node, branch, ins, frozenset())
+        lives.append(life(walker, sub, frozenset()))
+        if share and sub.steps:
+            name = f"{site} branch {i} ({share:.0%})"
+            frame.steps.append(Loop(name=name, trips=share, body=tuple(sub.steps)))
+    credit = sum(walker.bytes(frame, w) for w in node.outs)
+    walker.moment(frame, site, node.ins, node.outs, inner=tuple(lives), credit=credit)
+
+
+def count(walker: Walker, node: Node, what: str) -> Any:
+    site = walker.sites.get(node.path, node.path)
+    if site not in walker.counts:
+        raise ValueError(
+            f"the {what} {site!r} ({where(node.eqn) or node.path}) depend on values, which an "
+            f"estimate does not compute: give counts={{{site!r}: ...}}, or use em.run"
+        )
+    return walker.counts[site]

@@ -1,0 +1,44 @@
+"""Costs of the collectives that a program names: psum, all_gather, ppermute, ..."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emulator.program.graph import Node, nbytes
+from emulator.program.walker import Frame, Walker
+from emulator.program.where import at, where
+
+ALL_REDUCE = frozenset({"psum", "psum_invariant", "pmax", "pmin"})
+
+
+def collective(walker: Walker, frame: Frame, index: int, node: Node) -> None:
+    name, params = node.name, node.params
+    axes: Any = params.get("axes", params.get("axis_name"))
+    axes = (axes,) if isinstance(axes, str) else tuple(axes)
+    if any(not isinstance(a, str) for a in axes):
+        raise NotImplementedError(f"{name} over positional axes {axes}: only mesh axes are costed")
+    parts = params.get("axis_index_groups")
+    for v, w in zip(node.ins, node.outs, strict=True):
+        size = frame.graph.avals[w]
+        here = walker.bytes(frame, v) if v is not None else nbytes(size.shape, size.dtype)
+        if name in ALL_REDUCE:
+            op, total = "all_reduce", here
+        elif name.startswith("all_gather"):
+            op, total = "all_gather", walker.bytes(frame, w)
+        elif name == "ppermute":
+            op, total = "permute", here
+        else:
+            op, total = name, here
+        steps = walker.groups.steps(
+            op,
+            axes,
+            total,
+            str(size.dtype),
+            parts=parts,
+            perm=params.get("perm"),
+            source=params.get("source"),
+            name=f"{name} {'+'.join(axes)}",
+            where=where(node.eqn),
+        )
+        frame.steps.extend(steps)
+    walker.moment(frame, at(f"{name} over {'+'.join(axes)}", node), node.ins, node.outs)

@@ -1,0 +1,94 @@
+"""Costs of matmuls and convolutions: their sizes on one device, given to the chip model."""
+
+from __future__ import annotations
+
+import math
+
+from emulator.chip import lane_factor, matmul_time
+from emulator.program.graph import Node
+from emulator.program.walker import Frame, Walker
+from emulator.program.where import where
+from emulator.timeline import Op
+
+
+def dot(walker: Walker, frame: Frame, index: int, node: Node) -> None:
+    walker.note_replicated(frame, node.outs)
+    out = node.outs[0]
+    (contract, _), (batch, _) = node.params["dimension_numbers"]
+    shape = global_shape(node, 0)
+    divided = walker.groups.size_of(walker.contracted(frame, node)) if frame.layouts else 1
+    k = -(-math.prod(shape[d] for d in contract) // divided)
+    out_shape = walker.shape(frame, out)
+    b = math.prod(out_shape[: len(batch)])
+    m = math.prod(out_shape[len(batch) : len(shape) - len(contract)])
+    n = math.prod(out_shape[len(shape) - len(contract) :])
+    types = [str(node.eqn.invars[0].aval.dtype), str(node.eqn.invars[1].aval.dtype)]
+    matmul(walker, frame, node, b, m, k, n, types)
+
+
+def conv(walker: Walker, frame: Frame, index: int, node: Node) -> None:
+    """A convolution is a matmul over kernel height x kernel width x channels in."""
+    numbers, params = node.params["dimension_numbers"], node.params
+    kernel = [global_shape(node, 1)[d] for d in numbers.rhs_spec]
+    out = [walker.shape(frame, node.outs[0])[d] for d in numbers.out_spec]
+    groups = params["feature_group_count"] * params["batch_group_count"]
+    dilation = math.prod(params["lhs_dilation"] or (1,))
+    k = -(-math.prod(kernel[2:]) * kernel[1] // dilation)
+    m = out[0] * math.prod(out[2:])
+    n = -(-out[1] // groups)
+    types = [str(v.aval.dtype) for v in node.eqn.invars]
+    matmul(walker, frame, node, groups, m, k, n, types)
+
+
+def matmul(
+    walker: Walker, frame: Frame, node: Node, b: int, m: int, k: int, n: int, types: list[str]
+) -> None:
+    out = node.outs[0]
+    label = f"{node.name} {m}x{k}x{n}" + (f" x{b}" if b > 1 else "")
+    if not b * m * n * k:
+        traffic = walker.write_bytes(frame, node)
+        return walker.emit(frame, walker.kernel(label, "vector", 0, traffic, node), node)
+    unit = unit_dtype(walker, types, node)
+    if unit is None:  # integers wider than 8 bits have no matrix unit
+        walker.assume(f"matmuls of {types[0]} x {types[1]} run on the vector units")
+        ops = 2 * b * m * k * n * lane_factor(types[0], walker.on)
+        traffic = walker.read_bytes(frame, node) + walker.write_bytes(frame, node)
+        return walker.emit(frame, walker.kernel(label, "matmul", ops, traffic, node), node)
+    time = matmul_time(m, k, n, walker.on, unit, batch=b, out_dtype=str(walker.dtype(frame, out)))
+    walker.has_matmuls = True
+    step = Op(
+        name=label,
+        kind="matmul",
+        time_s=time.time_s,
+        bound_s=time.bound_s,
+        limited_by=time.limited_by,
+        flops=time.flops,
+        bytes=time.bytes,
+        matmul_s=time.flops / time.peak_flops_per_s,
+        memory_s=time.bytes / walker.memory_rate,
+        where=where(node.eqn),
+        detail=f"{unit}, {time.utilization:.0%} of the matrix peak",
+    )
+    walker.emit(frame, step, node)
+
+
+def unit_dtype(walker: Walker, types: list[str], node: Node) -> str | None:
+    """The matrix unit's mode for these operands; None for integers that it does not have."""
+    if set(types) <= {"bfloat16", "float16"}:
+        return "bfloat16" if "bfloat16" in types else "float16"
+    if set(types) == {"int8"} or set(types) == {"uint8"}:
+        return "int8"
+    if set(types) <= {"bfloat16", "float16", "float32"}:
+        precision = node.params.get("precision")
+        exact = precision is not None and "HIGHEST" in str(precision).upper()
+        return "float32" if exact else walker.on.chip.fp32_mode
+    if all(t.startswith(("int", "uint", "bool")) for t in types):
+        return None
+    raise NotImplementedError(
+        f"{node.name} of {types[0]} x {types[1]} at {where(node.eqn) or node.path}: the matrix "
+        f"unit of {walker.on.chip.name} has no such mode"
+    )
+
+
+def global_shape(node: Node, operand: int) -> tuple[int, ...]:
+    return tuple(node.eqn.invars[operand].aval.shape)

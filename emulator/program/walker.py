@@ -1,0 +1,487 @@
+"""The engine of the time reading: it walks a graph and knows no primitive; rules and weights do.
+
+It keeps where values live (their numbers, buffers and layouts), collects fusible nodes, calls the
+rule of every other node, and charges what moves between layouts outside `shard_map`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from emulator.chip import lane_factor, vector_time
+from emulator.chip.engines import engines_of
+from emulator.machines import Machine
+from emulator.memory import Buffer, Lifetimes, Moment
+from emulator.program import layout as layouts_
+from emulator.program.graph import Graph, Node, nbytes
+from emulator.program.groups import Groups
+from emulator.program.layout import ELEMENTWISE, Layout, axes_of, from_spec, local_shape
+from emulator.program.weights import ALIASES, GENERATED, PER_ELEMENT, RANDOM, REDUCTIONS, SLICES
+from emulator.program.where import at, where
+from emulator.timeline import Op, Step
+
+RESHARDS = frozenset({"sharding_constraint", "reshard"})
+FUSIBLE = frozenset(PER_ELEMENT) | frozenset(REDUCTIONS) | frozenset(RANDOM) | GENERATED | SLICES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Costs:
+    """What the program does on each device: timed steps, buffers, and what had to be assumed."""
+
+    steps: tuple[Step, ...]
+    life: Lifetimes
+    devices: tuple[int, ...]
+    mesh_shape: tuple[tuple[str, int], ...]
+    communicators: int
+    arguments_bytes: int
+    results_bytes: int
+    assumptions: tuple[str, ...]
+
+
+@dataclasses.dataclass(slots=True)
+class Frame:
+    """One body while it is walked: where its values live and where its steps go."""
+
+    graph: Graph
+    plan: Plan
+    layouts: Mapping[int, Layout]
+    manual: frozenset[str]
+    ids: dict[int, int | None]
+    steps: list[Step]
+    moments: list[Moment]
+    buffers: dict[int, Buffer]
+    held: frozenset[int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """Per graph: the value each value is an alias of (None if it is generated), and who reads each
+    value.
+    """
+
+    roots: tuple[int | None, ...]
+    uses: Mapping[int, tuple[int, ...]]
+    skip: frozenset[int]
+
+
+def plan(graph: Graph, fused: bool) -> Plan:
+    roots: list[int | None] = list(range(len(graph.avals)))
+    skip = set()
+    consumers = graph.consumers()
+    makers = {v: i for i, node in enumerate(graph.nodes) for v in node.outs}
+    for i, node in enumerate(graph.nodes):
+        if node.name in ALIASES or node.name in RESHARDS:
+            skip.add(i)
+            for v, w in zip(node.ins, node.outs, strict=False):
+                roots[w] = None if v is None else roots[v]
+        elif node.name == "transpose" and fused and _folds(graph, node, consumers, makers):
+            skip.add(i)
+            assert node.ins[0] is not None
+            roots[node.outs[0]] = roots[node.ins[0]]
+    uses: dict[int, list[int]] = {}
+    for v, readers in consumers.items():
+        root = roots[v]
+        if root is not None:
+            uses.setdefault(root, []).extend(r for r in readers if r not in skip)
+    return Plan(tuple(roots), {v: tuple(sorted(set(r))) for v, r in uses.items()}, frozenset(skip))
+
+
+def _folds(
+    graph: Graph, node: Node, consumers: Mapping[int, list[int]], makers: Mapping[int, int]
+) -> bool:
+    """Whether a transpose is but another way for a neighbouring matmul to read or write data."""
+    end = len(graph.nodes)
+    readers = consumers.get(node.outs[0], [])
+    if readers and all(r != end and graph.nodes[r].name == "dot_general" for r in readers):
+        return True
+    v = node.ins[0]
+    if v is None or v not in makers or len(consumers[v]) != 1:
+        return False
+    return graph.nodes[makers[v]].name == "dot_general"
+
+
+class Walker:
+    """Walks graphs and collects their steps and buffers."""
+
+    def __init__(
+        self,
+        on: Machine,
+        groups: Groups,
+        sites: Mapping[str, str],
+        counts: Mapping[str, Any],
+        fused: bool,
+        rules: Mapping[str, Rule],
+        fuse: Fuse,
+    ) -> None:
+        self.on = on
+        self.groups = groups
+        self.sites = sites
+        self.counts = counts
+        self.fused = fused
+        self.rules = rules
+        self.has_matmuls = False
+        self.fuse = fuse
+        self.line_bytes = engines_of(on.chip).line_bytes
+        self.memory_rate = on.dies_per_device * on.chip.memory_bytes_per_s
+        self.vector_rate = on.dies_per_device * on.chip.vector_flops_per_s("float32")
+        self.assumed: dict[str, int] = {}
+        self.fresh = 0
+
+    def program(self, graph: Graph, names: Sequence[str]) -> Costs:
+        frame = self.frame(graph, {}, frozenset())
+        for i, v in enumerate((*graph.ins, *graph.consts)):
+            label = names[i] if i < len(names) else f"constant {i - len(graph.ins)}"
+            self.own(frame, v, label)
+        inputs = {frame.ids[v] for v in (*graph.ins, *graph.consts)} - {None}
+        given = {frame.ids[v] for v in graph.donated} - {None}
+        frame.held = frozenset(inputs - given)  # type: ignore[arg-type]
+        self.walk(frame)
+        results = {frame.ids[v] for v in graph.outs if v is not None} - {None}
+        life = Lifetimes(
+            buffers=frame.buffers,
+            moments=tuple(frame.moments),
+            held=frame.held,
+            given=frozenset(given),  # type: ignore[arg-type]
+            results=frozenset(results),  # type: ignore[arg-type]
+        )
+        size = {v: b.bytes for v, b in frame.buffers.items()}
+        return Costs(
+            steps=tuple(frame.steps),
+            life=life,
+            devices=self.groups.devices,
+            mesh_shape=self.groups.mesh_shape,
+            communicators=self.groups.communicators,
+            arguments_bytes=sum(size.get(v, 0) for v in inputs if v is not None),
+            results_bytes=sum(size.get(v, 0) for v in results if v is not None),
+            assumptions=tuple(self.notes()),
+        )
+
+    def notes(self) -> list[str]:
+        how = (
+            "element-wise work between matmuls, collectives and layout changes runs fused, one "
+            "kernel per chain; transposes next to a matmul are part of it"
+            if self.fused
+            else "every operation is a kernel of its own (fusion='none')"
+        )
+        notes = [how, "no overlap of compute and communication"]
+        notes.extend(self.groups.assumptions)
+        if self.has_matmuls:
+            notes.append(engines_of(self.on.chip).fit)
+        return notes + [
+            text if times == 1 else f"{text} ({times} times)"
+            for text, times in self.assumed.items()
+        ]
+
+    def assume(self, text: str) -> None:
+        self.assumed[text] = self.assumed.get(text, 0) + 1
+
+    def frame(
+        self, graph: Graph, seeds: Mapping[int, Layout], manual: frozenset[str], like: Any = None
+    ) -> Frame:
+        """A frame for `graph`; `like` lends its steps and buffers (a shard_map is part of its
+        surroundings).
+        """
+        auto = set(self.groups.sizes) - manual
+        layouts = layouts_.infer(graph, seeds, manual) if auto else {}
+        frame = Frame(
+            graph=graph,
+            plan=plan(graph, self.fused),
+            layouts=layouts,
+            manual=manual,
+            ids={},
+            steps=like.steps if like else [],
+            moments=like.moments if like else [],
+            buffers=like.buffers if like else {},
+            held=like.held if like else frozenset(),
+        )
+        for v in (*graph.ins, *graph.consts):
+            frame.ids[v] = self.number()
+        return frame
+
+    def number(self) -> int:
+        self.fresh += 1
+        return self.fresh
+
+    def shape(self, frame: Frame, v: int) -> tuple[int, ...]:
+        """Local shape."""
+        shape = tuple(getattr(frame.graph.avals[v], "shape", ()))
+        return local_shape(shape, frame.layouts.get(v), self.groups.sizes)
+
+    def size(self, frame: Frame, v: int) -> int:
+        return math.prod(self.shape(frame, v))
+
+    def dtype(self, frame: Frame, v: int) -> Any:
+        return frame.graph.avals[v].dtype
+
+    def bytes(self, frame: Frame, v: int) -> int:
+        aval = frame.graph.avals[v]
+        return nbytes(self.shape(frame, v), aval.dtype) if hasattr(aval, "dtype") else 0
+
+    def root(self, frame: Frame, v: int | None) -> int | None:
+        """The number, in this frame, of the value that holds the bytes of `v`."""
+        return None if v is None else frame.plan.roots[v]
+
+    def own(self, frame: Frame, v: int, label: str) -> int:
+        """Gives `v` a buffer."""
+        number = frame.ids.get(v)
+        if number is None:
+            number = frame.ids[v] = self.number()
+        aval = frame.graph.avals[v]
+        frame.buffers[number] = Buffer(
+            name=label,
+            shape=self.shape(frame, v),
+            dtype=str(getattr(aval, "dtype", "token")),
+            bytes=self.bytes(frame, v),
+        )
+        return number
+
+    def moment(
+        self,
+        frame: Frame,
+        label: str,
+        reads: Sequence[int | None],
+        writes: Sequence[int],
+        *,
+        in_place: bool = False,
+        inner: tuple[Lifetimes, ...] = (),
+        credit: int = 0,
+    ) -> None:
+        ids = (frame.ids.get(r) for r in (self.root(frame, v) for v in reads) if r is not None)
+        frame.moments.append(
+            Moment(
+                name=label,
+                reads=tuple(i for i in ids if i is not None),
+                writes=tuple(self.own(frame, w, label) for w in writes if w in frame.plan.uses),
+                in_place=in_place,
+                inner=inner,
+                credit_bytes=credit,
+            )
+        )
+
+    def emit(self, frame: Frame, step: Step | None, node: Node, *, in_place: bool = False) -> None:
+        """One step that reads and writes all of `node`'s values."""
+        if step is not None:
+            frame.steps.append(step)
+        label = at(step.name if step else node.name, node)
+        self.moment(frame, label, node.ins, node.outs, in_place=in_place)
+
+    def walk(self, frame: Frame) -> None:
+        segment: list[int] = []
+
+        def flush() -> None:
+            if segment:
+                frame.steps.extend(self.fuse(self, frame, tuple(segment)))
+                segment.clear()
+
+        for i, node in enumerate(frame.graph.nodes):
+            name = node.name
+            if i in frame.plan.skip:
+                if moved := self.moves(frame, node):
+                    flush()
+                    frame.steps.extend(moved)
+                continue
+            moved = self.moves(frame, node)
+            if name in FUSIBLE:
+                if moved or not self.fused:
+                    flush()
+                    frame.steps.extend(moved)
+                segment.append(i)
+                if after := self.after(frame, node):
+                    flush()
+                    frame.steps.extend(after)
+                continue
+            flush()
+            frame.steps.extend(moved)
+            rule = self.rules.get(name)
+            if rule is None:
+                raise NotImplementedError(
+                    f"no cost rule for primitive {name!r} at {where(node.eqn) or node.path}: "
+                    "it cannot be estimated"
+                )
+            rule(self, frame, i, node)
+            frame.steps.extend(self.after(frame, node))
+        flush()
+        for w, root in enumerate(
+            frame.plan.roots
+        ):  # aliases share the number of what they are aliases of
+            if root is not None and root != w and root in frame.ids:
+                frame.ids[w] = frame.ids[root]
+
+    def moves(self, frame: Frame, node: Node) -> list[Step]:
+        """Collectives that bring the operands of `node` into the layout it needs; none inside a
+        full shard_map.
+        """
+        if not frame.layouts or node.name in ("scan", "while", "cond", "shard_map"):
+            return []
+        if node.name in RESHARDS:
+            spec = getattr(
+                node.params.get("sharding", node.params.get("dst_sharding")), "spec", None
+            )
+            v = node.ins[0]
+            if v is None or spec is None or not any(entry is not None for entry in spec):
+                return []
+            to = from_spec(spec, len(frame.graph.avals[v].shape))
+            return self.reshard_steps(frame, v, to, node)
+        steps: list[Step] = []
+        sharded = [v for v in node.ins if v is not None and axes_of(frame.layouts.get(v, ()))]
+        if not sharded or not node.outs:
+            return []
+        out_shape = tuple(getattr(frame.graph.avals[node.outs[0]], "shape", ()))
+        if node.name in ELEMENTWISE:
+            want = frame.layouts.get(node.outs[0]) or layouts_.replicated(len(out_shape))
+            for v in sharded:
+                if len(frame.layouts[v]) == len(want):
+                    steps += self.reshard_steps(frame, v, want, node)
+            return steps
+        if node.name == "dot_general":
+            v = node.ins[1]
+            if v in sharded:
+                steps += self.dot_moves(frame, node)
+            return steps
+        source = node.ins[0]
+        for v in sharded:
+            if v == source:
+                kept = layouts_.forward_layouts(frame.graph, node, frame.layouts)[0]
+                lost = set(axes_of(frame.layouts[v])) - set(axes_of(kept or ()))
+                if node.name.startswith("reduce_") or node.name in ("argmax", "argmin"):
+                    continue  # its partial results are combined afterwards
+                want = tuple(tuple(a for a in entry if a not in lost) for entry in frame.layouts[v])
+            else:
+                want = layouts_.replicated(len(frame.layouts[v]))
+            steps += self.reshard_steps(frame, v, want, node)
+        return steps
+
+    def dot_moves(self, frame: Frame, node: Node) -> list[Step]:
+        """The right operand gives up free axes that the left one already uses."""
+        left, right = node.ins[0], node.ins[1]
+        assert right is not None
+        (_, contract), (_, batch) = node.params["dimension_numbers"]
+        used = set(axes_of(frame.layouts.get(left, ()) if left is not None else ()))
+        want = tuple(
+            entry if d in contract or d in batch else tuple(a for a in entry if a not in used)
+            for d, entry in enumerate(frame.layouts[right])
+        )
+        return self.reshard_steps(frame, right, want, node)
+
+    def after(self, frame: Frame, node: Node) -> list[Step]:
+        """Sums over devices that a reduction or a product over a divided dimension still needs."""
+        if not frame.layouts or not node.ins or node.ins[0] is None:
+            return []
+        axes: list[str] = []
+        source = frame.layouts.get(node.ins[0], ())
+        if node.name in REDUCTIONS and "axes" in node.params:
+            axes = [a for d in node.params["axes"] for a in (source[d] if source else ())]
+        elif node.name == "dot_general":
+            axes = list(self.contracted(frame, node))
+        if not axes:
+            return []
+        steps: list[Step] = []
+        for v in node.outs:
+            steps += self.groups.steps(
+                "all_reduce",
+                tuple(axes),
+                self.bytes(frame, v),
+                str(self.dtype(frame, v)),
+                name=f"{node.name} over {'+'.join(axes)}",
+                where=where(node.eqn),
+            )
+        self.assume("a reduction over a divided dimension outside shard_map ends in an all_reduce")
+        return steps
+
+    def contracted(self, frame: Frame, node: Node) -> tuple[str, ...]:
+        """Axes that divide the contracting dimensions of either operand."""
+        dims = node.params["dimension_numbers"][0]
+        axes: dict[str, None] = {}
+        for v, contract in zip(node.ins, dims, strict=True):
+            layout = frame.layouts.get(v) if v is not None else None
+            if layout:
+                axes.update(dict.fromkeys(a for d in contract for a in layout[d]))
+        return tuple(axes)
+
+    def reshard_steps(self, frame: Frame, v: int, to: Layout, node: Node) -> list[Step]:
+        """Moves `v` to layout `to`: nothing if each device already holds its part, else the
+        collective that moves it.
+        """
+        have = frame.layouts.get(v)
+        if have is None or not axes_of(have):
+            return []
+        moved: list[str] = []
+        for mine, wanted in zip(have, to, strict=True):
+            same = 0
+            while same < min(len(mine), len(wanted)) and mine[same] == wanted[same]:
+                same += 1
+            moved += mine[same:]
+        if not moved:
+            return []
+        shape = tuple(getattr(frame.graph.avals[v], "shape", ()))
+        local = nbytes(local_shape(shape, have, self.groups.sizes), self.dtype(frame, v))
+        op, total = "all_gather", local * self.groups.size_of(moved)
+        if set(moved) <= set(axes_of(to)):
+            op, total = "all_to_all", local
+        self.assume(
+            f"{self.dtype(frame, v)}{list(shape)} changes its sharding outside shard_map: "
+            f"{op} over {'+'.join(moved)}"
+        )
+        return self.groups.steps(
+            op,
+            tuple(moved),
+            total,
+            str(self.dtype(frame, v)),
+            name=f"reshard {op}",
+            where=where(node.eqn),
+        )
+
+    def note_replicated(self, frame: Frame, values: Sequence[int]) -> None:
+        if frame.manual or len(self.groups.devices) == 1:
+            return
+        for v in values:
+            if self.size(frame, v) > 1 and not axes_of(frame.layouts.get(v, ())):
+                self.assume(
+                    "work outside shard_map on arrays that nothing shards is repeated everywhere"
+                )
+                return
+
+    def kernel(
+        self,
+        name: str,
+        kind: str,
+        lane_ops: float,
+        traffic: int,
+        node: Node,
+        *,
+        launches: int = 1,
+        detail: str = "",
+    ) -> Op:
+        ops = int(lane_ops)
+        time = vector_time(ops, traffic, self.on, launches)
+        return Op(
+            name=name,
+            kind=kind,
+            time_s=time.time_s,
+            bound_s=time.bound_s,
+            limited_by=time.limited_by,
+            flops=ops,
+            bytes=traffic,
+            vector_s=ops / self.vector_rate,
+            memory_s=traffic / self.memory_rate,
+            where=where(node.eqn),
+            detail=detail,
+        )
+
+    def lanes(self, frame: Frame, v: int) -> float:
+        return lane_factor(str(self.dtype(frame, v)), self.on)
+
+    def read_bytes(self, frame: Frame, node: Node) -> int:
+        """Bytes of the distinct operands."""
+        roots = {self.root(frame, v): v for v in node.ins if v is not None}
+        return sum(self.bytes(frame, v) for r, v in roots.items() if r is not None)
+
+    def write_bytes(self, frame: Frame, node: Node) -> int:
+        return sum(self.bytes(frame, v) for v in node.outs)
+
+
+Rule = Callable[[Walker, Frame, int, Node], None]
+Fuse = Callable[[Walker, Frame, tuple[int, ...]], Sequence[Step]]

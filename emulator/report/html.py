@@ -1,0 +1,132 @@
+"""An estimate as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from emulator.memory import format_bytes
+from emulator.report.result import Estimate
+from emulator.report.units import count, fact_value, interval, quantity, seconds
+from emulator.timeline import Loop, Span
+
+TOP = 25
+MAX_LANES = 12
+MAX_SLICES = 4000
+
+# Colour-blind safe (Okabe and Ito).
+COLOURS = {
+    "matmul": "#0072b2",
+    "vector": "#009e73",
+    "move": "#e69f00",
+    "sort": "#cc79a7",
+    "collective": "#d55e00",
+    "waiting": "#bbbbbb",
+    "loop": "#e8ecf0",
+}
+
+
+def write(estimate: Estimate, path: Path) -> Path:
+    path.write_text(page(estimate), encoding="utf-8")
+    return path
+
+
+def page(estimate: Estimate) -> str:
+    """The page's text."""
+    template = resources.files("emulator.report").joinpath("page.html").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters.update(
+        seconds=seconds, bytes=format_bytes, quantity=quantity, count=count, fact_value=fact_value
+    )
+    return environment.from_string(template).render(
+        e=estimate,
+        mesh=" x ".join(f"{n}={s}" for n, s in estimate.mesh_shape) or "one device",
+        kinds=_kinds(estimate),
+        rows=estimate.rows()[:TOP],
+        row_count=len(estimate.rows()),
+        collectives=_collectives(estimate),
+        energy=interval(estimate.energy.low_j, estimate.energy.high_j, "J"),
+        power=interval(*estimate.energy.power_w, "W"),
+        lanes=_lanes(estimate),
+        colours=COLOURS,
+        alive=estimate.memory.alive[:TOP],
+    )
+
+
+def _kinds(e: Estimate) -> list[dict[str, Any]]:
+    kinds = e.by_kind()
+    waiting = e.time_s - sum(kinds.values())
+    if waiting > 1e-3 * e.time_s:
+        kinds["waiting"] = waiting
+    whole = e.time_s or 1.0
+    return [{"name": k, "time_s": t, "share": t / whole} for k, t in kinds.items()]
+
+
+def _collectives(e: Estimate) -> list[dict[str, Any]]:
+    found: dict[tuple[object, ...], dict[str, Any]] = {}
+    for row in e.collectives:
+        key = (row.name, row.nbytes, row.algorithm)
+        entry = found.setdefault(
+            key, {"step": row, "places": 0, "groups": sum(len(p) for p, _ in row.groups)}
+        )
+        entry["places"] += 1
+    return sorted(found.values(), key=lambda c: -c["step"].time_s * c["places"])[:TOP]
+
+
+def _lanes(e: Estimate) -> list[dict[str, Any]]:
+    """Slices of the timeline for each different device history, longest first."""
+    whole = e.timeline.time_ps or 1
+    depth = max((s.depth for s in e.timeline.spans), default=0)
+    lanes = []
+    for lane in e.timeline.lanes()[:MAX_LANES]:
+        slices = _slices(e.timeline.spans, lane[0], whole)
+        slices = sorted(slices, key=lambda s: -s["w"])[:MAX_SLICES]
+        name = f"device {e.devices[lane[0]]}"
+        if len(lane) > 1:
+            name += f" and {len(lane) - 1} alike"
+        lanes.append({"name": name, "slices": slices, "rows": depth + 1})
+    return lanes
+
+
+def _slices(spans: Sequence[Span], device: int, whole: int) -> list[dict[str, Any]]:
+    """Slices in thousandths of the whole time.
+
+    A loop's first trip is stretched over the loop, so that widths are shares of the time at every
+    depth.
+    """
+    slices = []
+    # For each depth: where its clocks start, where that is drawn, and how far they are stretched.
+    frames: list[tuple[int, float, float]] = [(0, 0.0, 1000 / whole)]
+    for i, span in enumerate(spans):
+        start, end = int(span.start_ps[device]), int(span.end_ps[device])
+        del frames[span.depth + 1 :]
+        origin, drawn, scale = frames[span.depth]
+        x, width = drawn + (start - origin) * scale, (end - start) * scale
+        where = ""
+        if isinstance(span.step, Loop):
+            last = _end_inside(spans[i + 1 :], span.depth, device, start)
+            frames.append((start, x, width / max(1, last - start)))
+        else:
+            where = f" {span.step.where}"
+        if end > start:
+            slices.append(
+                {
+                    "x": x,
+                    "w": width,
+                    "y": span.depth,
+                    "colour": COLOURS.get(span.step.kind, "#999999"),
+                    "title": f"{span.step.name}: {seconds((end - start) / 1e12)}{where}",
+                }
+            )
+    return slices
+
+
+def _end_inside(after: Sequence[Span], depth: int, device: int, start: int) -> int:
+    """When the trip of a loop at `depth` ends whose spans come first in `after`."""
+    inside = itertools.takewhile(lambda span: span.depth > depth, after)
+    return max((int(span.end_ps[device]) for span in inside), default=start)

@@ -1,0 +1,107 @@
+"""An estimate as a trace in the Chrome JSON format, which Perfetto opens.
+
+Devices with the same clocks throughout share one track. A loop is a slice over all its trips;
+inside it the first trip is shown in detail.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from emulator.report.result import Estimate
+from emulator.report.units import quantity, seconds
+from emulator.timeline import CollectiveOp, Loop, Op, Span
+
+MAX_TRACKS = 64
+
+
+def write(estimate: Estimate, path: Path) -> Path:
+    path.write_text(json.dumps(trace(estimate)))
+    return path
+
+
+def trace(estimate: Estimate) -> dict[str, Any]:
+    """The trace as a JSON object; times in microseconds."""
+    timeline = estimate.timeline
+    events: list[dict[str, Any]] = [
+        _meta("process_name", 0, None, f"{estimate.machine.name}: {estimate.name}")
+    ]
+    lanes = timeline.lanes()
+    for track, lane in enumerate(lanes[:MAX_TRACKS], start=1):
+        events.append(_meta("thread_name", 0, track, _lane_name(estimate, lane)))
+        events.append(_meta("thread_sort_index", 0, track, track))
+        for span in timeline.spans:
+            event = _slice(span, lane[0], track)
+            if event:
+                events.append(event)
+    return {
+        "displayTimeUnit": "ns",
+        "otherData": {
+            "machine": estimate.machine.name,
+            "time": seconds(estimate.time_s),
+            "bound": seconds(estimate.bound_s),
+            "tracks": f"{min(len(lanes), MAX_TRACKS)} of {len(lanes)} different device histories",
+        },
+        "traceEvents": events,
+    }
+
+
+def _meta(kind: str, pid: int, tid: int | None, value: str | int) -> dict[str, Any]:
+    key = "sort_index" if kind.endswith("sort_index") else "name"
+    event: dict[str, Any] = {"ph": "M", "name": kind, "pid": pid, "args": {key: value}}
+    if tid is not None:
+        event["tid"] = tid
+    return event
+
+
+def _lane_name(estimate: Estimate, lane: list[int]) -> str:
+    devices = [estimate.devices[i] for i in lane]
+    if len(devices) == 1:
+        return f"device {devices[0]}"
+    if devices == list(range(devices[0], devices[-1] + 1)):
+        return f"devices {devices[0]}-{devices[-1]} ({len(devices)} alike)"
+    return f"device {devices[0]} and {len(devices) - 1} alike"
+
+
+def _slice(span: Span, device: int, track: int) -> dict[str, Any] | None:
+    start, end = int(span.start_ps[device]), int(span.end_ps[device])
+    if end <= start:
+        return None
+    return {
+        "ph": "X",
+        "name": span.step.name,
+        "cat": span.step.kind,
+        "pid": 0,
+        "tid": track,
+        "ts": start / 1e6,
+        "dur": (end - start) / 1e6,
+        "args": _args(span.step, end - start),
+    }
+
+
+def _args(step: Op | CollectiveOp | Loop, duration_ps: int) -> dict[str, Any]:
+    if isinstance(step, Loop):
+        return {"trips": step.trips, "shown": "first trip"}
+    args: dict[str, Any] = {
+        "where": step.where,
+        "detail": step.detail,
+        "bound": seconds(step.bound_s),
+    }
+    if isinstance(step, Op):
+        args |= {
+            "limited by": step.limited_by,
+            "operations": quantity(step.flops, "FLOP"),
+            "memory traffic": quantity(step.bytes, "B"),
+        }
+    else:
+        waited = duration_ps / 1e12 - step.time_s
+        args |= {
+            "op": step.op,
+            "algorithm": step.algorithm,
+            "why": step.reason,
+            "bytes": quantity(step.nbytes, "B"),
+            "waited for others": seconds(max(0.0, waited)),
+        }
+    return args

@@ -1,0 +1,183 @@
+"""What an estimate says, and how it is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from emulator.energy import Energy
+from emulator.machines import Fact, Machine
+from emulator.memory import MemoryUse
+from emulator.timeline import CollectiveOp, Op, Step, Timeline, each
+
+DECISIVE = frozenset(
+    """chip.clock_hz chip.matmul_peaks_flops_per_s chip.memory_bytes_per_s
+    chip.memory_efficiency chip.l2_bytes_per_s chip.launch_s fabric.node.bytes_per_s
+    fabric.pod.bytes_per_s power.idle_device_w power.peak_device_w power.overhead_w""".split()
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Bound:
+    """Least seconds that physics allows one device, engines and links all overlapping perfectly."""
+
+    matmul_s: float
+    vector_s: float
+    memory_s: float
+    links_s: float
+
+    @property
+    def time_s(self) -> float:
+        return max(self.matmul_s, self.vector_s, self.memory_s, self.links_s)
+
+    @property
+    def limited_by(self) -> str:
+        parts = dataclasses.asdict(self)
+        return max(parts, key=lambda name: parts[name]).removesuffix("_s")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """Equal steps of one kind summed up: `count` executions, seconds per device."""
+
+    name: str
+    kind: str
+    where: str
+    count: float
+    time_s: float
+    bound_s: float
+    flops: float
+    bytes: float
+    limited_by: str
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Estimate:
+    """The time, memory and energy of a program on a machine.
+
+    `time_s` is when the last device finishes; `bound` what physics would allow at best.
+    `assumptions` lists what the answer rests on that nobody measured.
+    """
+
+    name: str
+    machine: Machine
+    mesh_shape: tuple[tuple[str, int], ...]
+    steps: tuple[Step, ...]
+    timeline: Timeline
+    memory: MemoryUse
+    energy: Energy
+    bound: Bound
+    assumptions: tuple[str, ...]
+
+    @property
+    def time_s(self) -> float:
+        """Seconds until the last device has finished."""
+        return self.timeline.time_s
+
+    @property
+    def bound_s(self) -> float:
+        """Seconds below which no schedule of this work on this machine can go."""
+        return self.bound.time_s
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        return self.timeline.devices
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of all matmuls on one device."""
+        return sum(
+            s.flops * n for s, n in each(self.steps) if isinstance(s, Op) and s.kind == "matmul"
+        )
+
+    @property
+    def utilization(self) -> float:
+        """Matmul operations over the time, against the matrix units' BF16 peak."""
+        peak = self.machine.chip.matmul_flops_per_s("bfloat16") * self.machine.dies_per_device
+        return self.flops / (self.time_s * peak) if self.time_s else 0.0
+
+    @property
+    def collectives(self) -> tuple[CollectiveOp, ...]:
+        """Each collective of the program, once per place it stands at."""
+        return tuple(s for s, _ in each(self.steps) if isinstance(s, CollectiveOp))
+
+    def by_kind(self) -> dict[str, float]:
+        """Seconds on one device by kind of work, largest first; waiting for others is what is left
+        of `time_s`.
+        """
+        total: dict[str, float] = {}
+        for step, times in each(self.steps):
+            total[step.kind] = total.get(step.kind, 0.0) + times * step.time_s
+        return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+    def rows(self) -> list[Row]:
+        """Equal steps at the same line summed up, longest first."""
+        found: dict[tuple[str, str, str], Row] = {}
+        for step, n in each(self.steps):
+            key = (step.kind, step.name, step.where)
+            old = found.get(key)
+            flops = n * step.flops if isinstance(step, Op) else 0.0
+            moved = n * (step.bytes if isinstance(step, Op) else step.nbytes)
+            found[key] = Row(
+                name=step.name,
+                kind=step.kind,
+                where=step.where,
+                count=n + (old.count if old else 0.0),
+                time_s=n * step.time_s + (old.time_s if old else 0.0),
+                bound_s=n * step.bound_s + (old.bound_s if old else 0.0),
+                flops=flops + (old.flops if old else 0.0),
+                bytes=moved + (old.bytes if old else 0.0),
+                limited_by=step.limited_by,
+                detail=step.detail,
+            )
+        return sorted(found.values(), key=lambda row: -row.time_s)
+
+    def evidence(self) -> list[Fact]:
+        """The machine's numbers that decide most, each with its source and evidence."""
+        peak = self.machine.chip.matmul_flops_per_s("bfloat16")
+        return [
+            dataclasses.replace(f, value=peak) if f.name.endswith("matmul_peaks_flops_per_s") else f
+            for f in self.machine.facts()
+            if f.name in DECISIVE
+        ]
+
+    def table(self) -> RenderableType:
+        """The whole answer for a terminal: a rich renderable whose `str()` is plain text."""
+        from emulator.report.table import Tables
+
+        return Tables(self)
+
+    def to_perfetto(self, path: str | Path) -> Path:
+        """Writes a trace that https://ui.perfetto.dev opens; returns its path."""
+        from emulator.report.perfetto import write
+
+        return write(self, Path(path))
+
+    def to_html(self, path: str | Path) -> Path:
+        """Writes one self-contained page; returns its path."""
+        from emulator.report.html import write
+
+        return write(self, Path(path))
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __repr__(self) -> str:
+        from emulator.report.units import seconds
+
+        return (
+            f"{type(self).__name__}({self.name} on {len(self.devices)} devices of "
+            f"{self.machine.name}: {seconds(self.time_s)}, bound {seconds(self.bound_s)})"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Run(Estimate):
+    """An estimate together with the values that the machine would compute."""
+
+    value: Any
+    counts: dict[str, Any]

@@ -1,0 +1,203 @@
+"""An estimate as tables in a terminal."""
+
+from __future__ import annotations
+
+import io
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from emulator.memory import format_bytes
+from emulator.report.result import Estimate
+from emulator.report.units import count, fact_value, interval, quantity, seconds
+from emulator.timeline import CollectiveOp, each
+
+TOP = 12
+
+
+class Tables:
+    """A rich renderable; `str()` of it is the same in plain text, 110 columns wide."""
+
+    def __init__(self, estimate: Estimate) -> None:
+        self.estimate = estimate
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _body(self.estimate)
+
+    def __str__(self) -> str:
+        out = io.StringIO()
+        Console(file=out, width=110, no_color=True, highlight=False).print(_body(self.estimate))
+        return out.getvalue()
+
+
+def _body(e: Estimate) -> Group:
+    parts: list[Table | Text] = [_headline(e), _summary(e), _kinds(e), _top(e)]
+    if e.collectives:
+        parts.append(_collectives(e))
+    parts += [_memory(e), _energy(e), _evidence(e), _assumptions(e)]
+    return Group(*parts)
+
+
+def _headline(e: Estimate) -> Text:
+    mesh = " x ".join(f"{name}={size}" for name, size in e.mesh_shape) or "one device"
+    text = Text()
+    text.append(f"{e.name}", style="bold")
+    text.append(f" on {e.machine.name}, mesh {mesh} ({len(e.devices)} {e.machine.device_kind}s)\n")
+    if not e.memory.fits:
+        text.append(f"{e.memory.message}\n", style="bold red")
+    return text
+
+
+def _grid(title: str, *columns: tuple[str, bool]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name, right in columns:
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _summary(e: Estimate) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("time", f"{seconds(e.time_s)} until the last device has finished")
+    share = f"{e.bound_s / e.time_s:.2g}" if e.time_s else "1"
+    table.add_row(
+        "bound",
+        f"{seconds(e.bound_s)} at best ({share} of the time), limited by {e.bound.limited_by}",
+    )
+    table.add_row(
+        "matmul",
+        f"{quantity(e.flops, 'FLOP')} per device, {e.utilization:.1%} of the BF16 matrix peak",
+    )
+    table.add_row("memory", e.memory.message)
+    low, high = e.energy.power_w
+    table.add_row(
+        "energy",
+        f"{interval(e.energy.low_j, e.energy.high_j, 'J')} ({interval(low, high, 'W')} mean)",
+    )
+    return table
+
+
+def _kinds(e: Estimate) -> Table:
+    table = _grid("Where the time goes", ("kind", False), ("per device", True), ("share", True))
+    kinds = e.by_kind()
+    for kind, time_s in kinds.items():
+        table.add_row(kind, seconds(time_s), f"{time_s / e.time_s:.1%}" if e.time_s else "")
+    idle = e.time_s - sum(kinds.values())
+    if idle > 1e-3 * e.time_s:
+        table.add_row("waiting", seconds(idle), f"{idle / e.time_s:.1%}")
+    return table
+
+
+def _top(e: Estimate) -> Table:
+    rows = e.rows()
+    title = f"Longest operations ({min(TOP, len(rows))} of {len(rows)})"
+    table = _grid(
+        title,
+        ("operation", False),
+        ("times", True),
+        ("total", True),
+        ("each", True),
+        ("bound", True),
+        ("limited by", False),
+        ("where", False),
+    )
+    for row in rows[:TOP]:
+        table.add_row(
+            row.name,
+            count(row.count),
+            seconds(row.time_s),
+            seconds(row.time_s / row.count if row.count else 0.0),
+            seconds(row.bound_s),
+            row.limited_by,
+            row.where,
+        )
+    return table
+
+
+def _collectives(e: Estimate) -> Table:
+    table = _grid(
+        "Collectives",
+        ("operation", False),
+        ("bytes", True),
+        ("times", True),
+        ("each", True),
+        ("groups", True),
+        ("algorithm", False),
+        ("why", False),
+    )
+    rows: dict[tuple[str, int, str], tuple[CollectiveOp, float]] = {}
+    for step, times in each(e.steps):
+        if isinstance(step, CollectiveOp):
+            key = (step.name, step.nbytes, step.algorithm)
+            rows[key] = (step, times + (rows[key][1] if key in rows else 0.0))
+    ordered = sorted(rows.values(), key=lambda row: -row[0].time_s * row[1])
+    for step, times in ordered[:TOP]:
+        groups = sum(len(p) for p, _ in step.groups)
+        table.add_row(
+            f"{step.name} ({step.op})" if step.op not in step.name else step.name,
+            quantity(step.nbytes, "B"),
+            count(times),
+            seconds(step.time_s),
+            f"{groups} x {step.ranks}",
+            step.algorithm,
+            step.reason,
+        )
+    if len(ordered) > TOP:
+        table.caption = f"and {len(ordered) - TOP} more"
+    return table
+
+
+def _memory(e: Estimate) -> Table:
+    m = e.memory
+    table = _grid(
+        f"Memory of one device at its fullest, in {m.at}",
+        ("what lives", False),
+        ("shape", False),
+        ("bytes", True),
+    )
+    for buffer in m.alive[:TOP]:
+        shape = f"{buffer.dtype}[{','.join(map(str, buffer.shape))}]"
+        table.add_row(buffer.name, shape, format_bytes(buffer.bytes))
+    rest = m.alive[TOP:]
+    if rest:
+        table.add_row(f"{len(rest)} smaller ones", "", format_bytes(sum(b.bytes for b in rest)))
+    if m.communication_bytes:
+        table.add_row("collective library's buffers", "", format_bytes(m.communication_bytes))
+    return table
+
+
+def _energy(e: Estimate) -> Table:
+    table = _grid(
+        f"Energy of {len(e.devices)} devices",
+        ("part", False),
+        ("low", True),
+        ("high", True),
+        ("why", False),
+    )
+    for part in e.energy.parts:
+        table.add_row(part.name, quantity(part.low_j, "J"), quantity(part.high_j, "J"), part.why)
+    return table
+
+
+def _evidence(e: Estimate) -> Table:
+    table = _grid(
+        "Numbers behind it (cm384 info lists all)",
+        ("number", False),
+        ("value", True),
+        ("evidence", False),
+        ("source", False),
+    )
+    for fact in e.evidence():
+        table.add_row(fact.name, fact_value(fact), fact.evidence, fact.source)
+    return table
+
+
+def _assumptions(e: Estimate) -> Table:
+    table = _grid("What this rests on", ("", False))
+    table.show_header = False
+    for text in e.assumptions:
+        table.add_row(f"- {text}")
+    return table

@@ -1,0 +1,245 @@
+"""Operations -> per-device clocks, in integer picoseconds, all devices at once.
+
+Every device runs the same program in order and has a clock of its own. An operation adds its
+duration to all clocks; a collective makes the devices of each group wait for the last of them.
+Loops run until the clocks' increments repeat, and the remaining trips are multiplied: adding a
+constant to all clocks that wait for one another changes nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+PS_PER_S = 10**12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Op:
+    """Work that each device does by itself: a kernel.
+
+    Attributes:
+        kind: "matmul", "vector", "move" or "sort": what the report groups by.
+        time_s: seconds on each device; `bound_s` what physics allows.
+        limited_by: the engine that decides.
+        flops: floating-point operations; bytes: memory traffic, both per device.
+        matmul_s, vector_s, memory_s: least seconds of each engine at its peak rate, for the bound.
+        where: the line of the user's program.
+    """
+
+    name: str
+    kind: str
+    time_s: float
+    bound_s: float
+    limited_by: str
+    flops: int
+    bytes: int
+    matmul_s: float = 0.0
+    vector_s: float = 0.0
+    memory_s: float = 0.0
+    where: str = ""
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CollectiveOp:
+    """One collective in all its groups at once.
+
+    `groups` pairs device positions [group, rank] with seconds [group]; groups of different sizes
+    are separate pairs. `nbytes` follows nccl-tests; `link_bytes` is what crosses links, per tier,
+    all devices together.
+    """
+
+    name: str
+    op: str
+    algorithm: str
+    reason: str
+    nbytes: int
+    dtype: str
+    groups: tuple[tuple[NDArray[np.int64], NDArray[np.float64]], ...]
+    bound_s: float
+    link_bytes: tuple[tuple[str, int], ...]
+    axes: tuple[str, ...] = ()
+    where: str = ""
+    detail: str = ""
+    kind: str = "collective"
+
+    @property
+    def time_s(self) -> float:
+        """The slowest group's seconds, when all its devices arrive together."""
+        return max(float(seconds.max()) for _, seconds in self.groups)
+
+    @property
+    def ranks(self) -> int:
+        return max(positions.shape[1] for positions, _ in self.groups)
+
+    @property
+    def limited_by(self) -> str:
+        return "links"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Loop:
+    """A body that runs `trips` times; a fraction is a mean over executions (a branch taken half the
+    time).
+    """
+
+    name: str
+    trips: float
+    body: tuple[Step, ...]
+    kind: str = "loop"
+
+
+Step = Op | CollectiveOp | Loop
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """One step on all devices: start and end clocks in picoseconds. Loops show their first trip."""
+
+    step: Step
+    depth: int
+    start_ps: NDArray[np.int64]
+    end_ps: NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Timeline:
+    """Clocks of all devices at the end, and when each step ran on each of them."""
+
+    devices: tuple[int, ...]
+    clocks_ps: NDArray[np.int64]
+    spans: tuple[Span, ...]
+
+    @property
+    def time_ps(self) -> int:
+        return int(self.clocks_ps.max(initial=0))
+
+    @property
+    def time_s(self) -> float:
+        return self.time_ps / PS_PER_S
+
+    def lanes(self) -> list[list[int]]:
+        """Positions of devices grouped by identical clocks throughout, so that a trace shows each
+        story once.
+        """
+        if not self.spans:
+            return [list(range(len(self.devices)))]
+        table = np.stack([s.start_ps for s in self.spans] + [s.end_ps for s in self.spans])
+        lanes: dict[bytes, list[int]] = {}
+        for i, column in enumerate(np.ascontiguousarray(table.T)):
+            lanes.setdefault(column.tobytes(), []).append(i)
+        return list(lanes.values())
+
+
+def play(steps: Sequence[Step], devices: Sequence[int]) -> Timeline:
+    """Runs `steps` on devices that all start at zero."""
+    player = _Player(len(devices))
+    clocks = player.run(steps, np.zeros(len(devices), np.int64), 0)
+    return Timeline(devices=tuple(devices), clocks_ps=clocks, spans=tuple(player.spans))
+
+
+class _Player:
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.spans: list[Span] = []
+        self.quiet = False
+
+    def run(
+        self, steps: Sequence[Step], clocks: NDArray[np.int64], depth: int
+    ) -> NDArray[np.int64]:
+        for step in steps:
+            start = clocks
+            slot = len(self.spans)
+            if isinstance(step, Op):
+                clocks = clocks + math.ceil(step.time_s * PS_PER_S)
+            elif isinstance(step, CollectiveOp):
+                clocks = _meet(step, clocks)
+            else:
+                clocks = self.loop(step, clocks, depth + 1)
+            if not self.quiet:
+                self.spans.insert(slot, Span(step=step, depth=depth, start_ps=start, end_ps=clocks))
+        return clocks
+
+    def loop(self, step: Loop, clocks: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
+        if step.trips <= 0 or not step.body:
+            return clocks
+        if step.trips < 1:
+            after = self.run(step.body, clocks, depth)
+            return clocks + np.round((after - clocks) * step.trips).astype(np.int64)
+        partners = _partners(step.body, self.count)
+        left = step.trips
+        was_quiet = self.quiet
+        while left >= 1:
+            before = clocks
+            clocks = self.run(step.body, clocks, depth)
+            self.quiet = True  # only the first trip is kept as spans
+            left -= 1
+            grown = clocks - before
+            if _steady(grown, partners):
+                clocks = clocks + np.round(grown * left).astype(np.int64)
+                left = 0.0
+        if left > 0:
+            after = self.run(step.body, clocks, depth)
+            clocks = clocks + np.round((after - clocks) * left).astype(np.int64)
+        self.quiet = was_quiet
+        return clocks
+
+
+def _meet(step: CollectiveOp, clocks: NDArray[np.int64]) -> NDArray[np.int64]:
+    clocks = clocks.copy()
+    for positions, seconds in step.groups:
+        start = clocks[positions].max(axis=1)
+        end = start + np.ceil(seconds * PS_PER_S).astype(np.int64)
+        clocks[positions] = end[:, None]
+    return clocks
+
+
+def _partners(steps: Sequence[Step], count: int) -> NDArray[np.int64]:
+    """Label of each device: equal labels for devices that some chain of collectives in `steps` ties
+    together.
+    """
+    labels = np.arange(count)
+    changed = True
+    groups = [positions for positions in _groups(steps) if positions.shape[1] > 1]
+    while changed:
+        before = labels
+        for positions in groups:
+            low = labels[positions].min(axis=1)
+            labels = labels.copy()
+            np.minimum.at(labels, positions, low[:, None])
+        changed = not np.array_equal(before, labels)
+    return labels
+
+
+def _groups(steps: Sequence[Step]) -> Iterator[NDArray[np.int64]]:
+    for step in steps:
+        if isinstance(step, CollectiveOp):
+            yield from (positions for positions, _ in step.groups)
+        elif isinstance(step, Loop):
+            yield from _groups(step.body)
+
+
+def _steady(grown: NDArray[np.int64], partners: NDArray[np.int64]) -> bool:
+    """Whether all devices that depend on one another advanced equally, so that every further trip
+    does the same.
+    """
+    low = np.full(len(grown), np.iinfo(np.int64).max)
+    np.minimum.at(low, partners, grown)
+    high = np.full(len(grown), np.iinfo(np.int64).min)
+    np.maximum.at(high, partners, grown)
+    seen = low <= high
+    return bool(np.array_equal(low[seen], high[seen]))
+
+
+def each(steps: Sequence[Step], times: float = 1.0) -> Iterator[tuple[Op | CollectiveOp, float]]:
+    """Every kernel and collective with how often it runs."""
+    for step in steps:
+        if isinstance(step, Loop):
+            yield from each(step.body, times * step.trips)
+        else:
+            yield step, times

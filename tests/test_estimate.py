@@ -1,0 +1,665 @@
+"""The time reading of programs: what each equation costs, where data lie, what lives, how long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from emulator.chip import matmul_time
+from emulator.fabric import collective
+from emulator.machines import cloudmatrix384, gb200_nvl72
+from emulator.memory import Buffer, Lifetimes, Moment, peak
+from emulator.report import Estimate, estimate, run
+from emulator.timeline import CollectiveOp, Loop, Op, each, play
+
+POD = cloudmatrix384()
+MESH = POD.mesh(dp=48, tp=8)
+ALL = P(("dp", "tp"))
+S = jax.ShapeDtypeStruct
+F32, BF16 = jnp.float32, jnp.bfloat16
+X = S((384, 64), F32)
+
+
+def sharded(fun: Any, in_specs: Any, out_specs: Any, **options: Any) -> Any:
+    return jax.shard_map(fun, mesh=MESH, in_specs=in_specs, out_specs=out_specs, **options)
+
+
+def ops(e: Estimate, kind: str) -> list[Any]:
+    return [step for step, _ in each(e.steps) if step.kind == kind]
+
+
+# -- matmuls and collectives inside shard_map
+
+
+def mlp(w1: Any, w2: Any, x: Any) -> Any:
+    h = jax.nn.gelu(x @ w1)
+    return lax.psum(h @ w2, "tp")
+
+
+MLP_SPECS = (P(None, "tp"), P("tp", None), P("dp", None))
+MLP_ARGS = (S((8192, 28672), BF16), S((28672, 8192), BF16), S((48 * 4096, 8192), BF16))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_tensor_parallel_mlp(check_vma: bool) -> None:
+    e = estimate(sharded(mlp, MLP_SPECS, P("dp", None), check_vma=check_vma), *MLP_ARGS, on=POD)
+    first, second = ops(e, "matmul")
+    assert first.time_s == matmul_time(4096, 8192, 3584, POD).time_s
+    assert second.time_s == matmul_time(4096, 3584, 8192, POD).time_s
+    assert e.flops == pytest.approx(4.81e11, rel=1e-3)
+    (reduce,) = e.collectives
+    assert reduce.op == "all_reduce" and reduce.nbytes == 4096 * 8192 * 2
+    ((positions, _),) = reduce.groups
+    assert positions.shape == (48, 8) and positions[1].tolist() == list(range(8, 16))
+    alone = collective("all_reduce", reduce.nbytes, on=POD, devices=range(8))
+    assert reduce.time_s == alone.time_s
+    total = sum(step.time_s * n for step, n in each(e.steps))
+    assert e.time_s == pytest.approx(total, abs=1e-12 * len(e.timeline.spans))
+    assert e.time_s >= e.bound_s > 0
+
+
+def test_gradient_has_three_times_the_matmul_work() -> None:
+    def loss(w1: Any, w2: Any, x: Any) -> Any:
+        return lax.pmean(jnp.sum(mlp(w1, w2, x).astype(F32)), "dp")
+
+    f = sharded(loss, MLP_SPECS, P())
+    forward = estimate(f, *MLP_ARGS, on=POD)
+    both = estimate(jax.value_and_grad(f, argnums=(0, 1, 2)), *MLP_ARGS, on=POD)
+    assert both.flops == pytest.approx(3 * forward.flops)
+    over_dp = [c for c in both.collectives if c.axes == ("dp",) and c.nbytes > 4]
+    assert [c.nbytes for c in over_dp] == [8192 * 3584 * 2] * 2
+
+
+CASES = {
+    "all_gather": (lambda x: lax.all_gather(x, "tp", tiled=True), "all_gather", 8 * 64 * 4),
+    "psum_scatter": (
+        lambda x: lax.psum_scatter(x, "tp", scatter_dimension=1, tiled=True),
+        "reduce_scatter",
+        64 * 4,
+    ),
+    "all_to_all": (lambda x: lax.all_to_all(x, "tp", 1, 0, tiled=True), "all_to_all", 64 * 4),
+    "ppermute": (
+        lambda x: lax.ppermute(x, "tp", [(i, (i + 1) % 8) for i in range(8)]),
+        "permute",
+        64 * 4,
+    ),
+    "pmax": (lambda x: lax.pmax(x, "tp"), "all_reduce", 64 * 4),
+    "pmin": (lambda x: lax.pmin(x, ("dp", "tp")), "all_reduce", 64 * 4),
+    "pmean": (lambda x: lax.pmean(x, ("dp", "tp")), "all_reduce", 64 * 4),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_collective_bytes_follow_nccl_tests(name: str) -> None:
+    fun, op, nbytes = CASES[name]
+    e = estimate(sharded(lambda x: fun(x) * 1.0, ALL, ALL, check_vma=False), X, on=POD)
+    (c,) = e.collectives
+    assert (c.op, c.nbytes) == (op, nbytes)
+    assert sum(p.size for p, _ in c.groups) == 384
+
+
+def test_psum_over_two_axes_is_one_collective_of_all_devices() -> None:
+    e = estimate(sharded(lambda x: lax.psum(x, ("dp", "tp")), ALL, P()), X, on=POD)
+    (c,) = e.collectives
+    assert c.ranks == 384
+
+
+def test_axis_order_is_the_rank_order() -> None:
+    e = estimate(sharded(lambda x: lax.psum(x, ("tp", "dp")), ALL, P(), check_vma=False), X, on=POD)
+    ((positions, _),) = e.collectives[0].groups
+    assert positions[0, :3].tolist() == [0, 8, 16]  # the first axis is the slowest
+
+
+def test_each_operand_of_a_psum_is_its_own_collective() -> None:
+    e = estimate(
+        sharded(lambda x: lax.psum((x, x * 2), "tp"), ALL, ALL, check_vma=False), X, on=POD
+    )
+    assert len(e.collectives) == 2
+
+
+def test_axis_index_groups_are_honoured() -> None:
+    groups = [[0, 1, 2], [3, 4, 5, 6, 7]]
+    f = sharded(lambda x: lax.psum(x, "tp", axis_index_groups=groups), ALL, ALL, check_vma=False)
+    (c,) = estimate(f, X, on=POD).collectives
+    assert sorted(p.shape for p, _ in c.groups) == [(48, 3), (48, 5)]
+
+
+def test_one_participant_costs_nothing() -> None:
+    mesh = POD.mesh(a=1, b=8)
+    f = jax.shard_map(lambda x: lax.psum(x, "a"), mesh=mesh, in_specs=P("b"), out_specs=P("b"))
+    e = estimate(f, S((8, 64), F32), on=POD)
+    assert e.collectives == () and e.time_s == 0
+
+
+def test_chosen_devices_are_the_groups() -> None:
+    """Two neighbours share a node; two devices of different nodes do not."""
+
+    def time(devices: tuple[int, int]) -> float:
+        mesh = POD.mesh(a=2, devices=devices)
+        f = jax.shard_map(lambda x: lax.psum(x, "a"), mesh=mesh, in_specs=P("a"), out_specs=P())
+        e = estimate(f, S((2, 2**20), F32), on=POD)
+        assert e.devices == devices
+        return e.time_s
+
+    near = collective("all_reduce", 2**22, on=POD, devices=(0, 1), dtype="float32")
+    far = collective("all_reduce", 2**22, on=POD, devices=(3, 200), dtype="float32")
+    assert time((0, 1)) == pytest.approx(near.time_s, abs=2e-12)
+    assert time((3, 200)) == pytest.approx(far.time_s, abs=2e-12)
+
+
+def test_algorithm_is_pinned() -> None:
+    f = sharded(lambda x: lax.psum(x, "tp"), ALL, P("dp"))
+    for algorithm in ("ring", "full_mesh"):
+        e = estimate(f, X, on=POD, algorithms={"all_reduce": algorithm})
+        assert e.collectives[0].algorithm == algorithm
+
+
+def test_two_shard_maps_and_what_lies_between_all_count() -> None:
+    def f(x: Any) -> Any:
+        y = sharded(lambda x: lax.psum(x, "tp"), ALL, P("dp"))(x)
+        z = jnp.sin(y)
+        return sharded(lambda z: lax.psum(z, "dp"), P("dp"), P())(z)
+
+    e = estimate(f, X, on=POD)
+    assert [c.axes for c in e.collectives] == [("tp",), ("dp",)]
+    assert len(ops(e, "vector")) == 1
+
+
+# -- loops and branches
+
+
+def test_scan_multiplies_by_its_length() -> None:
+    def f(x: Any, n: int) -> Any:
+        return lax.scan(lambda c, _: (c @ c, None), x, None, length=n)[0]
+
+    once = estimate(lambda x: f(x, 1), S((256, 256), BF16), on=POD)
+    often = estimate(lambda x: f(x, 1000), S((256, 256), BF16), on=POD)
+    assert often.time_s == pytest.approx(1000 * once.time_s)
+    assert often.flops == 1000 * once.flops
+    assert often.bound_s == pytest.approx(1000 * once.bound_s)
+
+
+def test_while_needs_its_trips() -> None:
+    def f(x: Any) -> Any:
+        return lax.while_loop(lambda c: c.sum() < 10, lambda c: c @ c, x)
+
+    x = S((256, 256), F32)
+    with pytest.raises(ValueError, match="while_0.*values"):
+        estimate(f, x, on=POD)
+    times = [estimate(f, x, on=POD, counts={"while_0": n}).time_s for n in (0, 1, 2, 2.5)]
+    assert times[2] - times[1] == pytest.approx(times[1] - times[0])
+    assert times[3] - times[2] == pytest.approx((times[1] - times[0]) / 2, rel=1e-6)
+    with pytest.raises(ValueError, match="at least 0"):
+        estimate(f, x, on=POD, counts={"while_0": -1})
+
+
+def test_cond_needs_its_shares() -> None:
+    def f(x: Any) -> Any:
+        return lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x @ x @ x, x)
+
+    x = S((512, 512), BF16)
+    with pytest.raises(ValueError, match="cond_0.*values"):
+        estimate(f, x, on=POD)
+    flops = {
+        s: estimate(f, x, on=POD, counts={"cond_0": s}).flops for s in ((1, 0), (0, 1), (0.5, 0.5))
+    }
+    assert flops[0, 1] + flops[1, 0] == 2 * flops[0.5, 0.5]
+    with pytest.raises(ValueError, match="2 shares"):
+        estimate(f, x, on=POD, counts={"cond_0": (0.5, 0.2)})
+
+
+def test_counts_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="while_7"):
+        estimate(lambda x: x, X, on=POD, counts={"while_7": 1})
+
+
+# -- what is known, and what is not
+
+
+def test_unknown_primitive_raises_by_name() -> None:
+    with pytest.raises(NotImplementedError, match="cholesky"):
+        estimate(lambda x: jnp.linalg.cholesky(x), S((8, 8), F32), on=POD)
+    with pytest.raises(NotImplementedError, match="'fft'"):
+        estimate(jnp.fft.fft, S((8, 8), F32), on=POD)
+    with pytest.raises(NotImplementedError, match="ragged_dot"):
+        estimate(lax.ragged_dot, S((8, 8), F32), S((2, 8, 8), F32), S((2,), jnp.int32), on=POD)
+    with pytest.raises(NotImplementedError, match="float8_e4m3fn"):
+        f8 = S((32, 32), jnp.float8_e4m3fn)
+        estimate(lambda a, b: lax.dot(a, b, preferred_element_type=F32), f8, f8, on=POD)
+
+
+def test_ordinary_primitives_have_a_cost() -> None:
+    """A tour of what programs contain; each must have a rule, and take time."""
+
+    def tour(x: Any, i: Any, key: Any) -> Any:
+        yield jnp.cumsum(x), jnp.cumprod(x), lax.cummax(x), lax.cumlogsumexp(x)
+        yield jnp.argmax(x), jnp.argmin(x, axis=1), jnp.sort(x), jnp.argsort(x), lax.top_k(x, 3)
+        yield (
+            x[i],
+            x.at[i].add(1.0),
+            x.at[i].set(2.0),
+            x.at[i].max(2.0),
+            jnp.take_along_axis(x, i[:, None], 1),
+        )
+        yield lax.dynamic_slice(x, (i[0], 0), (2, 2)), lax.dynamic_update_slice(x, x[:2], (i[0], 0))
+        yield (
+            jnp.concatenate([x, x]),
+            jnp.pad(x, 1),
+            x.T + 1,
+            x.reshape(-1) * 2,
+            x[::-1],
+            jnp.tile(x, 2),
+        )
+        yield (
+            jnp.where(x > 0, x, 0.0),
+            x.astype(jnp.int8),
+            jnp.clip(x, 0, 1),
+            jnp.var(x),
+            jnp.all(x > 0),
+        )
+        yield (
+            jax.nn.softmax(x),
+            jax.nn.gelu(x),
+            jax.nn.logsumexp(x),
+            jax.nn.silu(x),
+            lax.rsqrt(x),
+            x**3,
+            x**0.5,
+        )
+        yield (
+            jax.random.normal(key, (8,)),
+            jax.random.bernoulli(key, 0.5, (8,)),
+            jax.random.split(key),
+        )
+        yield (
+            jax.random.categorical(key, x),
+            jax.random.permutation(key, 8),
+            jax.random.fold_in(key, 3),
+        )
+        yield lax.reduce_window(x, -jnp.inf, lax.max, (2, 2), (2, 2), "VALID")
+        yield jax.vmap(lambda r: lax.scan(lambda c, a: (c + a, c), 0.0, r))(x)
+        yield (
+            lax.associative_scan(jnp.add, x),
+            jnp.einsum("ij,kj->ik", x, x),
+            lax.bitcast_convert_type(x, jnp.int32),
+        )
+        yield (
+            lax.optimization_barrier(x),
+            lax.stop_gradient(x),
+            jax.checkpoint(jnp.sin)(x),
+            x == x,
+            ~(x > 0),
+        )
+
+    args = (S((16, 16), F32), S((16,), jnp.int32), jax.random.key(0))
+    groups = len(list(jax.eval_shape(lambda *a: list(tour(*a)), *args)))
+    for g in range(groups):
+        e = estimate(lambda *a, g=g: list(tour(*a))[g], *args, on=POD)
+        assert e.time_s >= e.bound_s
+        assert g == groups - 1 or e.time_s > 0
+
+
+def test_convolution_is_a_matmul() -> None:
+    f = lambda x, w: lax.conv_general_dilated(x, w, (2, 2), "SAME")  # noqa: E731
+    e = estimate(f, S((8, 16, 32, 32), BF16), S((32, 16, 3, 3), BF16), on=POD)
+    (step,) = ops(e, "matmul")
+    assert step.time_s == matmul_time(8 * 16 * 16, 3 * 3 * 16, 32, POD).time_s
+
+
+def test_fp32_matmul_uses_the_fp32_mode() -> None:
+    x = S((1024, 1024), F32)
+    (step,) = ops(estimate(lambda a: a @ a, x, on=POD), "matmul")
+    assert step.time_s == matmul_time(1024, 1024, 1024, POD, "float32").time_s
+    (mixed,) = ops(estimate(lambda a, b: lax.dot(a, b), x, S((1024, 1024), BF16), on=POD), "matmul")
+    assert mixed.time_s == step.time_s
+    (nvidia,) = ops(estimate(lambda a: a @ a, x, on=gb200_nvl72()), "matmul")
+    assert nvidia.time_s == matmul_time(1024, 1024, 1024, gb200_nvl72(), "tf32").time_s
+
+
+def test_batched_matmul_sizes() -> None:
+    e = estimate(
+        lambda a, b: jnp.einsum("bhqd,bhkd->bhqk", a, b),
+        S((2, 3, 64, 16), BF16),
+        S((2, 3, 32, 16), BF16),
+        on=POD,
+    )
+    (step,) = ops(e, "matmul")
+    assert step.time_s == matmul_time(64, 16, 32, POD, batch=6).time_s
+
+
+# -- fusion
+
+
+def test_fused_chain_reads_and_writes_once() -> None:
+    x = S((1024, 1024), F32)
+    f = lambda x: jnp.tanh(x * 2 + 1) * x  # noqa: E731
+    (step,) = ops(estimate(f, x, on=POD), "vector")
+    assert step.bytes == 2 * 4 * 1024**2
+    eager = ops(estimate(f, x, on=POD, fusion="none"), "vector")
+    assert len(eager) == 4
+    assert sum(s.bytes for s in eager) > 3 * step.bytes
+    assert estimate(f, x, on=POD).time_s < estimate(f, x, on=POD, fusion="none").time_s
+    with pytest.raises(ValueError, match="fusion='half'"):
+        estimate(f, x, on=POD, fusion="half")
+
+
+def test_fusion_goes_through_jit() -> None:
+    f = lambda x: jax.nn.relu(jnp.where(x > 0, x, 0.0) + jax.jit(jnp.sin)(x))  # noqa: E731
+    assert len(ops(estimate(f, X, on=POD), "vector")) == 1
+
+
+def test_dead_code_is_free() -> None:
+    def f(x: Any) -> Any:
+        jnp.linalg.cholesky(x @ x.T)
+        return x + 1
+
+    assert not ops(estimate(f, X, on=POD), "matmul")
+
+
+# -- layouts outside shard_map
+
+
+def adam_like(w: Any, m: Any, g: Any) -> tuple[Any, Any]:
+    m = 0.9 * m + 0.1 * g
+    return w - 1e-3 * m, m
+
+
+def test_optimizer_outside_shard_map_is_divided() -> None:
+    loss = sharded(
+        lambda w, x: lax.pmean((x @ w).sum(), ("dp", "tp")), (P(None, "tp"), P("dp")), P()
+    )
+
+    def step(w: Any, m: Any, x: Any) -> Any:
+        g = jax.grad(loss)(w, x)
+        return adam_like(w, m, g)
+
+    w = S((64, 8192), F32)
+    e = estimate(step, w, w, S((48 * 8, 64), F32), on=POD)
+    update = max(ops(e, "vector"), key=lambda s: s.bytes)
+    assert update.bytes == 5 * 64 * 8192 * 4 // 8  # reads w, m, g; writes w, m: an eighth each
+    assert not any("repeated" in a for a in e.assumptions)
+    assert e.memory.arguments_bytes == 2 * 64 * 1024 * 4 + 8 * 64 * 4
+
+
+def test_reduction_over_a_divided_dimension_adds_its_collective() -> None:
+    def f(x: Any) -> Any:
+        y = sharded(lambda x: x * 2, ALL, ALL)(x)
+        return jnp.sqrt(jnp.sum(y**2))
+
+    e = estimate(f, X, on=POD)
+    (c,) = e.collectives
+    assert (c.op, c.axes, c.nbytes) == ("all_reduce", ("dp", "tp"), 4)
+
+
+def test_resharding_between_shard_maps_costs_its_movement() -> None:
+    def f(x: Any) -> Any:
+        y = sharded(lambda x: x * 2, P("dp", None), P("dp", None))(x)
+        return sharded(lambda y: y + 1, P(None, "dp"), P(None, "dp"))(y)
+
+    e = estimate(f, S((48, 96), F32), on=POD)
+    (c,) = e.collectives
+    assert (c.op, c.axes, c.nbytes) == ("all_to_all", ("dp",), 96 * 4)
+    assert any("changes its sharding" in a for a in e.assumptions)
+
+    def g(x: Any) -> Any:
+        y = sharded(lambda x: x * 2, P("dp", None), P("dp", None))(x)
+        return sharded(lambda y: y + 1, P(), P())(y)
+
+    (c,) = estimate(g, S((48, 96), F32), on=POD).collectives
+    assert (c.op, c.nbytes) == ("all_gather", 48 * 96 * 4)
+
+
+def test_residuals_pass_between_shard_maps_for_free() -> None:
+    loss = sharded(lambda x: lax.pmean(jnp.sin(jnp.sin(x)).sum(), ("dp", "tp")), ALL, P())
+    e = estimate(jax.value_and_grad(loss), X, on=POD)
+    assert not any("changes its sharding" in a for a in e.assumptions)
+
+
+def test_replicated_work_is_listed() -> None:
+    f = lambda x, y: (sharded(lambda x: x * 2, ALL, ALL)(x), y @ y)  # noqa: E731
+    e = estimate(f, X, S((64, 64), F32), on=POD)
+    assert any("repeated" in a for a in e.assumptions)
+
+
+def test_training_loop_outside_keeps_the_carry_sharded() -> None:
+    loss = sharded(
+        lambda w, x: lax.pmean((x @ lax.all_gather(w, "tp", tiled=True)).sum(), ("dp", "tp")),
+        (P("tp"), P("dp")),
+        P(),
+    )
+
+    def train(w: Any, xs: Any) -> Any:
+        def body(carry: Any, x: Any) -> Any:
+            w, m = carry
+            return adam_like(w, m, jax.grad(loss)(w, x)), None
+
+        return lax.scan(body, (w, jnp.zeros_like(w)), xs)[0]
+
+    e = estimate(train, S((64, 64), F32), S((10, 48, 64), F32), on=POD)
+    assert not any("repeated" in a or "changes its" in a for a in e.assumptions)
+    assert any(isinstance(s, Loop) and s.trips == 10 for s in e.steps)
+    assert e.memory.arguments_bytes == 8 * 64 * 4 + 10 * 64 * 4
+
+
+def test_jit_shardings_divide_the_work() -> None:
+    def f(x: Any, w: Any) -> Any:
+        return x @ w
+
+    place = (NamedSharding(MESH, P("dp", None)), NamedSharding(MESH, P(None, "tp")))
+    e = estimate(jax.jit(f, in_shardings=place), S((480, 64), BF16), S((64, 800), BF16), on=POD)
+    (step,) = ops(e, "matmul")
+    assert step.time_s == matmul_time(10, 64, 100, POD).time_s
+
+
+def test_partial_manual_shard_map() -> None:
+    f = jax.shard_map(
+        lambda x: lax.psum(x * 2, "dp"),
+        mesh=MESH,
+        in_specs=P("dp"),
+        out_specs=P(),
+        axis_names={"dp"},
+    )
+    (c,) = estimate(f, S((48, 8), F32), on=POD).collectives
+    assert c.axes == ("dp",)
+
+
+# -- clocks
+
+
+def collective_op(positions: list[list[int]], seconds: float) -> CollectiveOp:
+    table = np.array(positions)
+    return CollectiveOp(
+        name="c",
+        op="all_reduce",
+        algorithm="ring",
+        reason="",
+        nbytes=1,
+        dtype="float32",
+        groups=((table, np.full(len(table), seconds)),),
+        bound_s=0.0,
+        link_bytes=(),
+    )
+
+
+def kernel(seconds: float) -> Op:
+    return Op(name="k", kind="vector", time_s=seconds, bound_s=0.0, limited_by="", flops=0, bytes=0)
+
+
+def test_collective_waits_for_the_last_of_its_group() -> None:
+    steps = [collective_op([[0, 1]], 1e-6), collective_op([[1, 2]], 2e-6)]
+    line = play(steps, range(4))
+    assert line.clocks_ps.tolist() == [10**6, 3 * 10**6, 3 * 10**6, 0]
+    assert line.time_ps == 3 * 10**6
+    assert sorted(map(len, line.lanes())) == [1, 1, 1, 1]
+
+
+def test_loop_equals_its_unrolled_body() -> None:
+    body = (kernel(1e-6), collective_op([[0, 1]], 1e-6), collective_op([[1, 2]], 3e-6))
+    before = (collective_op([[0, 3]], 7e-6),)
+    loop = play([*before, Loop(name="l", trips=50, body=body)], range(4))
+    flat = play([*before, *(body * 50)], range(4))
+    assert loop.clocks_ps.tolist() == flat.clocks_ps.tolist()
+
+
+def test_long_loop_is_quick_even_when_groups_drift() -> None:
+    """Two groups that never meet advance at their own rates; their trips are multiplied."""
+    body = (collective_op([[0, 1]], 1e-6), collective_op([[2, 3]], 3e-6))
+    line = play([Loop(name="l", trips=10**9, body=body)], range(4))
+    assert line.clocks_ps.tolist() == [10**15] * 2 + [3 * 10**15] * 2
+    assert len(line.spans) == 3
+
+
+def test_identical_devices_share_a_lane() -> None:
+    e = estimate(sharded(mlp, MLP_SPECS, P("dp", None)), *MLP_ARGS, on=POD)
+    assert [len(lane) for lane in e.timeline.lanes()] == [384]
+
+
+# -- memory
+
+
+def buffers(**sizes: int) -> dict[int, Buffer]:
+    return {
+        i: Buffer(name=name, shape=(size,), dtype="uint8", bytes=size)
+        for i, (name, size) in enumerate(sizes.items())
+    }
+
+
+def test_liveness_by_hand() -> None:
+    """a -> b -> c, with a not donated: at the second step a, b and c live."""
+    life = Lifetimes(
+        buffers=buffers(a=100, b=10, c=1),
+        moments=(
+            Moment(name="first", reads=(0,), writes=(1,)),
+            Moment(name="second", reads=(1,), writes=(2,)),
+        ),
+        held=frozenset({0}),
+        results=frozenset({2}),
+    )
+    assert (peak(life).bytes, peak(life).at) == (111, "second")
+    assert [b.name for b in peak(life).alive] == ["a", "b", "c"]
+
+
+def test_in_place_takes_over_a_dying_operand() -> None:
+    def life(in_place: bool) -> Lifetimes:
+        return Lifetimes(
+            buffers=buffers(a=100, b=100),
+            moments=(Moment(name="step", reads=(0,), writes=(1,), in_place=in_place),),
+            given=frozenset({0}),
+            results=frozenset({1}),
+        )
+
+    assert peak(life(True)).bytes == 100
+    assert peak(life(False)).bytes == 200
+
+
+def test_donation_frees_the_argument() -> None:
+    x = S((1024, 1024), F32)
+    size = 4 * 1024**2
+    f = lambda x: x * 2 + 1  # noqa: E731
+    assert estimate(jax.jit(f), x, on=POD).memory.peak_bytes == 2 * size
+    assert estimate(jax.jit(f, donate_argnums=0), x, on=POD).memory.peak_bytes == size
+
+
+def test_scan_keeps_its_residuals_and_remat_does_not() -> None:
+    def layers(body: Any) -> Any:
+        return lambda x: lax.scan(lambda c, _: (body(c), None), x, None, length=100)[0].sum()
+
+    def body(c: Any) -> Any:
+        return jnp.sin(jnp.cos(jnp.sin(c) @ jnp.ones((256, 256), c.dtype)))
+
+    x = S((256, 256), F32)
+    size = 4 * 256**2
+    plain = estimate(jax.grad(layers(body)), x, on=POD).memory.peak_bytes
+    remat = estimate(jax.grad(layers(jax.checkpoint(body))), x, on=POD).memory.peak_bytes
+    assert plain > 300 * size
+    assert 100 * size < remat < 120 * size
+
+
+def test_collective_buffers_are_counted() -> None:
+    one = estimate(sharded(lambda x: lax.psum(x, "tp"), ALL, P("dp")), X, on=POD)
+    assert one.memory.communication_bytes == 2 * 200 * 10**6 * 2  # two buffers, two dies
+    both = estimate(sharded(lambda x: lax.psum(lax.psum(x, "tp"), "dp"), ALL, P()), X, on=POD)
+    assert both.memory.communication_bytes == 2 * one.memory.communication_bytes
+
+
+def test_out_of_memory_is_said() -> None:
+    e = estimate(lambda x: x @ x, S((300_000, 300_000), BF16), on=POD)
+    assert not e.memory.fits
+    assert e.memory.message.startswith("RESOURCE_EXHAUSTED: Out of memory")
+    assert "Out of memory" in str(e)
+    assert e.memory.alive[0].bytes == 2 * 300_000**2
+
+
+# -- calls
+
+
+def test_arguments_may_be_arrays_or_shapes() -> None:
+    f = lambda p: p["a"] @ p["b"]  # noqa: E731
+    arrays = {"a": np.ones((64, 32), np.float32), "b": jnp.ones((32, 16))}
+    shapes = jax.tree.map(lambda a: S(a.shape, a.dtype), arrays)
+    assert estimate(f, arrays, on=POD).time_s == estimate(f, shapes, on=POD).time_s
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: estimate(lambda x: x, X, on="pod"), TypeError, "Machine"),
+        (lambda: estimate(3, X, on=POD), TypeError, "function"),
+        (lambda: estimate(lambda x: jnp.sin(x), "text", on=POD), TypeError, "text"),
+        (
+            lambda: estimate(sharded(lambda x: x, ALL, ALL), X, on=gb200_nvl72()),
+            ValueError,
+            "384 devices.*72",
+        ),
+    ],
+)
+def test_bad_calls_are_explained(call: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_run_counts_what_only_values_tell() -> None:
+    """A loop of as many trips as the data say, inside a branch; times are those of an estimate with
+    these counts.
+    """
+
+    def body(x: Any) -> Any:
+        double = lambda c: c + lax.psum(c, "tp")  # noqa: E731
+        y = lax.while_loop(lambda c: lax.pmax(c.max(), ("dp", "tp")) < 100, double, x)
+        return lax.cond(lax.psum(y.sum(), ("dp", "tp")) > 0, lambda y: y @ y.T, lambda y: y, y)
+
+    f = sharded(body, P(("dp", "tp")), P(("dp", "tp")), check_vma=False)
+    x = np.ones((384 * 4, 4), np.float32)
+    answer = run(f, x, on=POD, algorithms={"all_reduce": "ring"})
+    assert answer.counts == {"while_0": 3.0, "cond_0": (0.0, 1.0)}  # 1, 9, 81, 729
+    assert np.array_equal(answer.value, np.full((384 * 4, 4), 4 * 729.0**2, np.float32))
+    told = estimate(f, x, on=POD, algorithms={"all_reduce": "ring"}, counts=answer.counts)
+    assert answer.time_s == told.time_s
+
+
+def test_run_refuses_before_it_computes() -> None:
+    with pytest.raises(NotImplementedError, match="cholesky"):
+        run(lambda x: jnp.linalg.cholesky(x), np.eye(4, dtype=np.float32), on=POD)
+
+
+def test_other_machine_is_one_argument_away() -> None:
+    mesh = gb200_nvl72().mesh(a=8)
+    f = jax.shard_map(lambda x: lax.psum(x @ x.T, "a"), mesh=mesh, in_specs=P("a"), out_specs=P())
+    x = S((8 * 1024, 4096), BF16)
+    assert estimate(f, x, on=gb200_nvl72()).time_s < estimate(f, x, on=POD).time_s
+
+
+def test_energy_grows_with_devices_and_is_ordered() -> None:
+    e = estimate(sharded(mlp, MLP_SPECS, P("dp", None)), *MLP_ARGS, on=POD)
+    assert 0 < e.energy.low_j < e.energy.high_j
+    low, high = e.energy.power_w
+    idle = 384 * POD.power.idle_device_w[0]
+    most = 384 * POD.power.peak_device_w[1] + POD.power.overhead_w[1]
+    assert idle < low < high < 1.05 * most

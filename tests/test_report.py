@@ -1,0 +1,168 @@
+"""What people see of an estimate: tables, the trace, the page."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+from rich.console import Console
+
+from emulator.machines import cloudmatrix384
+from emulator.report import Estimate, estimate
+from emulator.report.html import _lanes
+from emulator.report.units import count, quantity, seconds
+
+POD = cloudmatrix384()
+
+
+@pytest.fixture(scope="module")
+def answer() -> Estimate:
+    mesh = POD.mesh(dp=48, tp=8)
+
+    def layer(x: Any, w: Any) -> Any:
+        return lax.psum(jax.nn.gelu(x @ w[0]) @ w[1], "tp").astype(x.dtype), None
+
+    def network(x: Any, w: Any) -> Any:
+        return lax.scan(layer, x, w)[0]
+
+    f = jax.shard_map(
+        network,
+        mesh=mesh,
+        in_specs=(P("dp"), (P(None, None, "tp"), P(None, "tp"))),
+        out_specs=P("dp"),
+    )
+    s = jax.ShapeDtypeStruct
+    w = (s((12, 1024, 4096), jnp.bfloat16), s((12, 4096, 1024), jnp.bfloat16))
+    return estimate(f, s((48 * 512, 1024), jnp.bfloat16), w, on=POD)
+
+
+def test_table_says_what_matters(answer: Estimate) -> None:
+    text = str(answer.table())
+    for words in (
+        "CloudMatrix 384",
+        "dp=48 x tp=8",
+        seconds(answer.time_s),
+        seconds(answer.bound_s),
+        "matmul",
+        "collective",
+        "psum_invariant tp",
+        "limited by",
+        "GiB per device",
+        "assumed",
+        "measured",
+        "no overlap",
+        "args[1][0]",
+        "test_report.py",
+    ):
+        assert words in text, words
+    assert str(answer) == text
+
+
+def test_table_renders_in_rich(answer: Estimate, capsys: pytest.CaptureFixture[str]) -> None:
+    Console(width=100).print(answer.table())
+    out = capsys.readouterr().out
+    assert "Where the time goes" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_shares_add_up(answer: Estimate) -> None:
+    assert sum(answer.by_kind().values()) == pytest.approx(answer.time_s, rel=1e-6)
+    assert sum(row.time_s for row in answer.rows()) == pytest.approx(answer.time_s, rel=1e-6)
+
+
+def test_repr_is_one_line(answer: Estimate) -> None:
+    assert "\n" not in repr(answer) and seconds(answer.time_s) in repr(answer)
+
+
+def test_trace_is_what_perfetto_reads(answer: Estimate, tmp_path: Path) -> None:
+    path = answer.to_perfetto(tmp_path / "trace.json")
+    trace = json.loads(path.read_text())
+    slices = [e for e in trace["traceEvents"] if e["ph"] == "X"]
+    names = {e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"}
+    assert names == {"devices 0-383 (384 alike)"}
+    assert all(e["dur"] > 0 and e["ts"] >= 0 for e in slices)
+    end = max(e["ts"] + e["dur"] for e in slices)
+    assert end == pytest.approx(answer.time_s * 1e6)
+    (loop,) = (e for e in slices if e["cat"] == "loop")
+    assert loop["args"]["trips"] == 12
+    inside = [e for e in slices if e["cat"] != "loop"]
+    assert all(
+        loop["ts"] <= e["ts"] and e["ts"] + e["dur"] <= loop["ts"] + loop["dur"] for e in inside
+    )
+    assert sum(e["dur"] for e in inside) == pytest.approx(loop["dur"] / 12)
+    collectives = [e for e in slices if e["cat"] == "collective"]
+    assert collectives and all("algorithm" in e["args"] for e in collectives)
+
+
+class Tags(HTMLParser):
+    """Counts tags and checks that they close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: dict[str, int] = {}
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.seen[tag] = self.seen.get(tag, 0) + 1
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_whole_and_needs_nothing_else(answer: Estimate, tmp_path: Path) -> None:
+    text = answer.to_html(tmp_path / "page.html").read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    assert tags.seen["table"] == 5
+    assert tags.seen["rect"] >= 4
+    assert "http" not in text.replace("https://ui.perfetto.dev", "")
+    assert seconds(answer.time_s) in text and "{{" not in text
+
+
+def test_page_draws_one_trip_as_wide_as_its_loop(answer: Estimate) -> None:
+    (lane,) = _lanes(answer)
+    loop = next(s for s in lane["slices"] if s["title"].startswith("scan"))
+    inside = [s for s in lane["slices"] if s["y"] == 1]
+    assert sum(s["w"] for s in inside) == pytest.approx(loop["w"])
+    assert min(s["x"] for s in inside) == pytest.approx(loop["x"])
+
+
+def test_page_escapes_names(tmp_path: Path) -> None:
+    def f(x: Any) -> Any:
+        return x + 1
+
+    f.__name__ = "<script>alert(1)</script>"
+    e = estimate(f, jax.ShapeDtypeStruct((8,), jnp.float32), on=POD)
+    assert "<script>" not in e.to_html(tmp_path / "page.html").read_text()
+
+
+def test_empty_program_reports(tmp_path: Path) -> None:
+    e = estimate(lambda x: x, jax.ShapeDtypeStruct((8,), jnp.float32), on=POD)
+    assert e.time_s == e.bound_s == 0
+    assert "0 s" in str(e)
+    e.to_html(tmp_path / "page.html")
+    assert json.loads(e.to_perfetto(tmp_path / "t.json").read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0 s"), (1.5, "1.50 s"), (0.0123, "12.3 ms"), (4.2e-6, "4.20 us"), (3e-10, "0.30 ns")],
+)
+def test_seconds(value: float, text: str) -> None:
+    assert seconds(value) == text
+
+
+def test_quantities() -> None:
+    assert quantity(353.9e12, "FLOP/s") == "354 TFLOP/s"
+    assert quantity(0.85, "") == "0.85 "
+    assert (count(3.0), count(2.5)) == ("3", "2.50")
