@@ -258,7 +258,7 @@ _Rule = Callable[[Any, FoldedMesh, Any, Folded], Folded]
 
 
 def _on_words(rule: _Rule) -> _Rule:
-    """`rule` on the bit patterns of floats: XLA:CPU may move BF16 through FP32, losing subnormals."""
+    """`rule` on the bit patterns of floats: XLA:CPU may move BF16 through FP32, flushing it."""
 
     def moved(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
         dtype = jnp.result_type(value.array)

@@ -37,14 +37,13 @@ def emulate(
     differentiation raises.
 
     Args:
-        fun: the program. on: the machine, such as `em.cloudmatrix384()`. arithmetic: how matmuls
-        sum. None is the machine's own; `"native"` leaves matmuls to XLA. algorithms: operation ->
-        algorithm name (or a function group -> Schedule) for `all_reduce` and
-            `reduce_scatter`, the operations whose bits depend on it. Others are accepted and change
-            no bits. What is not named is the machine's choice.
+        fun: the program.
+        on: the machine, such as `em.cloudmatrix384()`.
+        arithmetic: how matmuls sum. None is the machine's own; `"native"` leaves matmuls to XLA.
+        algorithms: operation -> algorithm name (or a function group -> Schedule). Only those of
+            `all_reduce` and `reduce_scatter` change bits. Others are the machine's choice.
         vector: "exact" gives element-wise work and floating sums bits that do not depend on
-        batching or fusion;
-            "native" leaves them to XLA, which is faster.
+            batching or fusion; "native" leaves them to XLA.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind; the message names it.
@@ -54,22 +53,40 @@ def emulate(
     plain = getattr(fun, "program", fun)
     if not callable(plain):
         raise TypeError(f"emulate: fun must be callable, got {type(fun).__name__}")
-    programs: dict[Any, Program] = {}
+    programs = _Programs(plain)
 
     @functools.wraps(plain)
     def emulated(*args: Any, **kwargs: Any) -> Any:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        key = tree, tuple(_leaf_key(leaf) for leaf in leaves)
-        program = programs.get(key)
-        if program is None:
-            program = trace(plain, args, kwargs)
-            if not _captures_tracers(program):
-                programs[key] = program
-        inputs = [leaf for leaf, d in zip(leaves, program.dynamic, strict=True) if d]
+        program, inputs = programs.of(args, kwargs)
         return jax.tree.unflatten(program.out_tree, evaluate(program.jaxpr, inputs, settings)[0])
 
     emulated.program = plain  # type: ignore[attr-defined]
     return emulated
+
+
+class _Programs:
+    """One function's programs, traced once for equal shapes."""
+
+    def __init__(self, fun: Callable[..., Any]) -> None:
+        self.fun = fun
+        self.known: dict[Any, Program] = {}
+
+    def of(self, args: Any, kwargs: Any) -> tuple[Program, list[Any]]:
+        """The program for a call, and the call's arrays."""
+        leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
+        key = tree, tuple(_leaf_key(leaf) for leaf in leaves)
+        program = self.known.get(key)
+        if program is None:
+            program = trace(self.fun, args, kwargs)
+            # Tracers of an outer transformation belong to this call alone.
+            if not any(isinstance(c, jax.core.Tracer) for c in program.jaxpr.consts):
+                self.known[key] = program
+        return program, [x for x, d in zip(leaves, program.dynamic, strict=True) if d]
+
+
+@functools.lru_cache(maxsize=32)
+def _programs_of(fun: Callable[..., Any]) -> _Programs:
+    return _Programs(fun)
 
 
 def make_settings(
@@ -211,7 +228,9 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
     return differentiable
 
 
-def _trace_once(known: dict[Any, Program], what: Any, fun: Callable[..., Any], args: Any) -> Program:
+def _trace_once(
+    known: dict[Any, Program], what: Any, fun: Callable[..., Any], args: Any
+) -> Program:
     """`fun` of array arguments traced, or what was traced for equal shapes before."""
     leaves, tree = jax.tree.flatten(tuple(args))
     key = what, tree, tuple(_leaf_key(leaf) for leaf in leaves)
@@ -244,13 +263,8 @@ def evaluate_with_counts(
     A `while` counts the mean of its trips per execution, a `cond` the share of each branch. Sites
     that were never reached are absent.
     """
-    program = trace(fun, args)
     settings = make_settings(on, arithmetic, algorithms, vector, counting=True)
-    leaves = [
-        leaf
-        for leaf, d in zip(jax.tree.leaves((tuple(args), {})), program.dynamic, strict=True)
-        if d
-    ]
+    program, leaves = _programs_of(getattr(fun, "program", fun)).of(args, {})
     outs, counted = evaluate(program.jaxpr, leaves, settings)
     value = jax.tree.unflatten(program.out_tree, outs)
     sites = dynamic_sites(program.jaxpr)
@@ -272,7 +286,3 @@ def _leaf_key(leaf: Any) -> Any:
         aval = jax.typeof(leaf)
         return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
     return "static", leaf
-
-
-def _captures_tracers(program: Program) -> bool:
-    return any(isinstance(c, jax.core.Tracer) for c in program.jaxpr.consts)

@@ -10,6 +10,7 @@ with several bodies add a label: a `while` at "/5" has "/5.cond" and "/5.body", 
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -61,12 +62,13 @@ def trace(
     arrays = [leaf for leaf, d in zip(leaves, dynamic, strict=True) if d]
     try:
         jaxpr = jax.make_jaxpr(flat)(*arrays)
-    except NameError as error:
-        if "axis name" not in str(error):
+    except (NameError, AssertionError) as error:
+        if str(error) and "axis name" not in str(error):
             raise
+        at = traceback.extract_tb(error.__traceback__)[-1]  # JAX asserts that the axis is there
         raise ValueError(
-            f"the program names a mesh axis that is not there: {error}; name an axis of the mesh "
-            "that the enclosing shard_map or pmap was given"
+            "a collective names an axis that no enclosing shard_map or pmap has: "
+            f"{at.line or error} ({at.filename}:{at.lineno}); name an axis of the mesh"
         ) from error
     return Program(jaxpr=jaxpr, in_tree=in_tree, out_tree=out_tree[0], dynamic=dynamic)
 
