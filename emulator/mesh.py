@@ -15,8 +15,9 @@ _FIELDS = ("axis_sizes", "axis_names", "axis_types", "abstract_device", "size")
 class PodMesh(AbstractMesh):
     """An abstract mesh whose devices are chosen numbers instead of 0, 1, 2, ...
 
-    JAX keeps abstract meshes by their shape and hands out one object for equal shapes, and it may copy attributes
-    about; so an instance is made without its constructor, once for each (shape, device numbers).
+    JAX keeps abstract meshes by their shape and hands out one object for equal shapes, and it may
+    copy attributes about; so an instance is made without its constructor, once for each (shape,
+    device numbers).
     """
 
     device_numbers: tuple[int, ...]
@@ -48,7 +49,8 @@ def abstract_mesh(
         types = tuple(axis_types)
     if len(types) != len(names) or not all(isinstance(t, AxisType) for t in types):
         raise ValueError(
-            f"axis_types must be one jax.sharding.AxisType or one for each of the {len(names)} axes; got {axis_types!r}"
+            f"axis_types must be one jax.sharding.AxisType or one for each of the {len(names)} "
+            f"axes; got {axis_types!r}"
         )
     plain = AbstractMesh(sizes, names, axis_types=types)
     if devices is None or devices == tuple(range(plain.size)):

@@ -11,10 +11,11 @@ from emulator.machines.fact import Citation, check_positive
 class Chip:
     """One compute die as software sees it. Rates are per die; FLOP/s count a multiply-add as two.
 
-    `matmul_peaks_flops_per_s` holds the matrix unit alone; `quoted_bf16_flops_per_s` is what is advertised (on Ascend
-    matrix plus vector units), kept apart because utilisation must be taken of the former.
-    `fp32_mode` is the entry of the peak table that a plain FP32 matmul uses: "float32", or "tf32" on NVIDIA.
-    `base_*` is the tile one core computes by default, `cube_*` what its matrix unit multiplies per cycle in BF16.
+    `matmul_peaks_flops_per_s` holds the matrix unit alone; `quoted_bf16_flops_per_s` is what is
+    advertised (on Ascend matrix plus vector units), kept apart because utilisation must be taken of
+    the former. `fp32_mode` is the entry of the peak table that a plain FP32 matmul uses: "float32",
+    or "tf32" on NVIDIA. `base_*` is the tile one core computes by default, `cube_*` what its matrix
+    unit multiplies per cycle in BF16.
     """
 
     name: str
@@ -47,12 +48,17 @@ class Chip:
                 if not rate > 0:
                     raise ValueError(f"Chip.{name}[{dtype!r}] must be above 0; got {rate!r}")
         if self.memory_efficiency > 1:
-            raise ValueError(f"Chip.memory_efficiency must be at most 1; got {self.memory_efficiency!r}")
+            raise ValueError(
+                f"Chip.memory_efficiency must be at most 1; got {self.memory_efficiency!r}"
+            )
         if self.fp32_mode not in dict(self.matmul_peaks_flops_per_s):
-            raise ValueError(f"Chip.fp32_mode {self.fp32_mode!r} has no entry in matmul_peaks_flops_per_s")
+            raise ValueError(
+                f"Chip.fp32_mode {self.fp32_mode!r} has no entry in matmul_peaks_flops_per_s"
+            )
 
     def matmul_flops_per_s(self, dtype: str = "bfloat16") -> float:
-        """Peak of the matrix unit alone for operands of `dtype` (a name or a dtype), in FLOP/s per die.
+        """Peak of the matrix unit alone for operands of `dtype` (a name or a dtype), in FLOP/s per
+        die.
 
         Raises:
             NotImplementedError: the matrix unit has no (known) rate for `dtype`.
@@ -60,7 +66,8 @@ class Chip:
         return _rate(self, "matmul", self.matmul_peaks_flops_per_s, dtype)
 
     def vector_flops_per_s(self, dtype: str = "float32") -> float:
-        """Peak of the vector units for elements of `dtype`, in FLOP/s per die (a multiply-add counts as two).
+        """Peak of the vector units for elements of `dtype`, in FLOP/s per die (a multiply-add
+        counts as two).
 
         Raises:
             NotImplementedError: the vector units have no (known) rate for `dtype`.
@@ -79,4 +86,6 @@ def _rate(chip: Chip, unit: str, table: tuple[tuple[str, float], ...], dtype: ob
         if known == name:
             return rate
     known_names = ", ".join(entry for entry, _ in table)
-    raise NotImplementedError(f"{chip.name} has no {unit} rate for dtype {name}; known: {known_names}")
+    raise NotImplementedError(
+        f"{chip.name} has no {unit} rate for dtype {name}; known: {known_names}"
+    )

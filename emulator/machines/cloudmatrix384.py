@@ -25,7 +25,9 @@ _SEMI = "SemiAnalysis, 16 April 2025"
 
 _CORES, _CLOCK_HZ = 24, 1.8e9
 _BF16 = _CORES * 2 * 16 * 16 * 16 * _CLOCK_HZ  # 353.9 TFLOPS
-_VECTOR = 2 * _CORES * 2 * 64 * _CLOCK_HZ  # 48 cores, 256 B a cycle = 64 FP32 lanes, multiply-add: 11.06 TFLOPS
+_VECTOR = (
+    2 * _CORES * 2 * 64 * _CLOCK_HZ
+)  # 48 cores, 256 B a cycle = 64 FP32 lanes, multiply-add: 11.06 TFLOPS
 
 
 def _die() -> Chip:
@@ -35,13 +37,15 @@ def _die() -> Chip:
         cite(
             "inferred",
             _PROFILE,
-            "353.9 TFLOPS = 24 cores x 8192 FLOP/cycle x 1.80 GHz; the 9391/9392 ini files say 1.85 GHz",
+            "353.9 TFLOPS = 24 cores x 8192 FLOP/cycle x 1.80 GHz; the 9391/9392 ini files say "
+            "1.85 GHz",
             clock_hz=_CLOCK_HZ,
         ),
         cite(
             "documented",
             _PROFILE,
-            "matrix unit alone, 2 x 16 x 16 x k x cores x clock with k = 16 (BF16, FP16), 32 (INT8), 4 (FP32), 8 (HF32)",
+            "matrix unit alone, 2 x 16 x 16 x k x cores x clock with k = 16 (BF16, FP16), 32 "
+            "(INT8), 4 (FP32), 8 (HF32)",
             matmul_peaks_flops_per_s=(
                 ("bfloat16", _BF16),
                 ("float16", _BF16),
@@ -59,7 +63,8 @@ def _die() -> Chip:
         cite(
             "inferred",
             _PROFILE,
-            "48 cores x 256 B a cycle x 1.80 GHz, a multiply-add as two; 22.1 TFLOPS FP16 and 11.1 FP32 are published; "
+            "48 cores x 256 B a cycle x 1.80 GHz, a multiply-add as two; 22.1 TFLOPS FP16 and 11.1 "
+            "FP32 are published; "
             "BF16 is widened to FP32, 8-bit and 64-bit rates are assumed from the lane width",
             vector_peaks_flops_per_s=(
                 ("float32", _VECTOR),
@@ -85,7 +90,12 @@ def _die() -> Chip:
             memory_efficiency=0.85,
         ),
         cite("documented", _INI, l2_bytes=192 * MiB),
-        cite("inferred", "msopprof d6c29df", "pure reads; vendor documents 5 to 5.2", l2_bytes_per_s=5.0 * TERA),
+        cite(
+            "inferred",
+            "msopprof d6c29df",
+            "pure reads; vendor documents 5 to 5.2",
+            l2_bytes_per_s=5.0 * TERA,
+        ),
         cite(
             "inferred",
             "Horacehxw/msModeling 39df672",
@@ -141,7 +151,8 @@ def _tiers() -> tuple[Tier, ...]:
     )
 
 
-# Fitted to the rows of _BENCH (one server of 16 dies, BF16); each start-up is what remains of a row after its wire time.
+# Fitted to the rows of _BENCH (one server of 16 dies, BF16); each start-up is what remains of a row
+# after its wire time.
 _REDUCE_S_PER_BYTE = 0.895e-12
 
 
@@ -158,7 +169,8 @@ def _transports() -> tuple[Transport, ...]:
             cite(
                 "inferred",
                 _BENCH,
-                "vector-core load/store, small messages: fit to all_gather on 8 dies (1, 14, 465 KiB) and "
+                "vector-core load/store, small messages: fit to all_gather on 8 dies (1, 14, 465 "
+                "KiB) and "
                 "all_reduce on 16 (160 KiB)",
                 startup_s=0.27 * us,
                 reduce_startup_s=0.0,
@@ -176,8 +188,10 @@ def _transports() -> tuple[Transport, ...]:
             cite(
                 "inferred",
                 _BENCH,
-                "vector-core load/store, large messages: fit to all_gather and reduce_scatter on 16 dies "
-                "(1.3, 40 MiB); the slope uses nearly the whole UB rate because the partner die is reached over SIO",
+                "vector-core load/store, large messages: fit to all_gather and reduce_scatter on "
+                "16 dies "
+                "(1.3, 40 MiB); the slope uses nearly the whole UB rate because the partner die is "
+                "reached over SIO",
                 startup_s=74.0 * us,
                 reduce_startup_s=21.4 * us,
                 step_s=3.93 * us,
@@ -194,11 +208,16 @@ def _transports() -> tuple[Transport, ...]:
             cite(
                 "inferred",
                 _BENCH,
-                "SDMA driven by the AI CPU: start-up fitted to all_gather on 8 dies (596 KiB); between nodes assumed "
+                "SDMA driven by the AI CPU: start-up fitted to all_gather on 8 dies (596 KiB); "
+                "between nodes assumed "
                 "to be the same",
                 startup_s=124.2 * us,
             ),
-            cite("assumed", "reduction is in-line; no start-up of its own is published", reduce_startup_s=0.0),
+            cite(
+                "assumed",
+                "reduction is in-line; no start-up of its own is published",
+                reduce_startup_s=0.0,
+            ),
             cite(
                 "inferred",
                 "hicann/hixl 9ed283b benchmarks",
@@ -223,7 +242,13 @@ def _transports() -> tuple[Transport, ...]:
 def _fabric() -> Fabric:
     return build(
         Fabric,
-        cite("documented", _CM, "sub-planes, one lane of a die each", planes=7, lane_bytes_per_s=28 * GB),
+        cite(
+            "documented",
+            _CM,
+            "sub-planes, one lane of a die each",
+            planes=7,
+            lane_bytes_per_s=28 * GB,
+        ),
         cite("documented", _CM, "second-level switches of 48 ports", switches_per_plane=16),
         cite(
             "inferred",
@@ -247,13 +272,23 @@ def _power() -> Power:
             "n=26, mean 171; A3 servers, not necessarily these racks",
             idle_device_w=(156.0, 187.0),
         ),
-        cite("assumed", "no loaded 910C reading is public", "prior 1000 W", peak_device_w=(800.0, 1200.0)),
+        cite(
+            "assumed",
+            "no loaded 910C reading is public",
+            "prior 1000 W",
+            peak_device_w=(800.0, 1200.0),
+        ),
         cite(
             "assumed",
             "CPUs 38 kW, optics 28-45 kW, switches, cards, cooling and supply loss about 100 kW",
             overhead_w=(120e3, 220e3),
         ),
-        cite("documented", _SEMI, "a third party's 559 kW; other press 500 to 600", system_w=(500e3, 600e3)),
+        cite(
+            "documented",
+            _SEMI,
+            "a third party's 559 kW; other press 500 to 600",
+            system_w=(500e3, 600e3),
+        ),
         cite(
             "assumed",
             "optics at 10-11 pJ/bit per end plus switches and lane drivers",
@@ -292,7 +327,8 @@ def cloudmatrix384(device: str = "package") -> Machine:
         cite(
             "documented",
             _SEMI,
-            "a third party's figure (780 TFLOPS a package); 384 x 752 as the chip is quoted gives 289, "
+            "a third party's figure (780 TFLOPS a package); 384 x 752 as the chip is quoted gives "
+            "289, "
             "the matrix units alone 272",
             headline_bf16_flops_per_s=300e15,
         ),

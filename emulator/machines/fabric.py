@@ -1,4 +1,5 @@
-"""The interconnect as a record: tiers of links, the transports that drive them, and their measured rates.
+"""The interconnect as a record: tiers of links, the transports that drive them, and their measured
+rates.
 
 All rates are per die and for one direction.
 """
@@ -14,10 +15,10 @@ TIERS = ("package", "node", "pod")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """What connects two dies whose closest common enclosure is `name`: a package, a node or the pod.
+    """What connects two dies whose closest common enclosure is `name`: package, node or pod.
 
-    `link` names the port that carries it: tiers with the same link share one port's capacity per die
-    (on CloudMatrix 384 both the node and the pod tier leave through the die's UB lanes).
+    `link` names the port that carries it: tiers with the same link share one port's capacity per
+    die (on CloudMatrix 384 both the node and the pod tier leave through the die's UB lanes).
     `bytes_per_s` is the physical limit; `read_` and `write_` are what point-to-point copies reach.
     """
 
@@ -38,7 +39,8 @@ class Tier:
         for name in ("read_bytes_per_s", "write_bytes_per_s"):
             if getattr(self, name) > self.bytes_per_s:
                 raise ValueError(
-                    f"Tier.{name} of {self.name!r} is {getattr(self, name):g} B/s, above the link's {self.bytes_per_s:g}"
+                    f"Tier.{name} of {self.name!r} is {getattr(self, name):g} B/s, above the "
+                    f"link's {self.bytes_per_s:g}"
                 )
 
 
@@ -47,10 +49,10 @@ class Transport:
     """One way to drive the links, with its own start-up and rate.
 
     A collective costs `startup_s` (+ `reduce_startup_s` if it reduces), and each of its steps
-    `step_s` + the tier's latency + max(0, bytes on the busiest port / rate - `overlap_s`)
-    + `reduce_s_per_byte` times the bytes that one die adds up.
-    `rates_bytes_per_s` gives the port rate per tier. `reads` tells whose latency applies: pull or push.
-    `scope` is the largest enclosure in which the transport may be used.
+    `step_s` + the tier's latency + max(0, bytes on the busiest port / rate - `overlap_s`) +
+    `reduce_s_per_byte` times the bytes that one die adds up. `rates_bytes_per_s` gives the port
+    rate per tier. `reads` tells whose latency applies: pull or push. `scope` is the largest
+    enclosure in which the transport may be used.
     """
 
     name: str
@@ -66,21 +68,31 @@ class Transport:
 
     def __post_init__(self) -> None:
         if self.scope not in TIERS:
-            raise ValueError(f"Transport.scope must be one of {', '.join(TIERS)}; got {self.scope!r}")
-        check_not_negative(self, "startup_s", "reduce_startup_s", "step_s", "overlap_s", "reduce_s_per_byte")
+            raise ValueError(
+                f"Transport.scope must be one of {', '.join(TIERS)}; got {self.scope!r}"
+            )
+        check_not_negative(
+            self, "startup_s", "reduce_startup_s", "step_s", "overlap_s", "reduce_s_per_byte"
+        )
         if self.overlap_s > self.step_s:  # or a step would take less than its bytes need
-            raise ValueError(f"Transport.overlap_s {self.overlap_s:g} exceeds step_s {self.step_s:g} of {self.name!r}")
+            raise ValueError(
+                f"Transport.overlap_s {self.overlap_s:g} exceeds step_s {self.step_s:g} of "
+                f"{self.name!r}"
+            )
         for tier, rate in self.rates_bytes_per_s:
             if tier not in TIERS or not rate > 0:
-                raise ValueError(f"Transport.rates_bytes_per_s of {self.name!r}: bad entry {(tier, rate)!r}")
+                raise ValueError(
+                    f"Transport.rates_bytes_per_s of {self.name!r}: bad entry {(tier, rate)!r}"
+                )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Fabric:
     """Tiers from the innermost outwards, the transports, and the switch planes behind the ports.
 
-    `node_uplink_bytes_per_s` is what one node can send to all others, `planes` how many parallel switch planes a die's
-    lanes are spread over. `in_network_reduction` says whether switches can add.
+    `node_uplink_bytes_per_s` is what one node can send to all others, `planes` how many parallel
+    switch planes a die's lanes are spread over. `in_network_reduction` says whether switches can
+    add.
     """
 
     name: str
@@ -94,33 +106,46 @@ class Fabric:
     citations: tuple[Citation, ...] = ()
 
     def __post_init__(self) -> None:
-        check_positive(self, "planes", "lane_bytes_per_s", "switches_per_plane", "node_uplink_bytes_per_s")
+        check_positive(
+            self, "planes", "lane_bytes_per_s", "switches_per_plane", "node_uplink_bytes_per_s"
+        )
         names = [tier.name for tier in self.tiers]
         if not names or names != [t for t in TIERS if t in names]:
-            raise ValueError(f"Fabric.tiers must be distinct and run outwards ({', '.join(TIERS)}); got {names}")
+            raise ValueError(
+                f"Fabric.tiers must be distinct and run outwards ({', '.join(TIERS)}); got {names}"
+            )
         if not self.transports:
-            raise ValueError(f"Fabric.transports of {self.name!r} is empty; give at least one Transport")
+            raise ValueError(
+                f"Fabric.transports of {self.name!r} is empty; give at least one Transport"
+            )
         limits = {tier.name: tier.bytes_per_s for tier in self.tiers}
         for transport in self.transports:
             rates = dict(transport.rates_bytes_per_s)
             for tier_name, limit in limits.items():
                 inside = TIERS.index(tier_name) <= TIERS.index(transport.scope)
                 if inside and tier_name not in rates:
-                    raise ValueError(f"transport {transport.name!r} gives no rate for tier {tier_name!r}")
+                    raise ValueError(
+                        f"transport {transport.name!r} gives no rate for tier {tier_name!r}"
+                    )
                 if rates.get(tier_name, 0.0) > limit:
                     raise ValueError(
-                        f"transport {transport.name!r} claims {rates[tier_name]:g} B/s on tier {tier_name!r}, "
+                        f"transport {transport.name!r} claims {rates[tier_name]:g} B/s on tier "
+                        f"{tier_name!r}, "
                         f"above the link's {limit:g}"
                     )
         if not any(t.scope == names[-1] for t in self.transports):
-            raise ValueError(f"Fabric {self.name!r} has no transport that reaches the whole {names[-1]}")
+            raise ValueError(
+                f"Fabric {self.name!r} has no transport that reaches the whole {names[-1]}"
+            )
 
     def tier(self, name: str) -> Tier:
         """The tier called `name`."""
         for tier in self.tiers:
             if tier.name == name:
                 return tier
-        raise ValueError(f"fabric {self.name!r} has no tier {name!r}; it has {[t.name for t in self.tiers]}")
+        raise ValueError(
+            f"fabric {self.name!r} has no tier {name!r}; it has {[t.name for t in self.tiers]}"
+        )
 
     def transport(self, name: str) -> Transport:
         """The transport called `name`."""

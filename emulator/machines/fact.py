@@ -1,7 +1,8 @@
 """Where a number comes from: citations stand beside the values and can be printed.
 
-A record (`Chip`, `Tier`, ...) keeps the citations it was built from. `facts_of` lists its numbers with their sources;
-a number that was changed afterwards (`dataclasses.replace`) is reported as assumed, never under the old source.
+A record (`Chip`, `Tier`, ...) keeps the citations it was built from. `facts_of` lists its numbers
+with their sources; a number that was changed afterwards (`dataclasses.replace`) is reported as
+assumed, never under the old source.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Citation:
 
     def __post_init__(self) -> None:
         if self.evidence not in EVIDENCE:
-            raise ValueError(f"evidence must be one of {', '.join(EVIDENCE)}; got {self.evidence!r}")
+            raise ValueError(
+                f"evidence must be one of {', '.join(EVIDENCE)}; got {self.evidence!r}"
+            )
         if not self.source:
             raise ValueError("source is empty; name the publication, repository or reasoning")
 
@@ -61,14 +64,19 @@ def cite(evidence: str, source: str, note: str = "", **values: Any) -> Citation:
 
 
 def build(record: type[T], *citations: Citation, **plain: Any) -> T:
-    """`record` from cited numbers and plain (non-numeric) fields; each cited value is written once, in its citation."""
+    """`record` from cited numbers and plain (non-numeric) fields; each cited value is written once,
+    in its citation.
+    """
     values: dict[str, Any] = {}
     for citation in citations:
         for name, value in citation.values:
             if name in values:
-                raise ValueError(f"{record.__name__}.{name} is cited twice; keep one citation for each field")
+                raise ValueError(
+                    f"{record.__name__}.{name} is cited twice; keep one citation for each field"
+                )
             values[name] = value
-    return record(**plain, **values, citations=citations)
+    fields: dict[str, Any] = {**plain, **values, "citations": citations}
+    return record(**fields)
 
 
 def facts_of(record: Any, per: str, prefix: str = "") -> Iterator[Fact]:
@@ -105,16 +113,28 @@ def check_positive(record: Any, *names: str) -> None:
     """Raises ValueError unless every named field of `record` is a finite number above zero."""
     for name in names:
         value = getattr(record, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise ValueError(f"{type(record).__name__}.{name} must be a number above 0; got {value!r}")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 < value < float("inf")
+        ):
+            raise ValueError(
+                f"{type(record).__name__}.{name} must be a number above 0; got {value!r}"
+            )
 
 
 def check_not_negative(record: Any, *names: str) -> None:
-    """Raises ValueError unless every named field of `record` is a finite number of at least zero."""
+    """Raises ValueError unless every named field of `record` is a finite number, at least 0."""
     for name in names:
         value = getattr(record, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise ValueError(f"{type(record).__name__}.{name} must be a number, 0 or above; got {value!r}")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value < float("inf")
+        ):
+            raise ValueError(
+                f"{type(record).__name__}.{name} must be a number, 0 or above; got {value!r}"
+            )
 
 
 def check_interval(record: Any, *names: str) -> None:
@@ -123,7 +143,8 @@ def check_interval(record: Any, *names: str) -> None:
         value = getattr(record, name)
         if not (isinstance(value, tuple) and len(value) == 2 and 0 <= value[0] <= value[1]):
             raise ValueError(
-                f"{type(record).__name__}.{name} must be a pair (low, high), 0 <= low <= high; got {value!r}"
+                f"{type(record).__name__}.{name} must be a pair (low, high), 0 <= low <= high; got "
+                f"{value!r}"
             )
 
 

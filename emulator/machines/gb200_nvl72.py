@@ -26,7 +26,9 @@ _FP32 = 80 * TERA
 def _gpu() -> Chip:
     return build(
         Chip,
-        cite("assumed", "148 SMs, the count of shipped B200 parts", cube_cores=148, vector_cores=148),
+        cite(
+            "assumed", "148 SMs, the count of shipped B200 parts", cube_cores=148, vector_cores=148
+        ),
         cite(
             "inferred",
             _NV,
@@ -66,14 +68,26 @@ def _gpu() -> Chip:
                 ("uint64", _FP32 / 4),
             ),
         ),
-        cite("documented", "MLPerf system descriptions", "192 GB is printed elsewhere", memory_bytes=186 * GB),
+        cite(
+            "documented",
+            "MLPerf system descriptions",
+            "192 GB is printed elsewhere",
+            memory_bytes=186 * GB,
+        ),
         cite("documented", _NV, "576 TB/s / 72", memory_bytes_per_s=8 * TERA),
         cite("assumed", "no measured stream figure at hand", memory_efficiency=0.9),
         cite("assumed", "126 MB is widely quoted", l2_bytes=126 * MB),
         cite("assumed", "not published; above HBM", l2_bytes_per_s=16 * TERA),
         cite("assumed", "a CUDA graph node", launch_s=2.5 * us),
         cite("assumed", "usual CUTLASS tile", base_m=128, base_n=256, base_k=64),
-        cite("inferred", _NV, "4096 multiply-adds per cycle and SM, as a cube", cube_m=16, cube_n=16, cube_k=16),
+        cite(
+            "inferred",
+            _NV,
+            "4096 multiply-adds per cycle and SM, as a cube",
+            cube_m=16,
+            cube_n=16,
+            cube_k=16,
+        ),
         name="NVIDIA Blackwell GPU (GB200)",
         fp32_mode="tf32",
     )
@@ -90,7 +104,9 @@ def _fabric() -> Fabric:
             read_bytes_per_s=859 * GB,
             write_bytes_per_s=859 * GB,
         ),
-        cite("assumed", "no vendor figure found", read_latency_s=1.0 * us, write_latency_s=1.0 * us),
+        cite(
+            "assumed", "no vendor figure found", read_latency_s=1.0 * us, write_latency_s=1.0 * us
+        ),
         name="node",
         link="nvlink",
     )
@@ -99,7 +115,8 @@ def _fabric() -> Fabric:
         cite(
             "inferred",
             _NCCL,
-            "two all_reduce points (0.5 and 8 GiB, 72 ranks) as a ring of 142 steps: 4.0 us a step and 859 GB/s",
+            "two all_reduce points (0.5 and 8 GiB, 72 ranks) as a ring of 142 steps: 4.0 us a step "
+            "and 859 GB/s",
             step_s=3.0 * us,
             rates_bytes_per_s=(("node", 859 * GB),),
         ),
@@ -137,9 +154,15 @@ def _power() -> Power:
     return build(
         Power,
         cite("assumed", "no reading at hand", idle_device_w=(120.0, 250.0)),
-        cite("documented", "NVIDIA GB200 brief: up to 1200 W a GPU", peak_device_w=(1000.0, 1200.0)),
-        cite("inferred", f"{_SEMI}; press", "120 to 145 kW less 72 x 1.2 kW", overhead_w=(33e3, 59e3)),
-        cite("documented", f"{_SEMI} (145 kW); several sites (about 120 kW)", system_w=(120e3, 145e3)),
+        cite(
+            "documented", "NVIDIA GB200 brief: up to 1200 W a GPU", peak_device_w=(1000.0, 1200.0)
+        ),
+        cite(
+            "inferred", f"{_SEMI}; press", "120 to 145 kW less 72 x 1.2 kW", overhead_w=(33e3, 59e3)
+        ),
+        cite(
+            "documented", f"{_SEMI} (145 kW); several sites (about 120 kW)", system_w=(120e3, 145e3)
+        ),
         cite(
             "assumed",
             "copper NVLink and switches",

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A pod of `num_devices` devices, numbered node by node; die number = dies_per_device x device + die.
+    """A pod of `num_devices` devices, numbered node by node; die number = dies_per_device x device
+    + die.
 
-    `headline_bf16_flops_per_s` is the figure the press quotes for the whole machine; `quoted_bf16_flops_per_s()` is the
-    vendor's chip figure times the chips, `matmul_flops_per_s()` what the matrix units alone can do.
-    `arithmetic` names the preset of `kernels` that its matrix unit follows.
+    `headline_bf16_flops_per_s` is the figure the press quotes for the whole machine;
+    `quoted_bf16_flops_per_s()` is the vendor's chip figure times the chips, `matmul_flops_per_s()`
+    what the matrix units alone can do. `arithmetic` names the preset of `kernels` that its matrix
+    unit follows.
     """
 
     name: str
@@ -40,11 +42,17 @@ class Machine:
 
     def __post_init__(self) -> None:
         check_positive(
-            self, "num_devices", "dies_per_device", "devices_per_node", "packages", "headline_bf16_flops_per_s"
+            self,
+            "num_devices",
+            "dies_per_device",
+            "devices_per_node",
+            "packages",
+            "headline_bf16_flops_per_s",
         )
 
     def __hash__(self) -> int:
-        # Equal machines agree on these; hashing every number and citation would cost more than a cached answer.
+        # Equal machines agree on these; hashing every number and citation would cost more than a
+        # cached answer.
         return hash((self.name, self.device_kind, self.num_devices))
 
     @property
@@ -68,7 +76,10 @@ class Machine:
     def node_of(self, device: int) -> int:
         """The node (for NVL72: the NVLink domain) that `device` sits in."""
         if not 0 <= device < self.num_devices:
-            raise ValueError(f"device {device} is outside {self.name}, which has devices 0..{self.num_devices - 1}")
+            raise ValueError(
+                f"device {device} is outside {self.name}, which has devices "
+                f"0..{self.num_devices - 1}"
+            )
         return device // self.devices_per_node
 
     def check_devices(self, devices: Sequence[int]) -> tuple[int, ...]:
@@ -81,17 +92,22 @@ class Machine:
         try:
             numbers = tuple(operator.index(d) for d in devices)
         except TypeError as error:
-            raise TypeError(f"devices must be integers (device numbers); got {devices!r}") from error
+            raise TypeError(
+                f"devices must be integers (device numbers); got {devices!r}"
+            ) from error
         if not numbers:
             raise ValueError("devices is empty; give at least one device number")
         outside = [d for d in numbers if not 0 <= d < self.num_devices]
         if outside:
             raise ValueError(
-                f"devices {outside[:5]} are outside {self.name}, which has devices 0..{self.num_devices - 1}"
+                f"devices {outside[:5]} are outside {self.name}, which has devices "
+                f"0..{self.num_devices - 1}"
             )
         if len(set(numbers)) != len(numbers):
             repeated = sorted({d for d in numbers if numbers.count(d) > 1})
-            raise ValueError(f"devices {repeated[:5]} are listed more than once; each may take part once")
+            raise ValueError(
+                f"devices {repeated[:5]} are listed more than once; each may take part once"
+            )
         return numbers
 
     def mesh(
@@ -99,8 +115,9 @@ class Machine:
     ) -> AbstractMesh:
         """An abstract mesh over this machine: `machine.mesh(dp=48, tp=8)`.
 
-        The last axis varies fastest over device numbers, so it sits inside a node. Axes are `Auto` unless `axis_types`
-        says otherwise. A mesh smaller than the machine takes the lowest numbers, or `devices` in row-major mesh order.
+        The last axis varies fastest over device numbers, so it sits inside a node. Axes are `Auto`
+        unless `axis_types` says otherwise. A mesh smaller than the machine takes the lowest
+        numbers, or `devices` in row-major mesh order.
 
         Raises:
             TypeError: an axis size or device number is no integer.
@@ -111,9 +128,13 @@ class Machine:
             try:
                 count = operator.index(value)
             except TypeError as error:
-                raise TypeError(f"mesh axis {axis!r} must have an integer size; got {value!r}") from error
+                raise TypeError(
+                    f"mesh axis {axis!r} must have an integer size; got {value!r}"
+                ) from error
             if isinstance(value, bool) or count < 1:
-                raise ValueError(f"mesh axis {axis!r} must have a size of at least 1; got {value!r}")
+                raise ValueError(
+                    f"mesh axis {axis!r} must have a size of at least 1; got {value!r}"
+                )
             size *= count
         if not axis_sizes:
             raise ValueError("mesh has no axes; name at least one, as in machine.mesh(dp=48, tp=8)")
@@ -127,10 +148,14 @@ class Machine:
         if devices is not None:
             numbers = self.check_devices(devices)
             if len(numbers) != size:
-                raise ValueError(f"mesh {shape} needs {size} devices; devices= lists {len(numbers)}")
+                raise ValueError(
+                    f"mesh {shape} needs {size} devices; devices= lists {len(numbers)}"
+                )
         from emulator.mesh import abstract_mesh  # imports JAX, which records must not need
 
-        return abstract_mesh({axis: int(value) for axis, value in axis_sizes.items()}, axis_types, numbers)
+        return abstract_mesh(
+            {axis: int(value) for axis, value in axis_sizes.items()}, axis_types, numbers
+        )
 
     def facts(self) -> Iterator[Fact]:
         """Every number of the machine with its unit, source and evidence."""
@@ -140,5 +165,7 @@ class Machine:
         for tier in self.fabric.tiers:
             yield from facts_of(tier, per="die, one direction", prefix=f"fabric.{tier.name}.")
         for transport in self.fabric.transports:
-            yield from facts_of(transport, per="die, one direction", prefix=f"fabric.{transport.name}.")
+            yield from facts_of(
+                transport, per="die, one direction", prefix=f"fabric.{transport.name}."
+            )
         yield from facts_of(self.power, per="see field name", prefix="power.")

@@ -1,0 +1,20 @@
+"""Collective algorithms, each written once as a Schedule: executed on data (`execute`) and timed
+(`emulator.fabric`).
+"""
+
+from emulator.collectives.build import ALGORITHMS, Algorithm, build, group_of
+from emulator.collectives.check import check
+from emulator.collectives.schedule import OPS, Group, Round, Schedule, make_round
+
+__all__ = [
+    "ALGORITHMS",
+    "OPS",
+    "Algorithm",
+    "Group",
+    "Round",
+    "Schedule",
+    "build",
+    "check",
+    "group_of",
+    "make_round",
+]

@@ -1,0 +1,165 @@
+"""Two levels: one algorithm inside each node, another between nodes.
+
+An all_reduce reduces inside the nodes, all-reduces between them, and gathers inside again, so only
+one L-th of the payload of each rank crosses between nodes (L: ranks per node). With nodes of
+unequal size, L is the smallest: the first L ranks of each node own the pieces, the others
+contribute to them and receive them. A reduce_scatter goes inside first as well (HCCL's own starts
+between nodes), so that for equal nodes reduce_scatter followed by all_gather equals all_reduce bit
+for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from emulator.collectives.levels import REDUCE, SPREAD, Blocks, deliver, parallel
+from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make_round
+
+_Column = tuple[IntArray, list[IntArray]]
+
+
+def all_reduce(group: Group, inner: str = "full_mesh", outer: str = "ring") -> Schedule:
+    """Reduce inside nodes, all_reduce between them, gather inside. The payload is cut in nodes x L
+    chunks.
+    """
+    _check_levels(inner, outer)
+    nodes = group.members()
+    count, local = len(nodes), min(len(m) for m in nodes)
+    slots = count * local
+    blocks = [
+        np.arange(b, slots, local, dtype=np.int32) for b in range(local)
+    ]  # chunk a L + b: owner b in node a
+
+    first, holders = [], []
+    for members in nodes:
+        rounds, holder = REDUCE[inner](members, blocks, slots)
+        first.append(rounds)
+        holders.append(members[holder])
+    between, back = [], []
+    for b in range(local):
+        column = np.array([holder[b] for holder in holders])
+        pieces = [blocks[b][a : a + 1] for a in range(count)]
+        rounds, holder = REDUCE[outer](column, pieces, slots)
+        between.append(rounds)
+        back.append(SPREAD[outer](column, pieces, holder, slots))
+    last = []
+    for members, holder in zip(nodes, holders, strict=True):
+        positions = np.searchsorted(members, holder)
+        last.append(SPREAD[inner](members, blocks, positions, slots))
+    stages = (first, between, back, last)
+    return _schedule(
+        "all_reduce", group, slots, [r for s in stages for r in parallel(s, slots)], inner, outer
+    )
+
+
+def reduce_scatter(group: Group, inner: str = "full_mesh", outer: str = "ring") -> Schedule:
+    """Reduce inside nodes, to the rank with the destination's place there, then between nodes."""
+    _check_levels(inner, outer)
+    nodes, n = group.members(), group.n
+    first = []
+    for members in nodes:
+        blocks = _blocks_inside(group, len(members))
+        rounds, holders = REDUCE[inner](members, blocks, n)
+        first.append([*rounds, *deliver(members, blocks, holders)])
+    between = []
+    for column, pieces in _columns(group):
+        rounds, holders = REDUCE[outer](column, pieces, n)
+        between.append([*rounds, *deliver(column, pieces, holders)])
+    rounds = [*parallel(first, n), *parallel(between, n)]
+    return _schedule("reduce_scatter", group, n, rounds, inner, outer)
+
+
+def all_gather(group: Group, inner: str = "full_mesh", outer: str = "ring") -> Schedule:
+    """Spread each block between nodes, to the rank with its owner's place, then inside them."""
+    _check_levels(inner, outer)
+    nodes, n = group.members(), group.n
+    between = [
+        SPREAD[outer](column, pieces, np.arange(len(column)), n)
+        for column, pieces in _columns(group)
+    ]
+    last = []
+    for members in nodes:
+        blocks = _blocks_inside(group, len(members))
+        last.append(SPREAD[inner](members, blocks, np.arange(len(members)), n))
+    rounds = [*parallel(between, n), *parallel(last, n)]
+    return _schedule("all_gather", group, n, rounds, inner, outer)
+
+
+def all_to_all(group: Group) -> Schedule:
+    """Two steps: inside the node to the rank with the destination's place, then straight to the
+    destination's node.
+    """
+    n = group.n
+    nodes = group.members()
+    place = _places(group)
+    node_of = np.asarray(group.nodes)
+    sizes = np.array([len(m) for m in nodes])
+    table = np.full((len(nodes), sizes.max()), -1, dtype=np.int32)
+    for g, members in enumerate(nodes):
+        table[g, : len(members)] = members
+    src, dst = (a.reshape(-1) for a in np.meshgrid(np.arange(n), np.arange(n), indexing="ij"))
+    middle = table[node_of[src], place[dst] % sizes[node_of[src]]]
+    # Scratch: one slot for each (place of the source in the node, destination).
+    scratch = 2 * n + place[src] * n + dst
+    inside = node_of[src] == node_of[dst]
+    one = make_round(
+        src, np.where(inside, dst, middle), dst, np.where(inside, n + src, scratch), reduce=False
+    )
+    out = ~inside
+    two = make_round(middle[out], dst[out], scratch[out], n + src[out], reduce=False)
+    slots = 2 * n + int(sizes.max()) * n
+    rounds = [one, two] if out.any() else [one]
+    return Schedule(
+        op="all_to_all", algorithm="hierarchical", ranks=n, slots=slots, rounds=tuple(rounds)
+    )
+
+
+def _places(group: Group) -> IntArray:
+    """Each rank's place among the ranks of its node."""
+    places = np.empty(group.n, dtype=np.int32)
+    for members in group.members():
+        places[members] = np.arange(len(members))
+    return places
+
+
+def _blocks_inside(group: Group, size: int) -> Blocks:
+    """Which destination blocks each place of a node with `size` ranks gathers."""
+    place = _places(group) % size
+    return [np.flatnonzero(place == j).astype(np.int32) for j in range(size)]
+
+
+def _columns(group: Group) -> list[_Column]:
+    """Sets of ranks, one in each node, that exchange between nodes, and the blocks that each node's
+    rank owns.
+    """
+    nodes, place = group.members(), _places(group)
+    node_of = np.asarray(group.nodes)
+    columns: dict[tuple[int, ...], list[list[int]]] = {}
+    for rank in range(group.n):
+        column = tuple(int(m[place[rank] % len(m)]) for m in nodes)
+        columns.setdefault(column, [[] for _ in nodes])[node_of[rank]].append(rank)
+    return [
+        (np.array(column), [np.array(p, dtype=np.int32) for p in pieces])
+        for column, pieces in columns.items()
+    ]
+
+
+def _check_levels(inner: str, outer: str) -> None:
+    for name, value in (("inner", inner), ("outer", outer)):
+        if value not in REDUCE:
+            raise ValueError(
+                f"hierarchical: {name} must be one of {', '.join(REDUCE)}; got {value!r}"
+            )
+
+
+def _schedule(
+    op: str, group: Group, slots: int, rounds: Sequence[Round], inner: str, outer: str
+) -> Schedule:
+    name = (
+        "hierarchical"
+        if (inner, outer) == ("full_mesh", "ring")
+        else f"hierarchical({inner}, {outer})"
+    )
+    return Schedule(op=op, algorithm=name, ranks=group.n, slots=slots, rounds=tuple(rounds))

@@ -1,0 +1,202 @@
+"""From a Schedule to the additions that its results need, arranged in rows for vectorised
+execution.
+
+Only distinct results are kept: a ring over n ranks adds the payload n - 1 times in total, not once
+on every rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from emulator.collectives.schedule import IntArray, Schedule
+from emulator.collectives.symbolic import EMPTY, Expressions, trace
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """`levels` successive rows of additions of one kind: register out <- left + right, [levels,
+    width] each.
+
+    An operand array holds leaf numbers (rank * slots + slot) where `*_leaf`, register numbers
+    otherwise. `in_place`: right and out are all registers 0, 1, 2, ... in order, in every level.
+    """
+
+    left: IntArray
+    right: IntArray
+    out: IntArray
+    left_leaf: bool
+    right_leaf: bool
+    in_place: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """The runs, how many registers they use, and where each result is (leaf number, or -1 -
+    register).
+
+    `start`: leaves that the registers hold at first, if every register begins as a sum of two
+    leaves; then the first level adds in place like those after it, and one loop does them all.
+    """
+
+    runs: tuple[Run, ...]
+    registers: int
+    start: IntArray | None
+    results: IntArray
+
+
+@functools.lru_cache(maxsize=256)
+def plan(schedule: Schedule) -> Plan:
+    """The plan of an all_reduce (results: one per slot) or reduce_scatter (one per rank).
+
+    Raises:
+        ValueError: the ranks of an all_reduce end with different expressions, so no single value
+        describes them. NotImplementedError: another operation.
+    """
+    if schedule.op not in ("all_reduce", "reduce_scatter"):
+        raise NotImplementedError(
+            f"executing {schedule.op} on arrays is not modelled; it only moves data"
+        )
+    expressions = trace(schedule)
+    results = _results(schedule, expressions)
+    left, right = _operands(expressions)
+    leaves = expressions.leaves
+    needed = _needed(expressions, results)
+    level = _levels(expressions, needed)
+    uses = np.bincount(left[needed], minlength=expressions.count)
+    uses += np.bincount(right[needed], minlength=expressions.count)
+    np.add.at(uses, results, 2)  # a result keeps its register
+
+    register = np.full(expressions.count, -1)
+    registers = 0
+    rows: list[tuple[IntArray, IntArray, IntArray, bool, bool]] = []
+    for depth in range(1, int(level.max(initial=0)) + 1):
+        for nodes in _alike(np.flatnonzero(level == depth), left, right, leaves):
+            registers = _assign(nodes, left, right, uses, register, registers)
+            nodes = nodes[np.argsort(register[nodes])]
+            a, b = left[nodes], right[nodes]
+            if a[0] >= leaves > b[0]:  # addition commutes; leaves on the left make more rows alike
+                a, b = b, a
+            a_leaf, b_leaf = bool(a[0] < leaves), bool(b[0] < leaves)
+            rows.append(
+                (
+                    a if a_leaf else register[a],
+                    b if b_leaf else register[b],
+                    register[nodes],
+                    a_leaf,
+                    b_leaf,
+                )
+            )
+    places = np.where(results < leaves, results, -1 - register[results])
+    start = None
+    if rows and rows[0][3] and rows[0][4] and np.array_equal(rows[0][2], np.arange(registers)):
+        start = rows[0][1]
+        rows[0] = (rows[0][0], rows[0][2], rows[0][2], True, False)
+    return Plan(tuple(_runs(rows, registers)), registers, start, places)
+
+
+def _results(schedule: Schedule, expressions: Expressions) -> IntArray:
+    final = expressions.final
+    if schedule.op == "reduce_scatter":
+        rank = np.arange(schedule.ranks)
+        results = final[rank, rank]
+    else:
+        results = final[0]
+        differs = np.argwhere(final != results)
+        if len(differs):
+            rank, slot = differs[0]
+            raise ValueError(
+                f"all_reduce by {schedule.algorithm!r} leaves rank {rank} with another order of "
+                "additions in chunk "
+                f"{slot} than rank 0; the ranks would end with different bits, which is not "
+                "modelled"
+            )
+    if (results == EMPTY).any():
+        raise ValueError(f"{schedule.op} by {schedule.algorithm!r} leaves a result empty")
+    return results
+
+
+def _operands(expressions: Expressions) -> tuple[IntArray, IntArray]:
+    """Left and right operand of every expression number; leaves have themselves."""
+    left = np.arange(expressions.count)
+    right = left.copy()
+    for batch in expressions.batches:
+        made = slice(batch.first, batch.first + len(batch.left))
+        left[made], right[made] = batch.left, batch.right
+    return left, right
+
+
+def _needed(expressions: Expressions, results: IntArray) -> IntArray:
+    """The additions that the results depend on, ascending."""
+    marked = np.zeros(expressions.count, dtype=bool)
+    marked[results] = True
+    for batch in reversed(expressions.batches):
+        here = marked[batch.first : batch.first + len(batch.left)]
+        marked[batch.left[here]] = True
+        marked[batch.right[here]] = True
+    marked[: expressions.leaves] = False
+    return np.flatnonzero(marked)
+
+
+def _levels(expressions: Expressions, needed: IntArray) -> IntArray:
+    """The longest chain of additions below each needed expression; 0 for leaves and what is not
+    needed.
+    """
+    level = np.zeros(expressions.count, dtype=np.int32)
+    keep = np.zeros(expressions.count, dtype=bool)
+    keep[needed] = True
+    for batch in expressions.batches:
+        here = np.flatnonzero(keep[batch.first : batch.first + len(batch.left)])
+        level[batch.first + here] = 1 + np.maximum(
+            level[batch.left[here]], level[batch.right[here]]
+        )
+    return level
+
+
+def _alike(nodes: IntArray, left: IntArray, right: IntArray, leaves: int) -> list[IntArray]:
+    """The additions of one level split by whether each operand is a leaf."""
+    kind = 2 * (left[nodes] < leaves) + (right[nodes] < leaves)
+    return [nodes[kind == k] for k in range(4) if (kind == k).any()]
+
+
+def _assign(
+    nodes: IntArray,
+    left: IntArray,
+    right: IntArray,
+    uses: IntArray,
+    register: IntArray,
+    registers: int,
+) -> int:
+    """Gives each addition a register: that of an operand which nothing else needs, or a new one."""
+    for operand in (right[nodes], left[nodes]):
+        free = (register[nodes] < 0) & (register[operand] >= 0) & (uses[operand] == 1)
+        register[nodes[free]] = register[operand[free]]
+    new = nodes[register[nodes] < 0]
+    register[new] = registers + np.arange(len(new))
+    return registers + len(new)
+
+
+def _runs(rows: list[tuple[IntArray, IntArray, IntArray, bool, bool]], registers: int) -> list[Run]:
+    """Joins successive rows of the same width and kind."""
+    everything = np.arange(registers)
+    runs: list[Run] = []
+    key: tuple[object, ...] | None = None
+    group: list[tuple[IntArray, IntArray, IntArray, bool, bool]] = []
+
+    def close() -> None:
+        if group:
+            a, b, out = (np.stack([row[i] for row in group]) for i in range(3))
+            runs.append(Run(a, b, out, group[0][3], group[0][4], bool(key and key[-1])))
+
+    for row in rows:
+        a, b, out, a_leaf, b_leaf = row
+        in_place = not b_leaf and np.array_equal(out, everything) and np.array_equal(b, everything)
+        if (row_key := (len(a), a_leaf, b_leaf, in_place)) != key:
+            close()
+            key, group = row_key, []
+        group.append(row)
+    close()
+    return runs

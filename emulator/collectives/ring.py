@@ -1,0 +1,87 @@
+"""Ring: neighbours only, n - 1 steps for each half; every port carries the least possible bytes.
+
+Chunk c starts at rank c and visits c+1, c+2, ..., so its result is ((x[c] + x[c+1]) + x[c+2]) + ...
+with indices modulo n, rounded at each addition. A reduce_scatter adds in the same order and hands
+block r to rank r in one more step, so that reduce_scatter followed by all_gather equals all_reduce
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from emulator.collectives.levels import deliver, reduce_ring, spread_ring
+from emulator.collectives.schedule import Group, Round, Schedule, join_rounds, make_round
+
+
+def all_reduce(group: Group) -> Schedule:
+    """2 (n - 1) steps of one n-th of the payload."""
+    members, blocks = _flat(group)
+    reduced, holders = reduce_ring(members, blocks, group.n)
+    rounds = [*reduced, *spread_ring(members, blocks, holders, group.n)]
+    return Schedule(
+        op="all_reduce", algorithm="ring", ranks=group.n, slots=group.n, rounds=tuple(rounds)
+    )
+
+
+def reduce_scatter(group: Group) -> Schedule:
+    """n steps of one block."""
+    members, blocks = _flat(group)
+    reduced, holders = reduce_ring(members, blocks, group.n)
+    rounds = [*reduced, *deliver(members, blocks, holders)]
+    return Schedule(
+        op="reduce_scatter", algorithm="ring", ranks=group.n, slots=group.n, rounds=tuple(rounds)
+    )
+
+
+def all_gather(group: Group) -> Schedule:
+    """n - 1 steps of one block."""
+    members, blocks = _flat(group)
+    rounds = spread_ring(members, blocks, members, group.n)
+    return Schedule(
+        op="all_gather", algorithm="ring", ranks=group.n, slots=group.n, rounds=tuple(rounds)
+    )
+
+
+def all_to_all(group: Group) -> Schedule:
+    """n - 1 steps in which every block is handed on until it arrives: n (n - 1) / 2 block hops for
+    each rank.
+
+    Scratch slot 2n + k holds the block that has k hops to go from its source, so what travels on is
+    one run of slots.
+    """
+    n = group.n
+    return Schedule(
+        op="all_to_all", algorithm="ring", ranks=n, slots=3 * n, rounds=tuple(all_to_all_rounds(n))
+    )
+
+
+def all_to_all_rounds(n: int) -> list[Round]:
+    """The rounds of the ring all_to_all over ranks 0 .. n-1 with 3n slots."""
+    rank = np.arange(n, dtype=np.int32)
+    source, hops = (a.reshape(-1) for a in np.meshgrid(rank, rank, indexing="ij"))
+    rounds = [
+        make_round(
+            source,
+            source,
+            (source + hops) % n,
+            np.where(hops == 0, n + source, 2 * n + hops),
+            reduce=False,
+        )
+    ]
+    after = (rank + 1) % n
+    for step in range(n - 1):
+        arriving = make_round(rank, after, 2 * n + step + 1, n + (rank - step) % n, reduce=False)
+        going_on = n - 2 - step
+        if going_on:
+            onward = make_round(
+                rank, after, 2 * n + step + 2, 2 * n + step + 2, reduce=False, width=going_on
+            )
+            arriving = join_rounds([arriving, onward])
+        rounds.append(arriving)
+    return rounds
+
+
+def _flat(group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
+    members = np.arange(group.n, dtype=np.int32)
+    return members, [np.array([r], dtype=np.int32) for r in range(group.n)]

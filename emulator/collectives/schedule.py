@@ -1,0 +1,243 @@
+"""`Schedule`: one collective algorithm as steps of (source, destination, slot, reduce or copy).
+
+Every rank has `slots` numbered places, each holding one equal piece of the payload. In a step all
+transfers read the state from before the step. A copy overwrites its destination slot; a reduction
+replaces it by `destination + incoming`, and several reductions into one slot are added in the order
+in which they are listed.
+
+What the slots mean, by operation (n ranks; a *block* is a rank's part of the whole):
+
+| op | before | after |
+|---|---|---|
+| all_reduce | slot c of every rank: piece c of its buffer | slot c of every rank: the sum |
+| reduce_scatter | slot d: the block for rank d | slot r of rank r: the sum |
+| all_gather | slot r of rank r: its block | slot s of every rank: the block of s |
+| all_to_all | slot d: the block for rank d | slot n + s: the block from rank s |
+| broadcast | slot c of the root | slot c of every rank |
+| reduce | slot c: piece c | slot c of the root: the sum |
+| scatter | slot d of the root: the block for d | slot r of rank r |
+| gather | slot r of rank r: its block | slot s of the root |
+| permute | slot 0: the message | slot 1 of each destination |
+
+Slots beyond these are scratch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+OPS = (
+    "all_reduce",
+    "reduce_scatter",
+    "all_gather",
+    "all_to_all",
+    "broadcast",
+    "reduce",
+    "scatter",
+    "gather",
+    "permute",
+)
+REDUCING_OPS = ("all_reduce", "reduce_scatter", "reduce")
+
+IntArray = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """The ranks of a collective: the node of each, numbered in order of first appearance."""
+
+    nodes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        seen: dict[int, int] = {}
+        renumbered = tuple(seen.setdefault(node, len(seen)) for node in self.nodes)
+        if not renumbered:
+            raise ValueError("Group.nodes is empty; a collective needs at least one rank")
+        object.__setattr__(self, "nodes", renumbered)
+
+    @property
+    def n(self) -> int:
+        """Number of ranks."""
+        return len(self.nodes)
+
+    def members(self) -> list[IntArray]:
+        """The ranks of each node, ascending."""
+        nodes = np.asarray(self.nodes)
+        return [np.flatnonzero(nodes == g) for g in range(nodes.max() + 1)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Round:
+    """One step, or `repeat` alike ones: at each repetition slot s becomes slot `turn[s]`.
+
+    Arrays run over the transfers: `width` consecutive slots from `src_slot` of rank `src` go to
+    `dst_slot` of rank `dst`; `reduce` says whether they are added there. A transfer to oneself is a
+    local copy.
+    """
+
+    src: IntArray
+    dst: IntArray
+    src_slot: IntArray
+    dst_slot: IntArray
+    width: IntArray
+    reduce: IntArray
+    repeat: int = 1
+    turn: IntArray | None = None
+
+    def __post_init__(self) -> None:
+        for array in (self.src, self.dst, self.src_slot, self.dst_slot, self.width, self.reduce):
+            array.flags.writeable = False
+
+    def steps(self) -> Iterator[Round]:
+        """The repetitions, each as a plain round."""
+        src_slot, dst_slot = self.src_slot, self.dst_slot
+        for _ in range(self.repeat):
+            yield Round(self.src, self.dst, src_slot, dst_slot, self.width, self.reduce)
+            if self.turn is not None:
+                src_slot, dst_slot = self.turn[src_slot], self.turn[dst_slot]
+
+
+def make_round(
+    src: Sequence[int] | IntArray,
+    dst: Sequence[int] | IntArray,
+    src_slot: Sequence[int] | IntArray | int,
+    dst_slot: Sequence[int] | IntArray | int,
+    *,
+    reduce: bool | Sequence[bool] | IntArray,
+    width: int | Sequence[int] | IntArray = 1,
+    repeat: int = 1,
+    turn: IntArray | None = None,
+) -> Round:
+    """A Round from sequences or scalars that broadcast against `src`."""
+    src_array = np.array(src, dtype=np.int32).reshape(-1)
+
+    def like_src(values: object, dtype: type) -> IntArray:
+        return np.array(np.broadcast_to(np.asarray(values, dtype=dtype), src_array.shape))
+
+    return Round(
+        src_array,
+        like_src(dst, np.int32),
+        like_src(src_slot, np.int32),
+        like_src(dst_slot, np.int32),
+        like_src(width, np.int32),
+        like_src(reduce, np.bool_),
+        repeat,
+        turn,
+    )
+
+
+def join_rounds(parts: Sequence[Round], repeat: int = 1, turn: IntArray | None = None) -> Round:
+    """One round with the transfers of all `parts`, in their order."""
+
+    def joined(name: str) -> IntArray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return Round(
+        joined("src"),
+        joined("dst"),
+        joined("src_slot"),
+        joined("dst_slot"),
+        joined("width"),
+        joined("reduce"),
+        repeat,
+        turn,
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Schedule:
+    """One collective algorithm for `ranks` participants.
+
+    `root` matters for broadcast, reduce, scatter and gather, `pairs` (source, destination) for
+    permute.
+    """
+
+    op: str
+    algorithm: str
+    ranks: int
+    slots: int
+    rounds: tuple[Round, ...]
+    root: int = 0
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.op not in OPS:
+            raise ValueError(f"Schedule.op must be one of {', '.join(OPS)}; got {self.op!r}")
+        if self.ranks < 1 or self.slots < min_slots(self.op, self.ranks):
+            raise ValueError(
+                f"Schedule of {self.op} over {self.ranks} ranks needs at least 1 rank and "
+                f"{min_slots(self.op, self.ranks)} slots; got {self.slots} slots"
+            )
+        if not 0 <= self.root < self.ranks:
+            raise ValueError(f"Schedule.root {self.root} is outside its {self.ranks} ranks")
+        step = 0
+        for part in self.rounds:
+            self._check_round(part, step)
+            step += part.repeat
+
+    def _check_round(self, part: Round, step: int) -> None:
+        arrays = (part.src, part.dst, part.src_slot, part.dst_slot, part.width, part.reduce)
+        if len({a.shape for a in arrays}) != 1 or part.src.ndim != 1:
+            raise ValueError(
+                f"step {step} of {self.algorithm!r}: the arrays of a Round must have one length"
+            )
+        if part.repeat < 1:
+            raise ValueError(
+                f"step {step} of {self.algorithm!r}: repeat must be at least 1; got {part.repeat}"
+            )
+        if not part.src.size:
+            return
+        for name, array in (("src", part.src), ("dst", part.dst)):
+            if array.min() < 0 or array.max() >= self.ranks:
+                raise ValueError(
+                    f"step {step} of {self.algorithm!r}: {name} must be a rank "
+                    f"0..{self.ranks - 1}; "
+                    f"got {array.min()}..{array.max()}"
+                )
+        if part.width.min() < 1:
+            raise ValueError(f"step {step} of {self.algorithm!r}: width must be at least 1")
+        for name, array in (("src_slot", part.src_slot), ("dst_slot", part.dst_slot)):
+            if array.min() < 0 or (array + part.width).max() > self.slots:
+                raise ValueError(
+                    f"step {step} of {self.algorithm!r}: {name} must stay within "
+                    f"0..{self.slots - 1}; "
+                    f"got {array.min()}..{(array + part.width).max() - 1}"
+                )
+        if part.turn is not None:
+            if part.width.max() > 1:
+                raise ValueError(
+                    f"step {step} of {self.algorithm!r}: a Round with a turn must have width 1"
+                )
+            if not np.array_equal(np.sort(part.turn), np.arange(self.slots)):
+                raise ValueError(
+                    f"step {step} of {self.algorithm!r}: turn must be a permutation of the slots"
+                )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps, repetitions counted."""
+        return sum(part.repeat for part in self.rounds)
+
+    def steps(self) -> Iterator[Round]:
+        """All steps in order, each as a plain round."""
+        for part in self.rounds:
+            yield from part.steps()
+
+    @property
+    def pieces(self) -> int:
+        """Into how many slots the payload of one rank (in the sense of nccl-tests' size) is cut."""
+        if self.op in ("all_reduce", "broadcast", "reduce"):
+            return self.slots
+        return 1 if self.op == "permute" else self.ranks
+
+
+def min_slots(op: str, ranks: int) -> int:
+    """The fewest slots that an operation's meaning needs."""
+    if op in ("all_reduce", "broadcast", "reduce"):
+        return 1
+    if op == "permute":
+        return 2
+    return 2 * ranks if op == "all_to_all" else ranks

@@ -1,0 +1,476 @@
+"""Collectives: correctness is executed, on symbols and on data; the bits are those of the plain
+loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from emulator.collectives import (
+    ALGORITHMS,
+    OPS,
+    Group,
+    Round,
+    Schedule,
+    build,
+    check,
+    execute,
+    group_of,
+    hierarchical,
+    make_round,
+)
+from emulator.collectives.symbolic import EMPTY, initial_slots
+from emulator.machines import cloudmatrix384
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+ROOTED = ("broadcast", "reduce", "scatter", "gather")
+CASES = [(op, name) for op in OPS for name in ALGORITHMS[op]]
+
+groups = st.lists(st.integers(0, 4), min_size=1, max_size=17).map(lambda nodes: Group(tuple(nodes)))
+
+
+def nodes_of(n: int, per_node: int) -> Group:
+    return Group(tuple(r // per_node for r in range(n)))
+
+
+def words(dtype: np.dtype) -> np.dtype:
+    return np.dtype(f"uint{8 * dtype.itemsize}")
+
+
+def same_bits(a: object, b: object) -> bool:
+    """Equal bit patterns, any NaN equal to any NaN."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.dtype.kind in "iub":
+        return bool((a == b).all())
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        nan = np.isnan(a) & np.isnan(b)
+    return bool((nan | (a.view(words(a.dtype)) == b.view(words(b.dtype)))).all())
+
+
+def floats(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype, kind: str
+) -> np.ndarray:
+    """Ordinary values, any bit patterns (NaN, Inf), or subnormals and their neighbours."""
+    if kind == "ordinary":
+        values = rng.standard_normal(shape) * rng.choice([1.0, 0.0, 1e-3, 100.0], shape)
+        return values.astype(dtype)
+    size = 8 * dtype.itemsize
+    bits = rng.integers(0, 2**size, shape, dtype=np.uint64)
+    if kind == "tiny":
+        kept = {"bfloat16": 0x83FF, "float16": 0x8FFF, "float32": 0x83FFFFFF}[dtype.name]
+        bits &= np.uint64(kept)
+    return bits.astype(words(dtype)).view(dtype)
+
+
+def positive_zeros(x: np.ndarray) -> np.ndarray:
+    bits = x.view(words(x.dtype))
+    return np.where((bits << 1) == 0, np.zeros_like(bits), bits).view(x.dtype)
+
+
+def ring_loop(x: np.ndarray, add: Callable = np.add) -> np.ndarray:
+    """The definition of ring all_reduce in plain NumPy: x [n, count] -> [count]."""
+    n, count = x.shape
+    size = -(-count // n)
+    y = np.empty(count, x.dtype)
+    for c in range(n):
+        part = slice(c * size, (c + 1) * size)
+        total = x[c, part]
+        for k in range(1, n):
+            with np.errstate(all="ignore"):
+                total = add(total, x[(c + k) % n, part])
+        y[part] = total
+    return y
+
+
+# --- correctness on symbols ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("op", "name"), CASES)
+@given(group=groups, data=st.data())
+@settings(max_examples=25)
+def test_schedules_deliver_everything_once(
+    op: str, name: str, group: Group, data: st.DataObject
+) -> None:
+    root = data.draw(st.integers(0, group.n - 1)) if op in ROOTED else 0
+    pairs: tuple[tuple[int, int], ...] = ()
+    if op == "permute":
+        targets = data.draw(st.permutations(range(group.n)))
+        keep = data.draw(st.lists(st.booleans(), min_size=group.n, max_size=group.n))
+        pairs = tuple((s, d) for s, d in enumerate(targets) if keep[s])
+    check(build(op, name, group, root=root, pairs=pairs))
+
+
+@pytest.mark.parametrize("op", ["all_reduce", "reduce_scatter", "all_gather"])
+@pytest.mark.parametrize("inner", ["ring", "full_mesh"])
+@pytest.mark.parametrize("outer", ["ring", "full_mesh"])
+@given(group=groups)
+@settings(max_examples=20)
+def test_any_two_levels_compose(op: str, inner: str, outer: str, group: Group) -> None:
+    check(getattr(hierarchical, op)(group, inner=inner, outer=outer))
+
+
+@pytest.mark.parametrize("n", [47, 48, 97])
+@pytest.mark.parametrize(("op", "name"), [c for c in CASES if c[0] not in (*ROOTED, "permute")])
+def test_schedules_at_size(op: str, name: str, n: int) -> None:
+    check(build(op, name, nodes_of(n, 8)))
+
+
+@pytest.mark.parametrize("n", [384, 768])
+def test_ring_at_pod_size(n: int) -> None:
+    schedule = build("all_reduce", "ring", nodes_of(n, 8))
+    assert schedule.num_steps == 2 * (n - 1)
+    assert (
+        sum(part.src.nbytes for part in schedule.rounds) < 10_000
+    )  # repeated steps are not stored
+    check(schedule)
+
+
+def test_step_counts() -> None:
+    group = nodes_of(24, 8)
+    steps = {(op, name): build(op, name, group).num_steps for op, name in CASES[:12]}
+    assert steps["all_reduce", "ring"] == 2 * 23
+    assert steps["all_reduce", "full_mesh"] == 2
+    assert steps["all_reduce", "hierarchical"] == 1 + 2 * 2 + 1
+    assert steps["reduce_scatter", "ring"] == 24  # 23 additions' hops and the delivery
+    assert steps["all_gather", "ring"] == 23
+    assert steps["all_to_all", "full_mesh"] == 1
+    assert steps["all_to_all", "hierarchical"] == 2
+
+
+# --- wrong schedules are caught -----------------------------------------------------------------
+
+
+def changed(schedule: Schedule, step: int, change: Callable[[Round], Round]) -> Schedule:
+    """The schedule with one of its (unrolled) steps changed."""
+    steps = list(schedule.steps())
+    steps[step] = change(steps[step])
+    return dataclasses.replace(schedule, rounds=tuple(steps))
+
+
+def without(step: Round, at: int) -> Round:
+    kept = np.arange(len(step.src)) != at
+    return Round(
+        *(getattr(step, f)[kept] for f in ("src", "dst", "src_slot", "dst_slot", "width", "reduce"))
+    )
+
+
+@pytest.mark.parametrize(("op", "name"), [c for c in CASES if c[0] != "permute"])
+def test_a_dropped_transfer_is_caught(op: str, name: str) -> None:
+    schedule = build(op, name, nodes_of(5, 3))
+    for number, step in enumerate(schedule.steps()):
+        for at in range(len(step.src)):
+            with pytest.raises(ValueError, match=f"{op} by '{name}'"):
+                check(changed(schedule, number, lambda s, at=at: without(s, at)))
+
+
+@pytest.mark.parametrize("name", ["ring", "full_mesh", "hierarchical"])
+def test_a_wrong_slot_reduction_or_order_is_caught(name: str) -> None:
+    schedule = build("all_reduce", name, nodes_of(6, 3))
+    slots = schedule.slots
+
+    def wrong_slot(step: Round) -> Round:
+        return dataclasses.replace(step, src_slot=(step.src_slot + 1) % slots)
+
+    def flipped(step: Round) -> Round:
+        return dataclasses.replace(step, reduce=~step.reduce)
+
+    for change in (wrong_slot, flipped):
+        with pytest.raises(ValueError):
+            check(changed(schedule, 0, change))
+    steps = list(schedule.steps())
+    steps[0], steps[-1] = steps[-1], steps[0]
+    with pytest.raises(ValueError):
+        check(dataclasses.replace(schedule, rounds=tuple(steps)))
+
+
+def test_errors_name_rank_and_step() -> None:
+    gather = build("all_gather", "ring", nodes_of(4, 4))
+    with pytest.raises(ValueError, match=r"step 1: rank \d sends from a slot that holds nothing"):
+        check(changed(gather, 0, lambda s: without(s, 2)))
+    reduce = build("all_reduce", "full_mesh", nodes_of(4, 4))
+    with pytest.raises(ValueError, match=r"rank 0 should end with the sum of chunk 0, but .*\[1\]"):
+        check(changed(reduce, 0, lambda s: without(s, int(np.argmax((s.src == 1) & (s.dst == 0))))))
+    twice = dataclasses.replace(reduce, rounds=(reduce.rounds[0], *reduce.rounds))
+    with pytest.raises(
+        ValueError, match="step 1: rank 0 adds a contribution to chunk 0 a second time"
+    ):
+        check(twice)
+    clash = make_round([1, 2], [0, 0], 0, 0, reduce=False)
+    with pytest.raises(ValueError, match="step 0: a slot of rank 0 is written twice"):
+        check(dataclasses.replace(reduce, rounds=(clash,)))
+    with pytest.raises(ValueError, match="dst must be a rank 0..3; got 4..4"):
+        dataclasses.replace(reduce, rounds=(make_round([1], [4], 0, 0, reduce=False),))
+    with pytest.raises(ValueError, match=r"src_slot must stay within 0..3; got 4..4"):
+        dataclasses.replace(reduce, rounds=(make_round([1], [0], 4, 0, reduce=False),))
+
+
+# --- names, groups, users' algorithms -----------------------------------------------------------
+
+
+def test_groups_are_numbered_by_first_appearance() -> None:
+    machine = cloudmatrix384()
+    assert group_of([80, 81, 3], machine) == group_of([0, 7, 9], machine) == Group((0, 0, 1))
+    assert group_of([0], machine).n == 1
+    a = build("all_reduce", "ring", group_of(range(8), machine))
+    assert a is build("all_reduce", "ring", group_of(range(16, 24), machine))
+
+
+def binary_tree(group: Group) -> Schedule:
+    """A user's all_reduce: pairs, pairs of pairs, ... and back."""
+    up, distance = [], 1
+    while distance < group.n:
+        low = np.arange(0, group.n - distance, 2 * distance)
+        up.append(make_round(low + distance, low, 0, 0, reduce=True))
+        distance *= 2
+    down = [make_round(r.dst, r.src, 0, 0, reduce=False) for r in reversed(up)]
+    return Schedule(
+        op="all_reduce", algorithm="tree", ranks=group.n, slots=1, rounds=tuple(up + down)
+    )
+
+
+def lossy_tree(group: Group) -> Schedule:
+    tree = binary_tree(group)
+    return dataclasses.replace(tree, rounds=tree.rounds[1:])
+
+
+def test_users_algorithms_are_checked_and_executed() -> None:
+    group = nodes_of(11, 4)
+    schedule = build("all_reduce", binary_tree, group)
+    x = floats(np.random.default_rng(0), (11, 2, 7), BF16, "ordinary")
+    expected = execute.run(schedule, x[:, None])[:, 0]
+    assert all(same_bits(expected[0], row) for row in expected)
+    assert same_bits(execute.all_reduce(jnp.asarray(x), schedule), expected[0])
+    with pytest.raises(ValueError, match="all_reduce by 'tree'"):
+        build("all_reduce", lossy_tree, group)
+    with pytest.raises(ValueError, match="algorithm binary_tree returned"):
+        build("reduce_scatter", binary_tree, group)
+    with pytest.raises(TypeError, match="must return a Schedule; got int"):
+        build("all_reduce", lambda g: 3, group)
+
+
+def test_unknown_names_are_listed() -> None:
+    group = nodes_of(4, 4)
+    with pytest.raises(
+        ValueError, match="unknown collective operation 'allreduce'; known: all_reduce"
+    ):
+        build("allreduce", "ring", group)
+    with pytest.raises(ValueError, match="unknown algorithm 'tree' for all_reduce; known: ring"):
+        build("all_reduce", "tree", group)
+    with pytest.raises(ValueError, match="root 4 is outside the group's ranks 0..3"):
+        build("broadcast", "direct", group, root=4)
+    with pytest.raises(ValueError, match="a destination occurs more than once"):
+        build("permute", "direct", group, pairs=((0, 1), (2, 1)))
+    with pytest.raises(ValueError, match="source 7 is outside"):
+        build("permute", "direct", group, pairs=((7, 1),))
+    with pytest.raises(ValueError, match="inner must be one of ring, full_mesh; got 'star'"):
+        hierarchical.all_reduce(group, inner="star")
+
+
+# --- bits ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "bits", "tiny"])
+@pytest.mark.parametrize("dtype", [BF16, np.dtype("float32"), np.dtype("float16")], ids=str)
+@pytest.mark.parametrize(("n", "count"), [(2, 1), (7, 61), (48, 100)])
+def test_ring_equals_the_plain_loop(dtype: np.dtype, kind: str, n: int, count: int) -> None:
+    x = floats(np.random.default_rng(n), (n, count), dtype, kind)
+    schedule = build("all_reduce", "ring", nodes_of(n, 8))
+    y = execute.all_reduce(jnp.asarray(x)[:, None], schedule)
+    assert same_bits(np.asarray(y)[0], ring_loop(x))
+
+
+def test_the_bit_tests_can_tell_orders_apart() -> None:
+    """Ring, full mesh and the reversed ring differ on ordinary data, so equality above means
+    something.
+    """
+    x = floats(np.random.default_rng(3), (7, 210), BF16, "ordinary")
+    ring = ring_loop(x)
+    assert not same_bits(ring, ring_loop(x[::-1]))
+    mesh = execute.all_reduce(
+        jnp.asarray(x)[:, None], build("all_reduce", "full_mesh", nodes_of(7, 8))
+    )
+    assert not same_bits(ring, np.asarray(mesh)[0])
+    once = x.astype(np.float32).sum(0).astype(BF16)
+    assert not same_bits(ring, once)
+
+
+def test_full_mesh_adds_in_rank_order_from_the_owner() -> None:
+    n, x = 5, floats(np.random.default_rng(4), (5, 1, 5), BF16, "ordinary")
+    y = execute.all_reduce(jnp.asarray(x), build("all_reduce", "full_mesh", nodes_of(n, n)))
+    for c in range(n):
+        total = x[c, 0, c]
+        for r in range(n):
+            total = total if r == c else total + x[r, 0, c]
+        assert same_bits(np.asarray(y)[0, c], total)
+
+
+def test_replicated_values_are_added_not_multiplied() -> None:
+    x = jnp.full((48, 1, 48), 1.0078125, jnp.bfloat16)
+    y = execute.all_reduce(x, build("all_reduce", "ring", nodes_of(48, 8)))
+    assert float(y[0, 0]) == 48.25  # 48 x would be 48.375, which rounds to 48.5
+
+
+@pytest.mark.parametrize("op", ["sum", "max", "min"])
+@pytest.mark.parametrize("name", ["ring", "full_mesh", "hierarchical"])
+@given(
+    n=st.integers(1, 13),
+    per_node=st.integers(1, 5),
+    batch=st.integers(1, 3),
+    count=st.integers(1, 30),
+    parts=st.integers(1, 3),
+    dtype=st.sampled_from([BF16, np.dtype("float32"), np.dtype("float16"), np.dtype("int32")]),
+    kind=st.sampled_from(["ordinary", "bits", "tiny"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(n=12, per_node=4, batch=2, count=25, parts=2, dtype=BF16, kind="tiny", seed=0)
+@example(n=7, per_node=7, batch=1, count=3, parts=2, dtype=np.dtype("float32"), kind="bits", seed=1)
+@settings(max_examples=6)
+def test_plan_equals_the_step_by_step_run(
+    op: str,
+    name: str,
+    n: int,
+    per_node: int,
+    batch: int,
+    count: int,
+    parts: int,
+    dtype: np.dtype,
+    kind: str,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    group = nodes_of(n, per_node)
+    if dtype.kind == "i":
+        x, blocks = (
+            rng.integers(-(2**31), 2**31, s).astype(dtype)
+            for s in ((n, batch, count), (n, n, batch, count))
+        )
+    else:
+        x, blocks = (floats(rng, s, dtype, kind) for s in ((n, batch, count), (n, n, batch, count)))
+    if op != "sum" and dtype.kind != "i":  # np.maximum leaves the sign of a zero open
+        x, blocks = (positive_zeros(v) for v in (x, blocks))
+
+    schedule = build("all_reduce", name, group)
+    y = execute.all_reduce(jnp.asarray(x), schedule, op=op, parts=parts)
+    size = -(-count // parts)
+    for at in range(0, count, size):
+        piece = x[..., at : at + size]
+        width = -(-piece.shape[-1] // schedule.slots)
+        padded = np.zeros((n, batch, schedule.slots * width), dtype)
+        padded[..., : piece.shape[-1]] = piece
+        state = execute.run(
+            schedule, np.moveaxis(padded.reshape(n, batch, schedule.slots, width), 2, 1), op
+        )
+        assert all(same_bits(state[0], state[r]) for r in range(n))
+        expected = np.moveaxis(state[0], 0, 1).reshape(batch, -1)[:, : piece.shape[-1]]
+        assert same_bits(np.asarray(y)[:, at : at + size], expected)
+
+    schedule = build("reduce_scatter", name, group)
+    y = execute.reduce_scatter(jnp.asarray(blocks), schedule, op=op, parts=parts)
+    state = execute.run(schedule, blocks, op)
+    assert same_bits(y, state[np.arange(n), np.arange(n)])
+
+
+@pytest.mark.parametrize("name", ["ring", "full_mesh", "hierarchical"])
+def test_all_reduce_is_reduce_scatter_then_all_gather(name: str) -> None:
+    n, per, count = 12, 4, 5
+    x = floats(np.random.default_rng(5), (n, n * count), BF16, "ordinary")
+    group = nodes_of(n, per)
+    whole = execute.all_reduce(jnp.asarray(x)[:, None], build("all_reduce", name, group))
+    parts = execute.reduce_scatter(
+        jnp.asarray(x).reshape(n, n, 1, count), build("reduce_scatter", name, group)
+    )
+    assert same_bits(np.asarray(whole)[0], np.asarray(parts).reshape(-1))
+
+
+@pytest.mark.parametrize(
+    ("op", "name"), [c for c in CASES if c[0] not in ("all_reduce", "reduce_scatter", "reduce")]
+)
+def test_movement_runs_on_data(op: str, name: str) -> None:
+    """Gathers and exchanges deliver what their operation means, on data as on symbols."""
+    n = 6
+    pairs = ((0, 3), (3, 0), (5, 1)) if op == "permute" else ()
+    schedule = build(op, name, nodes_of(n, 4), root=2 if op in ROOTED else 0, pairs=pairs)
+    x = np.arange(n * schedule.slots).reshape(n, schedule.slots)
+    filled = initial_slots(schedule) != EMPTY
+    state = execute.run(schedule, np.where(filled, x, -1))
+    rank = np.arange(n)
+    if op == "all_gather":
+        assert (state[:, :n] == x[rank, rank]).all()
+    elif op == "all_to_all":
+        assert (state[:, n : 2 * n] == x[:, :n].T).all()
+    elif op == "broadcast":
+        assert (state == x[2]).all()
+    elif op == "scatter":
+        assert (state[rank, rank] == x[2, :n]).all()
+    elif op == "gather":
+        assert (state[2, :n] == x[rank, rank]).all()
+    else:
+        assert [int(state[d, 1]) for _, d in pairs] == [int(x[s, 0]) for s, _ in pairs]
+
+
+def test_signed_zeros_nan_and_infinity() -> None:
+    n = 3
+    x = np.array([[-0.0, 0.0, np.inf, np.nan], [-0.0, -0.0, -np.inf, 1.0], [-0.0, -0.0, 1.0, 2.0]])
+    for dtype in (BF16, np.dtype("float32"), np.dtype("float16")):
+        data = jnp.asarray(x.astype(dtype))[:, None]
+        schedule = build("all_reduce", "full_mesh", nodes_of(n, n))
+        total = np.asarray(execute.all_reduce(data, schedule)[0]).astype(np.float32)
+        assert np.signbit(total[0]) and not np.signbit(total[1])
+        assert np.isnan(total[2:]).all()
+        top = np.asarray(execute.all_reduce(data, schedule, op="max")[0]).astype(np.float32)
+        low = np.asarray(execute.all_reduce(data, schedule, op="min")[0]).astype(np.float32)
+        assert not np.signbit(top[1]) and np.signbit(low[1])
+        assert top[2] == np.inf and low[2] == -np.inf and np.isnan(top[3]) and np.isnan(low[3])
+
+
+def test_one_rank_and_nothing_to_do() -> None:
+    x = jnp.ones((1, 2, 3), jnp.bfloat16)
+    assert (execute.all_reduce(x, build("all_reduce", "ring", Group((0,)))) == x[0]).all()
+    empty = execute.all_reduce(jnp.ones((4, 2, 0)), build("all_reduce", "ring", Group((0,) * 4)))
+    assert empty.shape == (2, 0)
+
+
+def test_under_jit_and_vmap() -> None:
+    x = floats(np.random.default_rng(6), (2, 5, 1, 13), BF16, "tiny")
+    schedule = build("all_reduce", "ring", nodes_of(5, 5))
+
+    def reduce(v: jax.Array) -> jax.Array:
+        return execute.all_reduce(v, schedule)
+
+    for result in (jax.jit(jax.vmap(reduce))(x), jax.vmap(reduce)(jnp.asarray(x))):
+        for i in range(2):
+            assert same_bits(np.asarray(result)[i, 0], ring_loop(x[i, :, 0]))
+
+
+def test_executor_errors() -> None:
+    ring = build("all_reduce", "ring", nodes_of(4, 4))
+    with pytest.raises(
+        ValueError, match=r"expects x\[ranks, batch, count\] with 4 ranks, got shape"
+    ):
+        execute.all_reduce(jnp.ones((3, 1, 2)), ring)
+    with pytest.raises(
+        ValueError, match="expects a Schedule of reduce_scatter, got one of all_reduce"
+    ):
+        execute.reduce_scatter(jnp.ones((4, 4, 1, 2)), ring)
+    with pytest.raises(ValueError, match="op must be one of sum, max, min; got 'mean'"):
+        execute.all_reduce(jnp.ones((4, 1, 2)), ring, op="mean")
+    with pytest.raises(NotImplementedError, match="sum of float8_e5m2"):
+        execute.all_reduce(jnp.ones((4, 1, 2), jnp.float8_e5m2), ring)
+    swap = make_round([0, 1], [1, 0], 0, 0, reduce=True)
+    both = Schedule(op="all_reduce", algorithm="both", ranks=2, slots=1, rounds=(swap,))
+    check(both)  # right sums, but each rank adds in its own order
+    with pytest.raises(
+        ValueError, match="leaves rank 1 with another order of additions in chunk 0"
+    ):
+        execute.all_reduce(jnp.ones((2, 1, 2)), both)
