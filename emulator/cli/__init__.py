@@ -1,0 +1,37 @@
+"""The `cm384` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from emulator.cli import info, run, times
+
+app = typer.Typer(
+    name="cm384",
+    help="A virtual CloudMatrix 384: what a sharded JAX program computes there, and when.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("info")(info.info)
+app.command("run")(run.run)
+app.command("collectives")(times.collectives)
+app.command("matmul")(times.matmul)
+
+
+def main() -> None:
+    """Runs the command; a mistake in what was asked for becomes one message and exit status 2."""
+    try:
+        app()
+    except (ValueError, TypeError, NotImplementedError, OSError, NameError) as error:
+        # The rooms raise these for what a caller can put right, and JAX a NameError for an axis
+        # that the mesh does not have. Anything else is our own bug and keeps its traceback, as
+        # does everything under `python -X dev`.
+        unexpected = isinstance(error, NameError) and "axis name" not in str(error)
+        if sys.flags.dev_mode or unexpected:
+            raise
+        print(f"cm384: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,235 @@
+"""`cm384 run`: a program's values and its time on the machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from emulator.cli import choose
+from emulator.cli.show import binary, err, out
+from emulator.machines import Machine
+
+if TYPE_CHECKING:
+    from emulator.report import Estimate
+
+WORKLOADS = ("transformer", "matmul")
+
+# Beyond this, initial parameters and optimizer state are not for a host with two cores.
+LARGEST_STATE_BYTES = 4 * 2**30
+
+
+def run(
+    program: Annotated[
+        str, typer.Argument(help="transformer, matmul, or path/to/file.py:function.")
+    ],
+    machine: Annotated[str, typer.Option(help=choose.MACHINE_HELP)] = "cloudmatrix384",
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Time, memory and energy from shapes; no values.")
+    ] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write a trace for ui.perfetto.dev to this file.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="transformer: training steps.")] = 4,
+    size: Annotated[
+        str | None, typer.Option(help="transformer: tiny, small, 7b, 70b. matmul: rows.")
+    ] = None,
+    tp: Annotated[int, typer.Option(min=1, help="transformer: tensor-parallel devices.")] = 8,
+    dp: Annotated[
+        int | None, typer.Option(min=1, help="transformer: replicas (default: all devices).")
+    ] = None,
+) -> None:
+    """Run a program on the virtual machine and say what it computes and how long it takes there.
+
+    A program of your own is named as path/to/file.py:function. If the function takes arguments,
+    the file also defines function_args(machine), which returns them as a tuple; if it has a
+    parameter called mesh, the file defines function_mesh(machine), which returns
+    machine.mesh(...).
+    """
+    on = choose.machine(machine)
+    if trace is not None and not trace.parent.is_dir():
+        raise ValueError(f"--trace {trace}: there is no folder {trace.parent}")
+    if program == "transformer":
+        answer = _transformer(on, size or "tiny", steps, dp, tp, estimate)
+    elif program == "matmul":
+        answer = _matmul(on, size, estimate)
+    elif ":" in program:
+        answer = _own(on, program, estimate)
+    else:
+        raise ValueError(
+            f"unknown program {program!r}; known: {', '.join(WORKLOADS)}, "
+            f"or path/to/file.py:function"
+        )
+    out.print()
+    out.print(answer.table())
+    if trace is not None:
+        part = trace.with_name(trace.name + ".part")
+        answer.to_perfetto(part)
+        os.replace(part, trace)
+        out.print(f"trace written to {trace}; open it at https://ui.perfetto.dev")
+
+
+def _transformer(
+    on: Machine, size: str, steps: int, dp: int | None, tp: int, shapes_only: bool
+) -> Estimate:
+    import jax
+
+    import emulator as em
+    from emulator.workloads import transformer
+
+    if size not in transformer.SIZES:
+        raise ValueError(f"unknown size {size!r}; known: {', '.join(transformer.SIZES)}")
+    config = transformer.SIZES[size]
+    if tp > on.num_devices:
+        raise ValueError(f"--tp {tp}: {on.name} has {on.num_devices} devices")
+    dp = dp or on.num_devices // tp
+    mesh = on.mesh(dp=dp, tp=tp)
+    step = transformer.train_step(config, mesh)
+    tokens = dp * config.sequences * config.sequence
+    out.print(
+        f"[b]transformer {size}[/b]: {config.parameters:,} parameters, {config.layers} layers, "
+        f"{tokens:,} tokens a step, on dp={dp} x tp={tp} devices of {on.name}",
+        soft_wrap=True,
+    )
+    shapes = transformer.shapes(config, dp, tp)
+    if not shapes_only:
+        needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+        if needed > LARGEST_STATE_BYTES:
+            raise ValueError(
+                f"size {size}: parameters and optimizer state are {binary(needed)}, too much to "
+                f"compute values with on this host; add --estimate"
+            )
+        _train(on, config, step, dp, tp, steps)
+    with err.status("reading the program for its time"):
+        return em.estimate(step, *shapes, on=on)
+
+
+def _train(
+    on: Machine, config: Any, step: Callable[..., Any], dp: int, tp: int, steps: int
+) -> None:
+    """Trains twice from the same start, matmuls in the machine's arithmetic and in XLA's."""
+    import jax
+
+    import emulator as em
+    from emulator.workloads import transformer
+
+    with err.status("initial parameters"):
+        start = transformer.initial(config, dp, tp)
+        text = transformer.batches(config, dp)
+        tokens = next(text)
+    runs = {}
+    for label, arithmetic in ((on.arithmetic, None), ("native XLA", "native")):
+        emulated = jax.jit(em.emulate(step, on=on, arithmetic=arithmetic))
+        with err.status(f"compiling the step for {on.mesh(dp=dp, tp=tp).size} devices, {label}"):
+            began = time.perf_counter()
+            runs[label] = emulated.lower(*start, tokens).compile()
+            wall_s = time.perf_counter() - began
+        out.print(f"compiled with matmuls in {label} arithmetic in {wall_s:.1f} s on this host")
+    head = (
+        f"{'step':>4}  {'loss, ' + on.arithmetic:>20}  {'loss, native XLA':>18}  wall on this host"
+    )
+    out.print("\n" + head)
+    states = {label: start for label in runs}
+    for number in range(1, steps + 1):
+        losses, walls = [], []
+        for label, compiled in runs.items():
+            with err.status(f"step {number} of {steps}, {label}"):
+                began = time.perf_counter()
+                *state, loss = compiled(*states[label], tokens)
+                states[label] = tuple(state)
+                losses.append(float(loss))
+                walls.append(time.perf_counter() - began)
+        seconds = f"{walls[0]:.2f} s and {walls[1]:.2f} s"
+        out.print(f"{number:>4}  {losses[0]:>20.6f}  {losses[1]:>18.6f}  {seconds}")
+        tokens = next(text)
+
+
+def _matmul(on: Machine, size: str | None, shapes_only: bool) -> Estimate:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import emulator as em
+    import kernels
+    from emulator.workloads import matmul
+
+    x, y = matmul.grid(on.num_devices)
+    if size is not None and not size.isdecimal():
+        raise ValueError(f"--size {size!r}: the matmul's size is a number of rows")
+    rows = int(size) if size is not None else matmul.near(1536, x, y)
+    matmul.check(rows, x, y)
+    product = matmul.blocks(on.mesh(x=x, y=y))
+    out.print(
+        f"[b]matmul[/b]: ({rows} x {rows}) @ ({rows} x {rows}) in BF16, in {x} x {y} blocks on the "
+        f"{x * y} devices of {on.name}",
+        soft_wrap=True,
+    )
+    if not shapes_only:
+        a, b = matmul.operands(rows)
+
+        def tiles() -> Any:
+            per_device = em.pmap(
+                lambda a, b: matmul.tile(a, b, x, y),
+                axis_name="device",
+                on=on,
+                in_axes=(None, None),
+                axis_size=x * y,
+            )
+            return matmul.assemble(jax.jit(per_device)(a, b), x, y)
+
+        ways: dict[str, Callable[[], Any]] = {
+            "undivided": lambda: kernels.matmul(a, b, arithmetic=getattr(kernels, on.arithmetic)),
+            "shard_map": lambda: jax.jit(em.emulate(product, on=on))(a, b),
+            "pmap": tiles,
+        }
+        bits = {}
+        for name, way in ways.items():
+            with err.status(f"{name}, arithmetic {on.arithmetic}"):
+                began = time.perf_counter()
+                bits[name] = np.asarray(jax.block_until_ready(way())).view(np.uint32)
+                wall_s = time.perf_counter() - began
+            differing = int((bits[name] != bits["undivided"]).sum())
+            verdict = (
+                "" if name == "undivided" else f"  {differing} of {rows * rows:,} values differ"
+            )
+            out.print(f"  {name:<10} {wall_s:6.2f} s on this host{verdict}")
+            if differing:
+                raise RuntimeError(f"{name} does not give the bits of the undivided product")
+    shape = jax.ShapeDtypeStruct((rows, rows), jnp.bfloat16)
+    return em.estimate(product, shape, shape, on=on)
+
+
+def _own(on: Machine, target: str, shapes_only: bool) -> Estimate:
+    import jax
+
+    import emulator as em
+    from emulator.workloads.load import load
+
+    function, args = load(target, on)
+    if shapes_only:
+        return em.estimate(function, *args, on=on)
+    shapes = [x for x in jax.tree.leaves(args) if isinstance(x, jax.ShapeDtypeStruct)]
+    if shapes:
+        raise ValueError(
+            f"{target}: arguments contain {len(shapes)} shapes without values; "
+            f"return arrays, or add --estimate"
+        )
+    with err.status(f"running {target} on {on.name}"):
+        began = time.perf_counter()
+        answer = em.run(function, *args, on=on)
+        wall_s = time.perf_counter() - began
+    table = Table(title=f"values, computed in {wall_s:.2f} s on this host", title_justify="left")
+    for column in ("output", "dtype", "shape", "value"):
+        table.add_column(column)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(answer.value):
+        mean = "" if leaf.size == 1 else "mean "
+        value = mean + f"{float(leaf.mean()):.6g}" if leaf.size else "empty"
+        name = jax.tree_util.keystr(path) or "result"
+        table.add_row(name, str(leaf.dtype), str(leaf.shape), value)
+    out.print(table)
+    return answer

@@ -1,0 +1,208 @@
+"""The `cm384` command: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from emulator.cli import choose, main, show
+from emulator.machines import Machine
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cm384(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Answer]:
+    """Runs the command in this process, on a terminal of 160 columns."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*words: str) -> Answer:
+        monkeypatch.setattr("sys.argv", ["cm384", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+            raise SystemExit(0)
+        captured = capsys.readouterr()
+        code = end.value.code
+        return Answer(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run
+
+
+Command = Callable[..., Answer]
+
+
+def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> None:
+    answer = cm384("info", "--notes")
+    assert answer.code == 0
+    for words in (
+        "CloudMatrix 384", "GB200 NVL72", "arXiv 2506.12708", "documented", "measured", "inferred",
+        "assumed", "196 GB/s", "300 PFLOPS", "180 PFLOPS", "272 PFLOPS", "= 5.3 times", "TFLOPS/W",
+    ):  # fmt: skip
+        assert words in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "llama"], "unknown program 'llama'; known: transformer, matmul"),
+        (["run", "nowhere.py:step"], "no such file: nowhere.py"),
+        (["run", "program.py:steq"], "program.py has no function 'steq'"),
+        (["run", "program.py:shaped"], "arguments contain 1 shapes without values"),
+        (["run", "program.py:indivisible"], "evenly divisible"),
+        (["run", "program.py:unknown_axis"], "tq"),
+        (["run", "program.py:too_large"], "has 512 devices"),
+        (["run", "transformer", "--size", "huge"], "unknown size 'huge'; known: tiny"),
+        (["run", "transformer", "--size", "70b"], "add --estimate"),
+        (["run", "transformer", "--dp", "96"], "96 x tp=8 has 768 devices"),
+        (["run", "transformer", "--tp", "3"], "tp=3 does not divide heads=8"),
+        (["run", "transformer", "--tp", "400"], "--tp 400"),
+        (["run", "transformer", "--trace", "no/such/folder/t.json"], "there is no folder"),
+        (["run", "matmul", "--size", "100"], "positive multiple of 48, such as 96"),
+        (["run", "matmul", "--size", "big"], "number of rows"),
+        (["run", "matmul", "--machine", "tpu"], "unknown machine 'tpu'; known: cloudmatrix384"),
+        (["collectives", "all_reduse"], "all_reduce"),
+        (["collectives", "all_reduce", "--devices", "500"], "1 to 384 devices"),
+        (["collectives", "all_reduce", "--devices", "3,3"], "more than once"),
+        (["collectives", "all_reduce", "--devices", "a"], "write a count, or numbers and ranges"),
+        (["collectives", "all_reduce", "--min", "1X"], "not a size in bytes: '1X'"),
+        (["collectives", "all_reduce", "--min", "2K", "--max", "1K"], "at most --max 1K"),
+        (["matmul", "0", "16", "16"], "m"),
+        (["matmul", "16", "16", "16", "--dtype", "bf15"], "bf15"),
+    ],
+)
+def test_refusals_are_one_message(
+    words: list[str],
+    message: str,
+    cm384: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    monkeypatch.chdir(tmp_path)
+    answer = cm384(*words)
+    assert answer.code == 2
+    assert message in answer.err
+    assert answer.err.startswith("cm384: ") and "Traceback" not in answer.err
+
+
+PROGRAM = """
+import jax, jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+def mean(x, mesh):
+    def local(x):
+        return jax.lax.pmean(x.sum(), "d")
+    return jax.shard_map(local, mesh=mesh, in_specs=P("d"), out_specs=P())(x)
+
+def mean_mesh(machine): return machine.mesh(d=8)
+def mean_args(machine): return (jnp.arange(16, dtype=jnp.float32),)
+
+def shaped(x): return 2 * x
+def shaped_args(machine): return (jax.ShapeDtypeStruct((64, 64), jnp.float32),)
+
+indivisible, indivisible_mesh = mean, mean_mesh
+def indivisible_args(machine): return (jnp.arange(15, dtype=jnp.float32),)
+
+def unknown_axis(mesh):
+    def local(): return jax.lax.psum(1.0, "tq")
+    return jax.shard_map(local, mesh=mesh, in_specs=(), out_specs=P())()
+unknown_axis_mesh = mean_mesh
+
+too_large = mean
+def too_large_mesh(machine): return machine.mesh(d=512)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+def test_own_program(cm384: Command, program: Path) -> None:
+    answer = cm384("run", f"{program}:mean")
+    assert answer.code == 0, answer.err
+    assert "float32" in answer.out and " 15 " in answer.out  # 120 / 8
+    assert "all_reduce" in answer.out and "assum" in answer.out.lower()
+
+
+def test_own_program_from_shapes_with_trace(cm384: Command, program: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "shaped.json"
+    answer = cm384("run", f"{program}:shaped", "--estimate", "--trace", str(trace))
+    assert answer.code == 0, answer.err
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".part") == []
+
+
+def test_the_readmes_program(cm384: Command, tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    section = readme.split("### A program of your own")[1]
+    (tmp_path / "model.py").write_text(section.split("```python\n")[1].split("```")[0])
+    answer = cm384("run", f"{tmp_path}/model.py:step")
+    assert answer.code == 0, answer.err
+    assert "bfloat16" in answer.out and "(96, 32)" in answer.out
+
+
+def test_transformer_and_its_trace(cm384: Command, tmp_path: Path) -> None:
+    trace = tmp_path / "step.json"
+    answer = cm384(
+        "run", "transformer", "--steps", "2", "--dp", "2", "--tp", "2", "--trace", str(trace)
+    )
+    assert answer.code == 0, answer.err
+    lines = answer.out.splitlines()
+    heading = next(i for i, line in enumerate(lines) if line.startswith("step"))
+    (_, first, native, *_), (_, second, *_) = (line.split() for line in lines[heading + 1 :][:2])
+    assert 4 < float(first) < 6 and float(second) < float(first)
+    assert float(first) == pytest.approx(float(native), rel=1e-3)
+    assert json.loads(trace.read_text())["traceEvents"]
+
+
+def test_70b_is_answered_from_shapes_in_seconds(cm384: Command) -> None:
+    began = time.perf_counter()
+    answer = cm384("run", "transformer", "--size", "70b", "--estimate")
+    assert answer.code == 0, answer.err
+    assert "70,5" in answer.out and "reduce_scatter" in answer.out
+    assert time.perf_counter() - began < 60  # not a measurement: it must not compute values
+
+
+def test_matmul_program_on_the_other_machine(cm384: Command) -> None:
+    answer = cm384("run", "matmul", "--size", "72", "--machine", "gb200_nvl72")
+    assert answer.code == 0, answer.err
+    assert answer.out.count("0 of 5,184 values differ") == 2
+
+
+def test_collectives_table(cm384: Command) -> None:
+    answer = cm384("collectives", "all_reduce", "--min", "1M", "--max", "4M", "--devices", "16")
+    assert answer.code == 0, answer.err
+    assert "1 MiB" in answer.out and "4 MiB" in answer.out and "busbw" in answer.out
+
+
+def test_matmul_time(cm384: Command) -> None:
+    answer = cm384("matmul", "4096", "4096", "4096")
+    assert answer.code == 0, answer.err
+    assert "limited by" in answer.out and "FLOP/s" in answer.out
+
+
+def test_device_lists(cloud: Machine) -> None:
+    assert choose.devices(None, cloud) == tuple(range(384))
+    assert choose.devices("3", cloud) == (0, 1, 2)
+    assert choose.devices("0,8,16-18", cloud) == (0, 8, 16, 17, 18)
+
+
+def test_sizes_and_units() -> None:
+    assert [choose.byte_count(t) for t in ("7", "1K", "2MiB", "1g")] == [7, 1024, 2**21, 2**30]
+    assert show.scaled(1.96e11, "B/s") == "196 GB/s"
+    assert show.binary(3 * 2**20) == "3 MiB"
+    assert show.seconds(4.2e-6) == "4.2 us"
