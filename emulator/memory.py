@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from emulator.machines import Machine
+from emulator.units import capacity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,11 +91,11 @@ class MemoryUse:
     @property
     def message(self) -> str:
         """One line: how much is used, or, in the words people know, that it does not fit."""
-        used, room = format_bytes(self.peak_bytes), format_bytes(self.capacity_bytes)
+        used, room = capacity(self.peak_bytes), capacity(self.capacity_bytes)
         if self.fits:
             share = self.peak_bytes / self.capacity_bytes
             return f"{used} of {room} per device ({share:.1%})"
-        over = format_bytes(self.peak_bytes - self.capacity_bytes)
+        over = capacity(self.peak_bytes - self.capacity_bytes)
         return (
             f"RESOURCE_EXHAUSTED: Out of memory: the program needs {used} of {room} per device "
             f"at {self.at}. Exceeded capacity by {over}."
@@ -155,14 +156,6 @@ def _taken_over(
             free.remove(fit)
             taken.append(fit)
     return taken
-
-
-def format_bytes(count: int) -> str:
-    """Bytes in GiB, MiB, KiB."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(count) >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count} bytes"
 
 
 def communicator_bytes(on: Machine) -> int:

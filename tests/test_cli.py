@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from emulator.cli import choose, main, show
+from emulator import units
+from emulator.cli import choose, main
 from emulator.machines import Machine
 
 
@@ -186,7 +187,7 @@ def test_matmul_program_on_the_other_machine(cm384: Command) -> None:
 def test_collectives_table(cm384: Command) -> None:
     answer = cm384("collectives", "all_reduce", "--min", "1M", "--max", "4M", "--devices", "16")
     assert answer.code == 0, answer.err
-    assert "1 MiB" in answer.out and "4 MiB" in answer.out and "busbw" in answer.out
+    assert "1.00 MiB" in answer.out and "4.00 MiB" in answer.out and "busbw" in answer.out
 
 
 def test_matmul_time(cm384: Command) -> None:
@@ -203,6 +204,8 @@ def test_device_lists(cloud: Machine) -> None:
 
 def test_sizes_and_units() -> None:
     assert [choose.byte_count(t) for t in ("7", "1K", "2MiB", "1g")] == [7, 1024, 2**21, 2**30]
-    assert show.scaled(1.96e11, "B/s") == "196 GB/s"
-    assert show.binary(3 * 2**20) == "3 MiB"
-    assert show.seconds(4.2e-6) == "4.2 us"
+    assert units.quantity(1.96e11, "B/s") == "196 GB/s"
+    assert units.capacity(3 * 2**20) == "3.00 MiB"
+    assert units.seconds(4.2e-6) == "4.20 us"
+    assert units.fact((1.5e-6, 2e-3), "s") == "1.5 us to 2 ms"
+    assert units.fact((("a", 8.0e-12), ("b", 353.9e12)), "J/B") == "a 8e-12 J/B\nb 353.9 TJ/B"

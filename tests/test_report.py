@@ -17,7 +17,7 @@ from rich.console import Console
 from emulator.machines import cloudmatrix384
 from emulator.report import Estimate, estimate
 from emulator.report.html import _lanes
-from emulator.report.units import count, quantity, seconds
+from emulator.units import count, quantity, seconds
 
 POD = cloudmatrix384()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from emulator.cli.show import out, scaled, seconds
+from emulator import units
+from emulator.cli.show import out
 from emulator.machines import Fact, Machine, cloudmatrix384, gb200_nvl72
 
 
@@ -43,19 +44,7 @@ def _cell(fact: Fact | None, sources: dict[str, int]) -> str:
     if fact is None:
         return "-"
     number = sources.setdefault(fact.source, len(sources) + 1)
-    return f"{_value(fact.value, fact.unit)}  [dim]{fact.evidence} \\[{number}][/dim]"
-
-
-def _value(value: Any, unit: str) -> str:
-    if isinstance(value, tuple):
-        if all(isinstance(item, tuple) for item in value):  # a table: name -> value
-            return "\n".join(f"{name} {_value(entry, unit)}" for name, entry in value)
-        return " to ".join(_value(item, unit) for item in value)
-    if isinstance(value, str):
-        return value
-    if unit == "s":
-        return seconds(value) if value else "0 s"
-    return scaled(value, unit) if unit else f"{value:,}"
+    return f"{units.fact(fact.value, fact.unit)}  [dim]{fact.evidence} \\[{number}][/dim]"
 
 
 def _headlines(cloud: Machine, rack: Machine) -> None:

@@ -12,8 +12,9 @@ import typer
 from rich.table import Table
 
 from emulator.cli import choose
-from emulator.cli.show import binary, err, out
+from emulator.cli.show import err, out
 from emulator.machines import Machine
+from emulator.units import capacity
 
 if TYPE_CHECKING:
     from emulator.report import Estimate
@@ -101,7 +102,7 @@ def _transformer(
         needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
         if needed > LARGEST_STATE_BYTES:
             raise ValueError(
-                f"size {size}: parameters and optimizer state are {binary(needed)}, too much to "
+                f"size {size}: parameters and optimizer state are {capacity(needed)}, too much to "
                 f"compute values with on this host; add --estimate"
             )
         _train(on, config, step, dp, tp, steps)

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from emulator.chip import matmul_time
 from emulator.cli import choose
-from emulator.cli.show import binary, out, scaled, seconds
+from emulator.cli.show import out
 from emulator.fabric import collective
+from emulator.units import capacity, quantity, seconds
 
 
 def collectives(
@@ -45,7 +46,7 @@ def collectives(
     while size <= high:
         answer = collective(op, size, on=on, devices=group, algorithm=algorithm, dtype=dtype)
         table.add_row(
-            binary(size),
+            capacity(size),
             answer.algorithm,
             seconds(answer.time_s),
             f"{answer.algbw / 1e9:.2f}",
@@ -71,7 +72,7 @@ def matmul(
     out.print(f"({m} x {k}) @ ({k} x {n}) in {dtype} on one {on.device_kind} of {on.name}")
     table = Table(show_header=False, box=None)
     table.add_row("time", seconds(answer.time_s))
-    table.add_row("rate", scaled(answer.flops_per_s, "FLOP/s"))
+    table.add_row("rate", quantity(answer.flops_per_s, "FLOP/s"))
     table.add_row("of the matrix unit's peak", f"{100 * answer.utilization:.1f} %")
     table.add_row("bound", seconds(answer.bound_s))
     table.add_row("limited by", answer.limited_by)

@@ -174,9 +174,9 @@ def _reduce_dims(value: Folded, dims: list[int], kind: str) -> Folded:
     """A reduction over local dims, in the order of every other local sum."""
     if kind == "sum" and jnp.issubdtype(jnp.result_type(value.array), jnp.floating):
         return reduce_tree(value, dims, "reduce_sum")
-    reduce = {"sum": jnp.sum, "max": jnp.max, "min": jnp.min}[kind]
+    reductions: dict[str, Callable[..., Array]] = {"sum": jnp.sum, "max": jnp.max, "min": jnp.min}
     at = tuple(len(value.axes) + d for d in dims)
-    return Folded(reduce(value.array, axis=at).astype(value.array.dtype), value.axes)
+    return Folded(reductions[kind](value.array, axis=at).astype(value.array.dtype), value.axes)
 
 
 def _reduce_scatter(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:

@@ -10,10 +10,10 @@ from typing import Any
 
 import jinja2
 
-from emulator.memory import format_bytes
 from emulator.report.result import Estimate
-from emulator.report.units import count, fact_value, interval, quantity, seconds
 from emulator.timeline import Loop, Span
+from emulator.units import capacity, count, interval, quantity, seconds
+from emulator.units import fact as units_fact
 
 TOP = 25
 MAX_LANES = 12
@@ -41,7 +41,7 @@ def page(estimate: Estimate) -> str:
     template = resources.files("emulator.report").joinpath("page.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(
-        seconds=seconds, bytes=format_bytes, quantity=quantity, count=count, fact_value=fact_value
+        seconds=seconds, bytes=capacity, quantity=quantity, count=count, fact=units_fact
     )
     return environment.from_string(template).render(
         e=estimate,

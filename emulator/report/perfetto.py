@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from emulator.report.result import Estimate
-from emulator.report.units import quantity, seconds
 from emulator.timeline import CollectiveOp, Loop, Op, Span
+from emulator.units import quantity, seconds
 
 MAX_TRACKS = 64
 

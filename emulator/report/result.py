@@ -167,7 +167,7 @@ class Estimate:
         return str(self.table())
 
     def __repr__(self) -> str:
-        from emulator.report.units import seconds
+        from emulator.units import seconds
 
         return (
             f"{type(self).__name__}({self.name} on {len(self.devices)} devices of "

@@ -9,10 +9,10 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from emulator.memory import format_bytes
 from emulator.report.result import Estimate
-from emulator.report.units import count, fact_value, interval, quantity, seconds
 from emulator.timeline import CollectiveOp, each
+from emulator.units import capacity, count, interval, quantity, seconds
+from emulator.units import fact as units_fact
 
 TOP = 12
 
@@ -160,12 +160,12 @@ def _memory(e: Estimate) -> Table:
     )
     for buffer in m.alive[:TOP]:
         shape = f"{buffer.dtype}[{','.join(map(str, buffer.shape))}]"
-        table.add_row(buffer.name, shape, format_bytes(buffer.bytes))
+        table.add_row(buffer.name, shape, capacity(buffer.bytes))
     rest = m.alive[TOP:]
     if rest:
-        table.add_row(f"{len(rest)} smaller ones", "", format_bytes(sum(b.bytes for b in rest)))
+        table.add_row(f"{len(rest)} smaller ones", "", capacity(sum(b.bytes for b in rest)))
     if m.communication_bytes:
-        table.add_row("collective library's buffers", "", format_bytes(m.communication_bytes))
+        table.add_row("collective library's buffers", "", capacity(m.communication_bytes))
     return table
 
 
@@ -191,7 +191,7 @@ def _evidence(e: Estimate) -> Table:
         ("source", False),
     )
     for fact in e.evidence():
-        table.add_row(fact.name, fact_value(fact), fact.evidence, fact.source)
+        table.add_row(fact.name, units_fact(fact.value, fact.unit), fact.evidence, fact.source)
     return table
 
 

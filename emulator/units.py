@@ -1,0 +1,66 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_DECIMAL = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+_SECONDS = (("", 1.0), ("m", 1e-3), ("u", 1e-6), ("n", 1e-9))
+
+
+def seconds(value: float) -> str:
+    """Seconds with a prefix: "12.3 ms"."""
+    for prefix, scale in _SECONDS:
+        if abs(value) >= scale:
+            return f"{_three(value / scale)} {prefix}s"
+    return f"{_three(value / 1e-9)} ns" if value else "0 s"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number with a decimal prefix: "353.9 TFLOP", "1.2 GB"."""
+    for prefix, scale in _DECIMAL:
+        if abs(value) >= scale:
+            return f"{_three(value / scale)} {prefix}{unit}"
+    return f"{_three(value)} {unit}"
+
+
+def interval(low: float, high: float, unit: str) -> str:
+    return f"{quantity(low, unit)} to {quantity(high, unit)}"
+
+
+def fact(value: Any, unit: str) -> str:
+    """A machine's number to four digits: "353.9 TFLOP/s", "156 W to 187 W"; tables by lines."""
+    if isinstance(value, tuple):
+        if all(isinstance(item, tuple) for item in value):  # name -> value
+            return "\n".join(f"{name} {fact(entry, unit)}" for name, entry in value)
+        return " to ".join(fact(item, unit) for item in value)
+    if isinstance(value, str):
+        return value
+    if unit == "B":
+        return capacity(value)
+    if not unit:
+        return f"{value:,}"
+    scales = _SECONDS if unit == "s" else _DECIMAL
+    for prefix, scale in scales:
+        if abs(value) >= scale:
+            return f"{value / scale:.4g} {prefix}{unit}"
+    return f"{value:.4g} {unit}"
+
+
+def capacity(nbytes: float) -> str:
+    """Bytes with a binary prefix, as capacities and buffers are counted: "64.00 GiB"."""
+    for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(nbytes) >= scale:
+            return f"{nbytes / scale:.2f} {unit}"
+    return f"{nbytes} bytes"
+
+
+def count(value: float) -> str:
+    """How often: whole if it is."""
+    return f"{value:.0f}" if abs(value - round(value)) < 1e-9 else f"{value:.2f}"
+
+
+def _three(value: float) -> str:
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
