@@ -1,0 +1,131 @@
+"""Exact sums, one output element at a time: the path that takes every input.
+
+The terms of a step are FP64 numbers (a product of two FP32 numbers is one, without rounding).
+Error-free additions
+are repeated until nothing moves: then the last term is the rounded sum, and the one before it tells
+    on which side of it the true sum lies. That is enough to round to FP32 once.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from kernels import floats
+from kernels.arithmetic import Arithmetic
+
+
+def dots(rows: Array, columns: Array, c: Array, arithmetic: Arithmetic) -> Array:
+    """FP32 words of `n` output elements. All arguments are FP32 words (uint32).
+
+    Args:
+        rows, columns: `[steps, products, n]`, the operands of each element.
+        c: `[n]`, the initial accumulators.
+        arithmetic: one whose sums are exact.
+    """
+
+    def step(c: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
+        x, y = operands
+        return _step(x, y, c, arithmetic), None
+
+    with jax.enable_x64(True):
+        c, _ = lax.scan(step, c, (rows, columns))
+    return c
+
+
+def _step(x: Array, y: Array, c: Array, arithmetic: Arithmetic) -> Array:
+    addend = floats.flush_subnormals(c) if arithmetic.subnormal_inputs == "flush" else c
+    products = floats.to_float64(x) * floats.to_float64(y)
+    if arithmetic.addend == "fused":
+        return finish(jnp.concatenate([products, floats.to_float64(addend)[None]]), arithmetic)
+    return late(addend, finish(products, arithmetic), arithmetic)
+
+
+def finish(terms: Array, arithmetic: Arithmetic) -> Array:
+    """The FP32 words of the exact sums of `terms[t, n]` (FP64), specials included."""
+    # FP64 has range to spare: a plain sum is infinite or NaN only because of the operands, and
+    # it is -0 only if all terms are.
+    plain = lax.reduce(terms, np.float64(-0.0), lax.add, (0,))
+    special = ~jnp.isfinite(plain)
+    terms = jnp.where(special, 0.0, terms)
+    total, rest = _distil(terms)
+    word = round_to_float32(_round_to_odd(total, rest), arithmetic.rounding, arithmetic.overflow)
+    if arithmetic.subnormal_results == "flush":
+        word = floats.flush_subnormals(word)
+    minus = lax.bitcast_convert_type(plain, jnp.int64) < 0
+    if arithmetic.zero == "positive":
+        word = jnp.where((word & floats.MAGNITUDE) == 0, jnp.uint32(0), word)
+    else:
+        word = jnp.where((total == 0) & minus, floats.SIGN, word)
+    infinity = jnp.where(minus, floats.SIGN | floats.INF, floats.INF)
+    word = jnp.where(special, infinity, word)
+    return jnp.where(jnp.isnan(plain), jnp.uint32(arithmetic.nan), word)
+
+
+def late(c: Array, total: Array, arithmetic: Arithmetic) -> Array:
+    """C plus the rounded sum of a step's products, for units that add C afterwards (FP32 words)."""
+    word = floats.add_bits(c, total)
+    magnitude = word & floats.MAGNITUDE
+    if arithmetic.subnormal_results == "flush":
+        word = floats.flush_subnormals(word)
+    if arithmetic.overflow == "saturate":
+        finite = jnp.maximum(c & floats.MAGNITUDE, total & floats.MAGNITUDE) < floats.INF
+        word = jnp.where(finite & (magnitude == floats.INF), word - 1, word)
+    return jnp.where(magnitude > floats.INF, jnp.uint32(arithmetic.nan), word)
+
+
+def _two_sum(x: Array, y: Array) -> tuple[Array, Array]:
+    """`x + y` rounded, and what the rounding lost (Knuth)."""
+    total = x + y
+    part = total - x
+    return total, (x - (total - part)) + (y - part)
+
+
+def _distil(terms: Array) -> tuple[Array, Array]:
+    """The sum of FP64 `terms[t, n]` rounded to FP64, and the leading part of what that lost.
+
+    At most t - 1 passes are needed (Bohlender 1977). When a pass changes nothing, each term is at
+    most half an ulp of the one after it and zeros come first, so the sign of all that was lost is
+    the sign of the second last term.
+    """
+
+    if len(terms) == 1:
+        return terms[0], jnp.zeros_like(terms[0])
+
+    def sweep(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        terms, _ = state
+        top, rest = lax.scan(lambda s, t: _two_sum(s, t), terms[0], terms[1:])
+        swept = jnp.concatenate([rest, top[None]])
+        return swept, jnp.any(swept != terms)
+
+    terms, _ = lax.while_loop(lambda state: state[1], sweep, (terms, jnp.bool_(True)))
+    return terms[-1], terms[-2]
+
+
+def _round_to_odd(total: Array, rest: Array) -> Array:
+    """`total + rest` to 53 bits, the last of them set if anything was lost: a later rounding sees
+    no false tie.
+    """
+    bits = lax.bitcast_convert_type(total, jnp.int64)
+    toward_zero = (bits < 0) != (rest < 0)
+    even = (bits & 1) == 0
+    moved = jnp.where(toward_zero, bits - 1, bits + 1)
+    return lax.bitcast_convert_type(jnp.where((rest != 0) & even, moved, bits), jnp.float64)
+
+
+def round_to_float32(x: Array, rounding: str, overflow: str) -> Array:
+    """FP64 to FP32 words with gradual underflow; a zero keeps its sign."""
+    bits = lax.bitcast_convert_type(x, jnp.int64)
+    magnitude = bits & 0x7FFFFFFFFFFFFFFF
+    exponent = (magnitude >> 52) - 1023
+    significand = (magnitude & ((1 << 52) - 1)) | (1 << 52)
+    shift = jnp.clip(29 - 126 - exponent, 29, 60)
+    kept = significand >> shift
+    if rounding == "nearest_even":
+        kept = (significand + (jnp.int64(1) << (shift - 1)) - 1 + (kept & 1)) >> shift  # RNE
+    word = kept + (jnp.maximum(exponent + 126, 0) << 23)
+    largest = floats.INF if overflow == "inf" else floats.INF - 1
+    word = jnp.where(word >= floats.INF, largest, word)
+    word = jnp.where(magnitude == 0, 0, word)
+    return (word.astype(jnp.uint32)) | ((bits < 0).astype(jnp.uint32) << 31)

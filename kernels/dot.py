@@ -1,0 +1,89 @@
+"""`lax.dot_general` with a chosen unit's arithmetic."""
+
+import math
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from kernels import fixpipe, floats
+from kernels.arithmetic import FP32_FMA_CHAIN, Arithmetic
+from kernels.matmul import mode_for, multiply
+
+DimensionNumbers = tuple[
+    tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]
+]
+
+
+def dot_general(
+    lhs: Array,
+    rhs: Array,
+    dimension_numbers: DimensionNumbers,
+    *,
+    arithmetic: Arithmetic,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> Array:
+    """`lax.dot_general` whose BF16, FP16 and FP32 products run on the matrix unit.
+
+    Several contracting dimensions flatten in the order of `dimension_numbers`, the first slowest.
+    Operands of two different float types, or an FP32 one, run in FP32 mode. The FP32 accumulator is
+    rounded once, to nearest even, to `preferred_element_type` or else the promoted operand type.
+    A unit that cuts FP32 operands (TF32) is passed over for FP32 fused multiply-adds in ascending
+    order when `precision` is `HIGHEST`; other precisions change nothing.
+
+    Integer dots are exact in any order and, like FP64 and complex ones, which no unit here takes,
+    are left to XLA.
+
+    Raises:
+        NotImplementedError: float8 operands, or a `precision` that names an algorithm.
+    """
+    lhs_type, rhs_type = lhs.dtype, rhs.dtype
+    for dtype in (lhs_type, rhs_type):
+        if dtype.name.startswith(("float8", "float4", "float6")):
+            raise NotImplementedError(f"dot_general: {dtype.name} operands are not modelled")
+    if not {lhs_type.name, rhs_type.name} & set(floats.FLOAT_DTYPES) or (
+        {lhs_type.name, rhs_type.name} - set(floats.FLOAT_DTYPES)
+    ):
+        return lax.dot_general(
+            lhs,
+            rhs,
+            dimension_numbers,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+        )
+    if lhs_type != rhs_type:
+        lhs, rhs = floats.to_float32(lhs), floats.to_float32(rhs)
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
+    lhs_free = [d for d in range(lhs.ndim) if d not in lhs_contract and d not in lhs_batch]
+    rhs_free = [d for d in range(rhs.ndim) if d not in rhs_contract and d not in rhs_batch]
+    batch_shape = [lhs.shape[d] for d in lhs_batch]
+    lhs_shape = [lhs.shape[d] for d in lhs_free]
+    rhs_shape = [rhs.shape[d] for d in rhs_free]
+    batch, m, n = math.prod(batch_shape), math.prod(lhs_shape), math.prod(rhs_shape)
+    k = math.prod(lhs.shape[d] for d in lhs_contract)
+    a = lhs.transpose(*lhs_batch, *lhs_free, *lhs_contract).reshape(batch, m, k)
+    b = rhs.transpose(*rhs_batch, *rhs_contract, *rhs_free).reshape(batch, k, n)
+    out = multiply(a, b, None, _mode(a, b, precision, arithmetic))
+    out_type = preferred_element_type or jnp.promote_types(lhs_type, rhs_type)
+    return _convert(out, out_type).reshape(*batch_shape, *lhs_shape, *rhs_shape)
+
+
+def _mode(a: Array, b: Array, precision: lax.PrecisionLike, arithmetic: Arithmetic) -> Arithmetic:
+    """The unit's mode; FP32 at full precision, where it would cut operands, is an FMA chain."""
+    names = precision if isinstance(precision, tuple) else (precision,)
+    try:
+        levels = {lax.Precision(name) for name in names if name is not None}
+    except ValueError as error:
+        raise NotImplementedError(f"dot_general: precision {precision} is not modelled") from error
+    mode = mode_for(a.dtype, b.dtype, arithmetic)
+    if mode.operand_fraction_bits is not None and lax.Precision.HIGHEST in levels:
+        return FP32_FMA_CHAIN
+    return mode
+
+
+def _convert(x: Array, dtype: DTypeLike) -> Array:
+    if jnp.dtype(dtype).name in floats.FLOAT_DTYPES:
+        return fixpipe.round_to(x, dtype)
+    return x.astype(dtype)

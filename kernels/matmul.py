@@ -1,0 +1,201 @@
+"""Matrix multiplication with a chosen unit's arithmetic: the JAX twin of `kernels.reference`."""
+
+import math
+from collections.abc import Callable
+from functools import cache, partial
+
+import jax
+import jax.custom_batching
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float
+
+from kernels import aligned, exact, fixpipe, floats
+from kernels.arithmetic import ASCEND_910C, Arithmetic
+
+_FRACTION_BITS = {"bfloat16": 7, "float16": 10, "float32": 23}
+
+_LOWEST_EXPONENT = {"bfloat16": -126, "float16": -14, "float32": -126}
+
+
+def matmul(
+    a: Float[ArrayLike, "... m k"],
+    b: Float[ArrayLike, "... k n"],
+    c: Float[ArrayLike, "... m n"] | None = None,
+    *,
+    arithmetic: Arithmetic = ASCEND_910C,
+    tiling: None = None,
+    out_dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "... m n"]:
+    """`a @ b + c` bit for bit as the matrix unit of `arithmetic` computes it.
+
+    BF16 and FP16 pairs run as they are; if either operand is FP32 both are taken as FP32 and run in
+    the unit's FP32 mode. K ascends in steps of `arithmetic.products`; the accumulator is FP32,
+    starts at `c` (default +0) and is rounded once to nearest even if `out_dtype` is narrower.
+    Subnormals, infinities and NaNs follow the record.
+
+    The result does not depend on jit, vmap or batching. Reverse-mode derivatives are those of a
+    matrix product, computed with the same arithmetic.
+
+    Raises:
+        TypeError: a dtype that the unit does not take, or `c` not FP32.
+        ValueError: shapes that do not fit.
+        NotImplementedError: a `tiling`, or FP32 operands on a unit without an FP32 mode.
+    """
+    if tiling is not None:
+        raise NotImplementedError(
+            "matmul: Tiling is not modelled yet; pass tiling=None (ascending K)"
+        )
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"matmul: expected a[..., m, k] and b[..., k, n], got {a.shape} and {b.shape}; "
+            "the last axis of a must match the second last of b"
+        )
+    try:
+        batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except ValueError as error:
+        raise ValueError(
+            f"matmul: batch dimensions {a.shape[:-2]} and {b.shape[:-2]} do not broadcast"
+        ) from error
+    size = math.prod(batch)
+    out_shape = batch + (a.shape[-2], b.shape[-1])
+    if c is not None:
+        c = jnp.asarray(c)
+        if c.dtype != jnp.float32:
+            raise TypeError(
+                f"matmul: expected c in float32, got {c.dtype}; the accumulator is FP32"
+            )
+        fits = c.ndim <= len(out_shape) and all(
+            x in (1, y) for x, y in zip(c.shape[::-1], out_shape[::-1], strict=False)
+        )
+        if not fits:
+            raise ValueError(
+                f"matmul: expected c of shape {out_shape} or one that broadcasts to it, "
+                f"got {c.shape}"
+            )
+        c = jnp.broadcast_to(c, out_shape).reshape(size, *out_shape[-2:])
+    unit = mode_for(a.dtype, b.dtype, arithmetic)
+    a = jnp.broadcast_to(a, batch + a.shape[-2:]).reshape(size, *a.shape[-2:])
+    b = jnp.broadcast_to(b, batch + b.shape[-2:]).reshape(size, *b.shape[-2:])
+    return fixpipe.round_to(multiply(a, b, c, unit), out_dtype).reshape(out_shape)
+
+
+def mode_for(a: DTypeLike, b: DTypeLike, arithmetic: Arithmetic) -> Arithmetic:
+    """The arithmetic that multiplies these operand dtypes: the record or its FP32 mode."""
+    a, b = jnp.dtype(a), jnp.dtype(b)
+    for dtype in (a, b):
+        if dtype.name not in floats.FLOAT_DTYPES:
+            raise TypeError(
+                f"matmul: expected operands in {floats.FLOAT_DTYPES}, got {a.name} and {b.name}; "
+                "cast them first"
+            )
+    if "float32" in (a.name, b.name):
+        mode = arithmetic if "float32" in arithmetic.dtypes else arithmetic.fp32
+        if mode is None:
+            raise NotImplementedError(
+                f"matmul: {arithmetic.name} has no FP32 mode; cast the operands to bfloat16"
+            )
+        return mode
+    if a != b:
+        raise TypeError(
+            f"matmul: expected operands of one dtype, got {a.name} and {b.name}; "
+            "cast one of them, or one to float32 for FP32 mode"
+        )
+    if a.name not in arithmetic.dtypes:
+        raise TypeError(
+            f"matmul: {arithmetic.name} takes {arithmetic.dtypes}, got {a.name}; cast the operands"
+        )
+    return arithmetic
+
+
+def multiply(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+    """The core: `[batch, m, k] x [batch, k, n] + [batch, m, n]` to FP32."""
+    return _differentiable(arithmetic, a, b, c)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _differentiable(arithmetic: Arithmetic, a: Array, b: Array, c: Array | None) -> Array:
+    return _batchable(arithmetic, c is not None)(a, b, *([] if c is None else [c]))
+
+
+def _forward(
+    arithmetic: Arithmetic, a: Array, b: Array, c: Array | None
+) -> tuple[Array, tuple[Array, Array, bool]]:
+    return _differentiable(arithmetic, a, b, c), (a, b, c is not None)
+
+
+def _backward(
+    arithmetic: Arithmetic, saved: tuple[Array, Array, bool], cotangent: Array
+) -> tuple[Array, Array, Array | None]:
+    """Two products of the FP32 cotangent, hence in FP32 mode, each rounded once to the operand's
+    type.
+    """
+    a, b, has_c = saved
+    mode = mode_for(jnp.float32, jnp.float32, arithmetic)
+    to_a = multiply(cotangent, floats.to_float32(b).swapaxes(1, 2), None, mode)
+    to_b = multiply(floats.to_float32(a).swapaxes(1, 2), cotangent, None, mode)
+    to_c = cotangent if has_c else None
+    return fixpipe.round_to(to_a, a.dtype), fixpipe.round_to(to_b, b.dtype), to_c
+
+
+_differentiable.defvjp(_forward, _backward)
+
+
+@cache
+def _batchable(arithmetic: Arithmetic, has_c: bool) -> Callable[..., Array]:
+    """`_compute` for one record; `vmap` adds to its batch dimension, so that branches on data stay
+    branches.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def compute(*operands: Array) -> Array:
+        return (
+            _compute(*operands, None, arithmetic) if not has_c else _compute(*operands, arithmetic)
+        )
+
+    @compute.def_vmap
+    def batched(size: int, in_batched: list[bool], *operands: Array) -> tuple[Array, bool]:
+        stacked = [
+            x if mapped else jnp.broadcast_to(x, (size, *x.shape))
+            for x, mapped in zip(operands, in_batched, strict=True)
+        ]
+        batch = size * stacked[0].shape[1]
+        out = compute(*(x.reshape(batch, *x.shape[2:]) for x in stacked))
+        return out.reshape(size, stacked[0].shape[1], *out.shape[1:]), True
+
+    return compute
+
+
+@partial(jax.jit, static_argnums=3)
+def _compute(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+    shape = (a.shape[0], a.shape[1], b.shape[2])
+    start = jnp.zeros(shape, jnp.float32) if c is None else c
+    if 0 in shape or a.shape[2] == 0:
+        return start
+    x, y = _read(a, arithmetic), _read(b, arithmetic)
+    if arithmetic.fraction_bits is None:
+        first = None if c is None else floats.bits32(c)
+        bits = max(_FRACTION_BITS[a.dtype.name], _FRACTION_BITS[b.dtype.name])
+        return exact.accumulate(x, y, first, bits, arithmetic)
+    lowest = _LOWEST_EXPONENT[a.dtype.name], _LOWEST_EXPONENT[b.dtype.name]
+    words = aligned.accumulate(x, y, floats.bits32(start), lowest, arithmetic)
+    return floats.from_bits32(words)
+
+
+def _read(x: Array, arithmetic: Arithmetic) -> Array:
+    """The FP32 words of the operands as the unit reads them."""
+    bits = floats.bits32(x)
+    kept = arithmetic.operand_fraction_bits
+    if x.dtype == jnp.float32 and kept is not None and kept < 23:
+        cut = 23 - kept
+        if arithmetic.operand_rounding == "nearest_even":
+            rounded = bits + ((1 << (cut - 1)) - 1) + ((bits >> cut) & 1)
+        else:
+            rounded = bits
+        rounded = (rounded >> cut) << cut
+        bits = jnp.where((bits & floats.MAGNITUDE) >= floats.INF, bits, rounded)
+    if arithmetic.subnormal_inputs == "flush":
+        normal = (127 + _LOWEST_EXPONENT[x.dtype.name]) << 23  # the smallest normal number
+        bits = jnp.where((bits & floats.MAGNITUDE) < normal, bits & floats.SIGN, bits)
+    return bits

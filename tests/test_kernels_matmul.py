@@ -1,0 +1,219 @@
+"""The JAX twin has the bits of the definition, for every input and however it is called."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kernels
+from kernels import exact, repair
+from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
+
+PRESETS = [kernels.ASCEND_910C, kernels.FP32_FMA_CHAIN, kernels.NVIDIA_HOPPER]
+DTYPES = [BF16, FP16, FP32]
+
+preset = pytest.mark.parametrize("arithmetic", PRESETS, ids=lambda p: p.name)
+dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
+generator = pytest.mark.parametrize("name", GENERATORS)
+
+
+def check(a, b, c, arithmetic):
+    expected = words(kernels.reference.matmul(a, b, c, arithmetic=arithmetic))
+    got = words(kernels.matmul(a, b, c, arithmetic=arithmetic))
+    wrong = np.argwhere(expected != got)
+    assert not len(wrong), (
+        f"{len(wrong)} of {got.size} differ, first at {wrong[0]}: "
+        f"{expected[tuple(wrong[0])]:#010x} expected, {got[tuple(wrong[0])]:#010x} got"
+    )
+
+
+@preset
+@dtype
+@generator
+def test_single_dots(arithmetic, dtype, name):
+    check(*draw(name, seed=1, rows=400, k=32, dtype=dtype), arithmetic)
+
+
+@preset
+@dtype
+@generator
+def test_matrices(arithmetic, dtype, name):
+    check(*draw_matrices(name, seed=2, m=18, k=37, n=21, dtype=dtype), arithmetic)
+
+
+@preset
+@settings(max_examples=25)
+@given(
+    st.sampled_from(sorted(GENERATORS)),
+    st.sampled_from(DTYPES),
+    st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 9)),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_shape_and_seed(arithmetic, name, dtype, shape, seed):
+    m, k, n = shape
+    a, b, c = draw_matrices(name, seed, 9, 40, 9, dtype)  # one compilation serves all shapes
+    a, b = a.copy(), b.copy()
+    a[m:], b[:, n:] = 0, 0
+    a[:, k:] = 0
+    check(a, b, c, arithmetic)
+
+
+@preset
+def test_mixed_fp32_operand(arithmetic):
+    a, _, _ = draw_matrices("normal", 3, 20, 33, 17, FP32)
+    _, b, _ = draw_matrices("normal", 3, 20, 33, 17, BF16)
+    check(a, b, None, arithmetic)
+    check(b.T.copy(), a.T.copy(), None, arithmetic)
+
+
+@preset
+def test_jit_vmap_and_batch_splits_keep_bits(arithmetic):
+    a, b, _ = draw_matrices("wide", 4, 6 * 5, 48, 40, BF16)
+    a, b = a.reshape(6, 5, 48), b.reshape(48, 8, 5).transpose(1, 0, 2)[:6]
+
+    def product(x, y):
+        return kernels.matmul(x, y, arithmetic=arithmetic)
+
+    whole = words(product(a, b))
+    assert (words(jax.jit(product)(a, b)) == whole).all()
+    assert (words(jax.vmap(product)(a, b)) == whole).all()
+    assert (
+        words(jax.jit(jax.vmap(jax.vmap(product, (0, None))))(a[:, :, None], b))[:, :, 0] == whole
+    ).all()
+    assert (words(np.stack([product(x, y) for x, y in zip(a, b, strict=True)])) == whole).all()
+    shared = words(jax.vmap(product, (0, None))(a, b[0]))
+    assert (shared == words(np.stack([product(x, b[0]) for x in a]))).all()
+
+
+@preset
+def test_rows_and_columns_are_independent(arithmetic):
+    a, b, c = draw_matrices("cancelling", 5, 24, 64, 40, BF16)
+    rng = np.random.default_rng(0)
+    rows, columns = rng.permutation(24), rng.permutation(40)
+    whole = words(kernels.matmul(a, b, c, arithmetic=arithmetic))
+    moved = kernels.matmul(a[rows], b[:, columns], c[rows][:, columns], arithmetic=arithmetic)
+    assert (words(moved) == whole[rows][:, columns]).all()
+
+
+@preset
+def test_k_splits_chain_at_whole_steps(arithmetic):
+    a, b, c = draw_matrices("wide", 6, 10, 96, 20, BF16)
+    cut = 3 * 16
+    first = kernels.matmul(a[:, :cut], b[:cut], c, arithmetic=arithmetic)
+    chained = kernels.matmul(a[:, cut:], b[cut:], first, arithmetic=arithmetic)
+    assert (words(chained) == words(kernels.matmul(a, b, c, arithmetic=arithmetic))).all()
+
+
+@pytest.mark.parametrize("arithmetic", [PRESETS[0], PRESETS[2]], ids=lambda p: p.name)
+def test_order_matters_between_steps_only(arithmetic):
+    a, b, _ = draw_matrices("cancelling", 7, 30, 64, 30, BF16)
+    rng = np.random.default_rng(0)
+    inside = np.concatenate([16 * s + rng.permutation(16) for s in range(4)])
+    across = rng.permutation(64)
+    whole = words(kernels.matmul(a, b, arithmetic=arithmetic))
+    assert (words(kernels.matmul(a[:, inside], b[inside], arithmetic=arithmetic)) == whole).all()
+    assert (words(kernels.matmul(a[:, across], b[across], arithmetic=arithmetic)) != whole).any()
+
+
+@preset
+def test_negation_and_scaling_by_powers_of_two(arithmetic):
+    a, b, c = draw_matrices("normal", 8, 12, 48, 20, BF16)
+    plain = kernels.matmul(a, b, c, arithmetic=arithmetic)
+    assert (words(kernels.matmul(-a, b, -c, arithmetic=arithmetic)) == words(-plain)).all()
+    scaled = kernels.matmul(a * BF16.type(2**9), b, c * np.float32(2**9), arithmetic=arithmetic)
+    assert (words(scaled) == words(plain * np.float32(2**9))).all()
+
+
+def marked_for_repair(a, b, arithmetic=kernels.ASCEND_910C):
+    """How many elements the float paths could not vouch for."""
+    counts = []
+    original = repair.repair
+
+    def counting(found, *rest):
+        jax.debug.callback(lambda x: counts.append(int(np.sum(~np.isfinite(x)))), found)
+        return original(found, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repair, "repair", counting)
+        bits = [kernels.floats.bits32(jnp.asarray(x))[None] for x in (a, b)]
+        jax.block_until_ready(
+            jax.jit(lambda x, y: exact.accumulate(x, y, None, 7, arithmetic))(*bits)
+        )
+    jax.effects_barrier()
+    return sum(counts)
+
+
+def test_fast_paths_vouch_for_ordinary_data():
+    rng = np.random.default_rng(0)
+    shape = 96, 256
+    normal = rng.normal(size=(2, 256, 256)).astype(BF16)
+    assert marked_for_repair(normal[0][:96], normal[1][:, :80]) == 0
+    gradients = (1e-8 * rng.normal(size=shape) * np.exp(3 * rng.normal(size=shape))).astype(BF16)
+    assert marked_for_repair(gradients, normal[1][:, :80]) < 8
+    probabilities = np.exp(-8 * rng.exponential(size=shape)) * np.tri(*shape)
+    assert marked_for_repair(probabilities.astype(BF16), normal[1][:, :80]) < 40  # 0.5 %
+    assert marked_for_repair(np.maximum(normal[0], 0)[:96], normal[1][:, :80]) == 0
+
+
+def test_few_and_many_repairs():
+    a, b, _ = draw_matrices("normal_without_c", 9, 70, 32, 90, BF16)
+    a[3, 5], b[7, 11] = np.inf, np.nan
+    check(a, b, None, kernels.ASCEND_910C)
+    assert marked_for_repair(a, b) == 70 + 90 - 1
+    a[:] = np.inf
+    check(a, b, None, kernels.ASCEND_910C)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)])
+def test_empty_dimensions(shape):
+    m, k, n = shape
+    c = np.full((4, m, n), 2.5, np.float32)
+    a, b = np.zeros((4, m, k), BF16), np.zeros((k, n), BF16)
+    assert kernels.matmul(a, b).shape == (4, m, n)
+    assert (words(kernels.matmul(a, b, c)) == words(c)).all()
+    assert kernels.matmul(a[:0], b).shape == (0, m, n)
+
+
+def test_narrow_output_rounds_once():
+    a, b, _ = draw_matrices("normal", 10, 20, 64, 20, BF16)
+    wide = np.asarray(kernels.matmul(a, b))
+    narrow = np.asarray(kernels.matmul(a, b, out_dtype=jnp.bfloat16))
+    assert narrow.dtype == BF16
+    assert (narrow.view(np.uint16) == wide.astype(BF16).view(np.uint16)).all()
+
+
+def test_gradient_is_that_of_a_product():
+    a, b, c = (jnp.asarray(x) for x in draw_matrices("normal", 11, 5, 24, 6, BF16))
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(5, 6)), jnp.float32)
+
+    def loss(a, b, c):
+        return jnp.sum(kernels.matmul(a, b, c) * weight)
+
+    to_a, to_b, to_c = jax.jit(jax.grad(loss, (0, 1, 2)))(a, b, c)
+    mode = kernels.ASCEND_910C
+    expected = kernels.matmul(weight, b.astype(jnp.float32).T, arithmetic=mode, out_dtype=a.dtype)
+    assert (np.asarray(to_a).view(np.uint16) == np.asarray(expected).view(np.uint16)).all()
+    expected = kernels.matmul(a.astype(jnp.float32).T, weight, arithmetic=mode, out_dtype=b.dtype)
+    assert (np.asarray(to_b).view(np.uint16) == np.asarray(expected).view(np.uint16)).all()
+    assert (words(to_c) == words(weight)).all()
+    assert np.abs(np.asarray(to_a, np.float32)).max() > 0.1
+
+
+def test_bad_calls_are_named():
+    a, b = np.zeros((2, 4), BF16), np.zeros((4, 3), BF16)
+    with pytest.raises(ValueError, match="last axis of a"):
+        kernels.matmul(a, a)
+    with pytest.raises(ValueError, match="batch dimensions"):
+        kernels.matmul(np.zeros((2, 2, 4), BF16), np.zeros((3, 4, 3), BF16))
+    with pytest.raises(ValueError, match="c of shape"):
+        kernels.matmul(a, b, np.zeros((3, 3), np.float32))
+    with pytest.raises(TypeError, match="c in float32"):
+        kernels.matmul(a, b, np.zeros((2, 3), BF16))
+    with pytest.raises(TypeError, match="one dtype"):
+        kernels.matmul(a, b.astype(np.float16))
+    with pytest.raises(TypeError, match="int32"):
+        kernels.matmul(a, np.zeros((4, 3), np.int32))
+    with pytest.raises(NotImplementedError, match="Tiling"):
+        kernels.matmul(a, b, tiling=())
