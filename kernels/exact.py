@@ -148,7 +148,7 @@ def _chain(a: Array, b: Array, c: Array | None) -> Array:
             c = c + _outer(x, y, index)  # contracted to an FMA or not: the product is exact
         return c, None
 
-    found, _ = lax.scan(body, start, _blocks(a, b, size, floats.from_bits32))
+    found, _ = lax.scan(body, start, _blocks(a, b, 1, size, floats.from_bits32))
     return found
 
 
@@ -156,15 +156,17 @@ def _chain(a: Array, b: Array, c: Array | None) -> Array:
 
 
 def _blocks(
-    a: Array, b: Array, size: int, convert: Callable[[Array], Array]
+    a: Array, b: Array, products: int, size: int, convert: Callable[[Array], Array]
 ) -> tuple[Array, Array]:
     """Operands cut along k: `[blocks, batch, m, size]` and `[blocks, batch, size, n]`."""
     batch, m, k = a.shape
     blocks = -(-k // size)
     padding = blocks * size - k
-    # Padding is -0 * +0: in a step it is one more zero, and as a step of its own (a group may
-    # hold several) it changes no accumulator, not even -0.
-    a = jnp.pad(a, ((0, 0), (0, 0), (0, padding)), constant_values=floats.SIGN)
+    # A short step is filled up with +0. Steps that only fill up a group are -0 * +0: they change
+    # no accumulator, not even -0.
+    short = min(padding, -k % products)
+    a = jnp.pad(a, ((0, 0), (0, 0), (0, short)))
+    a = jnp.pad(a, ((0, 0), (0, 0), (0, padding - short)), constant_values=floats.SIGN)
     b = jnp.pad(b, ((0, 0), (0, padding), (0, 0)))
     a = convert(a.reshape(batch, m, blocks, size).transpose(2, 0, 1, 3))
     return a, convert(b.reshape(batch, blocks, size, -1).transpose(1, 0, 2, 3))
@@ -197,7 +199,7 @@ def _steps(
     batch, m, k = a.shape
     products = arithmetic.products
     size = products * max(1, min(_GROUP, k) // products)
-    x, y = _blocks(a, b, size, floats.to_float64)
+    x, y = _blocks(a, b, products, size, floats.to_float64)
     bound, last = (
         _per_block(part, size, fill) for part, fill in zip(ranges, (0, _NO_LIMIT), strict=True)
     )
@@ -267,21 +269,19 @@ def _checked(c: Array, x: Array, y: Array, products: int, normal: Array) -> Arra
     """The steps of a block, each result tested; `normal` says that none can be subnormal."""
     x_top, x_last = _value_ranges(x, 2)
     y_top, y_last = _value_ranges(y, 1)
-    # Without the barrier XLA:CPU stores their outer products, in FP64.
-    x_top, x_last, y_top, y_last = lax.optimization_barrier((x_top, x_last, y_top, y_last))
-    # Where all terms are multiples of q, FP64 keeps every partial sum up to 2^52 q. A result that
-    # could be subnormal is never taken for exact, unless it is a plain zero.
-    scale = jnp.where(normal, 2.0**26, 0.0)
-    limit = (x_last * 2.0**26)[:, :, None] * (y_last * scale)[:, None, :]
+    # Where all terms are multiples of q, FP64 keeps every partial sum up to 2^52 q.
+    limit = (x_last * 2.0**26)[:, :, None] * (y_last * 2.0**26)[:, None, :]
     bound = (x_top * products)[:, :, None] * y_top[:, None, :]
-    # L products added in any order err by at most (L + 1) 2^-53 sum |p|. The float operations
-    # flush subnormal results, so an error that reaches across them makes these uncertain.
-    slack = bound * ((products + 1) * 2.0**-53) + jnp.where(normal, 0.0, 2.0**-125)
+    # L products added in any order err by at most (L + 1) 2^-53 sum |p|. The conversions below
+    # flush subnormals, so where there may be some, an error that reaches across them makes small
+    # results uncertain, but for those of zeros alone.
+    floor, across = jnp.where(normal, 0.0, 2.0**-100), jnp.where(normal, 0.0, 2.0**-125)
+    slack = bound * ((products + 1) * 2.0**-53) + jnp.where(bound == 0, 0.0, across)
     for first in range(0, x.shape[-1], products):
         before = c.astype(jnp.float64)
         after = before + _dot(*_cut(x, y, first, products))
         size = jnp.abs(after)
-        exact = _kept(before, after) & (jnp.maximum(bound, size) <= limit)
+        exact = _kept(before, after) & (jnp.maximum(bound, size) <= limit) & (size >= floor)
         error = jnp.where(exact, 0.0, slack + size * 2.0**-51)
         low = (after - error).astype(jnp.float32)
         high = (after + error).astype(jnp.float32)
@@ -293,13 +293,15 @@ def _value_ranges(values: Array, axis: int) -> tuple[Array, Array]:
     """Largest magnitude and smallest last place, as a power of two, of FP64 values."""
     magnitude = jnp.abs(values)
     bits = lax.bitcast_convert_type(magnitude, jnp.int64)
-    # A value times its last set bit's share of it: (bits & -bits) picks the bit, and clearing
-    # the fraction scales it. Fractions of zero have their last place at the exponent.
     fraction = bits & ((1 << 52) - 1)
-    exponent = bits - fraction
-    rest = lax.bitcast_convert_type(bits & (bits - 1), jnp.float64)  # the last bit cleared
-    last = jnp.where(
-        fraction == 0, lax.bitcast_convert_type(exponent, jnp.float64), magnitude - rest
-    )
+    power = lax.bitcast_convert_type(bits - fraction, jnp.float64)
+    without_last = lax.bitcast_convert_type(bits & (bits - 1), jnp.float64)
+    last = jnp.where(fraction == 0, power, magnitude - without_last)
     last = jnp.where(magnitude == 0, 2.0**400, last)
-    return jnp.max(magnitude, axis=axis), jnp.min(last, axis=axis)
+    # Positive floats order like their bits; XLA:CPU would store outer products of float maxima.
+    top = jnp.max(bits, axis=axis)
+    low = jnp.min(lax.bitcast_convert_type(last, jnp.int64), axis=axis)
+    return (
+        lax.bitcast_convert_type(top, jnp.float64),
+        lax.bitcast_convert_type(low, jnp.float64),
+    )

@@ -116,7 +116,9 @@ def specials(rng: Generator, rows: int, k: int, dtype: np.dtype) -> Operands:
 def zeros(rng: Generator, rows: int, k: int, dtype: np.dtype) -> Operands:
     """Zeros of both signs, and sums that are exactly zero."""
     a, b = rng.choice([0.0, -0.0, 1.0, -1.0], (2, rows, k), p=[0.4, 0.4, 0.1, 0.1]).astype(dtype)
-    return a, b, rng.choice([0.0, -0.0, 1.0, -1.0], rows).astype(np.float32)
+    c = rng.choice([0.0, -0.0, 1.0, -1.0], rows).astype(np.float32)
+    a[: rows // 8], b[: rows // 8], c[: rows // 8] = -0.0, 1.0, -0.0  # nothing but -0
+    return a, b, c
 
 
 def ties(rng: Generator, rows: int, k: int, dtype: np.dtype) -> Operands:

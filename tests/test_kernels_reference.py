@@ -117,7 +117,7 @@ def test_probe_words(name, function):
     "function", [kernels.reference.matmul, kernels.matmul], ids=["reference", "twin"]
 )
 def test_hopper_exponent_floor_vector(function):
-    """The public hardware vector that only e_zero = -133 explains (MATLAB-tensor-core, issue 7)."""
+    """The public hardware vector that only e_zero = -133 explains (from MATLAB-tensor-core)."""
     a = "9b94 19f3 9a2e 1a67 9a25 9b4e 9b29 9a33 99e0 1a14 9914 99d1 9ae9 1b1a 9a9c 1b3a"
     b = "9aaf 99f3 9acc 1b7c 19ed 1b25 9a1b 9a20 9af7 9a48 1ae1 1b32 1b12 1b0e 9a68 1735"
     a, b = (np.array([int(w, 16) for w in x.split()], np.uint16).view(BF16) for x in (a, b))
