@@ -20,6 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 import emulator as em
 import kernels
+from emulator.program.emulate import evaluate_with_counts
+from emulator.program.trace import trace
 from tests import programs
 from tests.programs import PROGRAMS, flat_words, normal
 
@@ -444,8 +446,6 @@ def test_replicated_work_is_done_once() -> None:
 
 
 def test_counts_of_data_dependent_control_flow() -> None:
-    from emulator.program.emulate import evaluate_with_counts
-
     mesh = PACKAGE.mesh(x=4)
 
     def body(v: Any) -> Any:
@@ -459,7 +459,7 @@ def test_counts_of_data_dependent_control_flow() -> None:
 
     run = jax.shard_map(body, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
     x = np.ones((4, 2), np.float32)
-    value, counts = evaluate_with_counts(run, (x,), PACKAGE)
+    value, counts = evaluate_with_counts(trace(run, (x,)), (x,), PACKAGE)
     assert counts == {"while_0": 7.0, "cond_0": (0.75, 0.25), "while_1": 1.5}
     assert same_bits(value, em.emulate(run, PACKAGE)(x))
 
@@ -555,3 +555,117 @@ def test_an_unknown_axis_is_a_clear_error(body: Any, check_vma: bool) -> None:
             ValueError, match="names an axis that no enclosing shard_map.*z.*test_values"
         ):
             call(np.ones(4, np.float32))
+
+
+# --- placement, shardings, groups that differ -----------------------------------------------------
+
+
+def test_results_and_arguments_mix_with_ordinary_arrays() -> None:
+    """A literal traced under the mesh must not leave its sharding on the result."""
+    mesh = PACKAGE.mesh(d=8)
+    double = jax.shard_map(lambda v: v * 2, mesh=mesh, in_specs=P("d"), out_specs=P("d"))
+    x = jnp.arange(16.0)
+    real = jax.make_mesh((1,), ("r",), axis_types=(jax.sharding.AxisType.Auto,))
+    placed = jax.device_put(x, jax.sharding.NamedSharding(real, P("r")))
+    for argument in (x, placed):
+        result = em.emulate(double, PACKAGE)(argument)
+        assert np.array_equal(result - argument, x)
+        other = PACKAGE.mesh(q=4)
+        triple = jax.shard_map(lambda v: v * 3, mesh=other, in_specs=P("q"), out_specs=P("q"))
+        assert np.array_equal(em.emulate(triple, PACKAGE)(result), 6 * x)
+    loss = em.emulate(lambda v: (double(v) ** 2).sum(), PACKAGE)
+    assert np.array_equal(jax.grad(loss)(x), 8 * x)
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "hierarchical", None])
+def test_groups_that_lie_differently_on_the_nodes(algorithm: str | None) -> None:
+    """Six neighbours start at every sixth device: some groups cross into the next node of eight."""
+    mesh = PACKAGE.mesh(d=4, t=6)
+    x = normal(24, 6, dtype=BF16)
+    pins = {"all_reduce": algorithm, "reduce_scatter": algorithm} if algorithm else None
+
+    def loops(v: Any) -> Any:
+        def step(carry: Any, _: Any) -> Any:
+            part = carry * (1 + lax.axis_index("t")).astype(carry.dtype)
+            carry = lax.psum(part, "t") * jnp.asarray(0.125, carry.dtype)
+            return lax.cond(carry.sum() > 0, lambda c: lax.psum(c, "t"), lambda c: c, carry), None
+
+        carry, _ = lax.scan(step, lax.psum(v, "d"), None, length=2)
+        blocks = lax.psum_scatter(jnp.tile(carry, (6, 1)), "t", tiled=True)
+        return carry + blocks
+
+    def flat(v: Any) -> Any:
+        return lax.psum(v, "t")
+
+    def run(body: Any) -> np.ndarray:
+        sharded = jax.shard_map(
+            body, mesh=mesh, in_specs=P(("d", "t")), out_specs=P(("d", "t")), check_vma=False
+        )
+        return np.asarray(em.emulate(sharded, PACKAGE, algorithms=pins)(x))
+
+    grid = run(flat).reshape(4, 6, 6)
+    for d in range(
+        4
+    ):  # alone on the machine, each group has the very bits it has beside the others
+        devices = range(6 * d, 6 * d + 6)
+        alone = jax.shard_map(
+            flat, mesh=PACKAGE.mesh(t=6, devices=devices), in_specs=P("t"), out_specs=P("t"),
+            check_vma=False,
+        )  # fmt: skip
+        expected = em.emulate(alone, PACKAGE, algorithms=pins)(x[6 * d : 6 * d + 6])
+        assert same_bits(grid[d], expected)
+    assert np.isfinite(run(loops).astype(np.float32)).all()
+
+
+def test_predicates_that_differ_may_ask_for_their_device() -> None:
+    def body(v: Any) -> Any:
+        i = lax.axis_index("x")
+        v = lax.cond(i == 0, lambda u: u * (1 + lax.axis_index("x")), lambda u: u + 1, v)
+        return lax.while_loop(lambda s: s.sum() < lax.axis_index("x"), lambda s: s + 1, v)
+
+    run = jax.shard_map(body, mesh=PACKAGE.mesh(x=4), in_specs=P("x"), out_specs=P("x"))
+    assert np.array_equal(em.emulate(run, PACKAGE)(np.zeros(4, np.float32)), [0, 1, 2, 3])
+
+
+def test_empty_arrays_pass_through_collectives() -> None:
+    def body(v: Any) -> Any:
+        return lax.psum(v, "x"), lax.pmax(v, "x"), lax.psum_scatter(v.T, "x", tiled=True)
+
+    run = jax.shard_map(body, mesh=PACKAGE.mesh(x=3), in_specs=P(), out_specs=P(), check_vma=False)
+    shapes = [out.shape for out in em.emulate(run, PACKAGE)(np.ones((0, 3), np.float32))]
+    assert shapes == [(0, 3), (0, 3), (1, 0)]
+
+
+def test_run_reads_one_program_for_values_and_time() -> None:
+    mesh = PACKAGE.mesh(x=4)
+    step = jax.jit(
+        jax.shard_map(lambda v: lax.psum(v, "x") + v, mesh=mesh, in_specs=P("x"), out_specs=P("x")),
+        donate_argnums=0,
+    )
+    answer = em.run(lambda v: step(step(v)), np.arange(4, dtype=np.float32), on=PACKAGE)
+    assert np.array_equal(answer.value, [36, 37, 38, 39]) and answer.time_s >= answer.bound_s > 0
+    emulated = em.emulate(step, PACKAGE)
+    with pytest.raises(ValueError, match="made by em.emulate"):
+        em.estimate(lambda v: emulated(v) + 1, np.ones(4, np.float32), on=PACKAGE)
+    nested = em.emulate(lambda v: emulated(v) + 1, PACKAGE)(np.ones(4, np.float32))
+    assert np.array_equal(nested, [6, 6, 6, 6])
+
+
+def test_arguments_of_the_wrong_kind_are_named() -> None:
+    one = np.ones(4, np.float32)
+    with pytest.raises(TypeError, match="algorithms must map"):
+        em.emulate(jnp.sin, PACKAGE, algorithms="ring")
+    with pytest.raises(ValueError, match="unknown operation 'psum'"):
+        em.estimate(jnp.sin, one, on=PACKAGE, algorithms={"psum": "ring"})
+    with pytest.raises(TypeError, match="counts must map"):
+        em.estimate(jnp.sin, one, on=PACKAGE, counts=3)
+    with pytest.raises(TypeError, match="shape without values"):
+        em.run(jnp.sin, jax.ShapeDtypeStruct((4,), np.float32), on=PACKAGE)
+    with pytest.raises(TypeError, match="cannot be hashed"):
+        em.emulate(lambda x, s: x, PACKAGE)(one, {1, 2})
+    with pytest.raises(TypeError, match="functools.partial"):
+        em.emulate(jax.jit(lambda x, n: x * n, static_argnums=1), PACKAGE)(one, 3)
+    with pytest.raises(ValueError, match="maps axis 0 of an argument of shape \\(\\)"):
+        em.pmap(lambda v: v, on=PACKAGE)(1.0)
+    last = em.pmap(lambda v, n: v * n, on=PACKAGE, static_broadcasted_argnums=-1)
+    assert np.array_equal(last(one, 3), 3 * one)

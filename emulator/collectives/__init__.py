@@ -2,7 +2,13 @@
 (`emulator.fabric`).
 """
 
-from emulator.collectives.build import ALGORITHMS, Algorithm, build, group_of
+from emulator.collectives.build import (
+    ALGORITHMS,
+    Algorithm,
+    build,
+    check_algorithms,
+    group_of,
+)
 from emulator.collectives.check import check
 from emulator.collectives.schedule import OPS, Group, Round, Schedule, make_round
 
@@ -15,6 +21,7 @@ __all__ = [
     "Schedule",
     "build",
     "check",
+    "check_algorithms",
     "group_of",
     "make_round",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emulator.collectives import direct, full_mesh, hierarchical, ring
 from emulator.collectives.check import check
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Algorithm = Callable[..., Schedule]
 
+_PLACELESS = ("ring", "full_mesh", "direct")  # the same schedule wherever the ranks are
 _ROOTED = ("broadcast", "reduce", "scatter", "gather")
 
 ALGORITHMS: Mapping[str, Mapping[str, Algorithm]] = {
@@ -25,6 +26,33 @@ ALGORITHMS: Mapping[str, Mapping[str, Algorithm]] = {
     },
     **{op: {"direct": getattr(direct, op)} for op in (*_ROOTED, "permute")},
 }
+
+
+def check_algorithms(algorithms: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """`algorithms` (operation -> algorithm name, or function group -> Schedule), or why not.
+
+    Raises:
+        TypeError: it is no mapping.
+        ValueError: an unknown operation or algorithm; the known ones are listed.
+    """
+    if algorithms is None:
+        return {}
+    if not isinstance(algorithms, Mapping):
+        raise TypeError(
+            f'algorithms must map operations to algorithms, as in {{"all_reduce": "ring"}}; '
+            f"got {algorithms!r}"
+        )
+    for op, algorithm in algorithms.items():
+        if op not in ALGORITHMS:
+            raise ValueError(
+                f"algorithms: unknown operation {op!r}; known: {', '.join(sorted(ALGORITHMS))}"
+            )
+        if not callable(algorithm) and algorithm not in ALGORITHMS[op]:
+            raise ValueError(
+                f"algorithms[{op!r}]: unknown algorithm {algorithm!r}; known: "
+                f"{', '.join(sorted(ALGORITHMS[op]))}, or a function group -> Schedule"
+            )
+    return algorithms
 
 
 def group_of(devices: Sequence[int], machine: Machine) -> Group:
@@ -61,6 +89,8 @@ def build(
         )
     if op in _ROOTED and not 0 <= root < group.n:
         raise ValueError(f"{op}: root {root} is outside the group's ranks 0..{group.n - 1}")
+    if algorithm in _PLACELESS:
+        group = Group((0,) * group.n)
     return _build(
         op, algorithm, group, root if op in _ROOTED else 0, pairs if op == "permute" else ()
     )

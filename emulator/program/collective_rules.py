@@ -22,7 +22,13 @@ from emulator.fabric import choose
 from emulator.program.folded import Folded, FoldedMesh, lead, spread, unlead
 from emulator.program.vector import reduce_tree
 
-_REDUCTIONS = {"psum": "sum", "psum_invariant": "sum", "pmax": "max", "pmin": "min"}
+REDUCTIONS = {
+    "reduce_scatter": "sum",
+    "psum": "sum",
+    "psum_invariant": "sum",
+    "pmax": "max",
+    "pmin": "min",
+}
 
 
 def collective_axes(eqn: Any) -> tuple[str, ...]:
@@ -34,7 +40,7 @@ def collective_axes(eqn: Any) -> tuple[str, ...]:
         return ()
     axes = eqn.params["axes"] if "axes" in eqn.params else eqn.params["axis_name"]
     axes = axes if isinstance(axes, (tuple, list)) else (axes,)
-    if name not in _REDUCTIONS and not all(isinstance(a, str) for a in axes):
+    if name not in REDUCTIONS and not all(isinstance(a, str) for a in axes):
         raise NotImplementedError(
             f"{name} over positional axes {axes} is not modelled; name mesh axes"
         )
@@ -60,7 +66,7 @@ class _Layout:
         if everywhere:
             value = spread(
                 value,
-                mesh.ordered({*value.axes, *(a for a in mesh.names if a not in self.axes)}),
+                mesh.ordered({*value.axes, *(a for a in mesh.manual if a not in self.axes)}),
                 mesh,
             )
         self.rest = tuple(a for a in value.axes if a not in self.axes)
@@ -75,15 +81,6 @@ class _Layout:
     @property
     def ranks(self) -> int:
         return int(self.array.shape[1])
-
-    def devices(self) -> np.ndarray:
-        """Device numbers [groups, all index combinations of the mesh's other axes, ranks]."""
-        mesh = self.mesh
-        numbers = np.asarray(mesh.devices).reshape(mesh.sizes)
-        others = [i for i, a in enumerate(mesh.names) if a not in self.axes]
-        order = [*others, *(mesh.names.index(a) for a in self.axes)]
-        table = numbers.transpose(order).reshape(-1, self.n)
-        return table[None] if self.groups is None else table[:, self.groups].transpose(1, 0, 2)
 
     def same_for_all(self, array: Array) -> Folded:
         """From [groups, batch, *local], what every rank of a group ends with."""
@@ -104,55 +101,68 @@ class _Layout:
         return unlead(flat.reshape(shape), (*self.axes, *self.rest), self.mesh)
 
 
-def _schedules(
-    settings: Any, layout: _Layout, op: str, nbytes: int
-) -> tuple[list[Any], np.ndarray]:
-    """The distinct schedules of a collective's groups, and which one each [group, other axes'
-    index] uses.
+def _devices(mesh: FoldedMesh, eqn: Any) -> np.ndarray:
+    """Device numbers [groups, all indices of the other manual axes, ranks] of a collective.
+
+    Axes that are not manual here hold one device's worth of program; index 0 stands for them.
     """
+    axes = collective_axes(eqn)
+    others = [a for a in mesh.manual if a not in axes]
+    automatic = [a for a in mesh.names if a not in axes and a not in others]
+    order = [mesh.names.index(a) for a in (*automatic, *others, *axes)]
+    numbers = np.asarray(mesh.devices).reshape(mesh.sizes).transpose(order)
+    table = numbers.reshape(math.prod(mesh.shape(automatic)), -1, math.prod(mesh.shape(axes)))[0]
+    groups = eqn.params.get("axis_index_groups")
+    return table[None] if groups is None else table[:, np.asarray(groups)].transpose(1, 0, 2)
+
+
+def _schedules(settings: Any, mesh: FoldedMesh, eqn: Any, nbytes: int) -> tuple[Any, np.ndarray]:
+    """The distinct schedules of a reduction's groups, and which one each of `_devices` uses."""
+    op = "reduce_scatter" if eqn.primitive.name == "reduce_scatter" else "all_reduce"
     pinned = dict(settings.algorithms).get(op)
-    devices = layout.devices()
+    devices = _devices(mesh, eqn)
     distinct: list[Any] = []
     which = np.zeros(devices.shape[:2], dtype=np.int32)
-    known: dict[Any, int] = {}
     for index in np.ndindex(*devices.shape[:2]):
         members = tuple(int(d) for d in devices[index])
-        group = group_of(members, settings.machine)
-        if group not in known:
-            algorithm = pinned or choose(op, nbytes, members, settings.machine)[0]
-            schedule = build(op, algorithm, group)
-            if not any(schedule is s for s in distinct):
-                distinct.append(schedule)
-            known[group] = next(i for i, s in enumerate(distinct) if s is schedule)
-        which[index] = known[group]
+        algorithm = pinned or choose(op, nbytes, members, settings.machine)[0]
+        schedule = build(op, algorithm, group_of(members, settings.machine))
+        if schedule not in distinct:  # equal calls of `build` give the same object
+            distinct.append(schedule)
+        which[index] = distinct.index(schedule)
     return distinct, which
 
 
+def groups_differ(settings: Any, mesh: FoldedMesh, eqn: Any) -> bool:
+    """Whether the groups of a reduction add in different orders, for any of its operands."""
+    return any(
+        len(_schedules(settings, mesh, eqn, v.aval.size * v.aval.dtype.itemsize)[0]) > 1
+        for v in eqn.invars
+    )
+
+
 def _run(
-    settings: Any, value: Folded, mesh: FoldedMesh, eqn: Any, op: str, nbytes: int, runner: Any
-) -> tuple[Any, Any]:
-    """Runs `runner(layout array of some groups, schedule)` under each group's schedule."""
-    layout = _Layout(value, mesh, eqn)
-    schedules, which = _schedules(settings, layout, op, nbytes)
-    if len(schedules) == 1:  # [ranks, groups x batch, ...]
-        array = jnp.moveaxis(layout.array, 0, 1)
-        array = array.reshape(layout.ranks, -1, *layout.local)
+    settings: Any, value: Folded, mesh: FoldedMesh, eqn: Any, runner: Any
+) -> tuple[_Layout, Array]:
+    """Runs `runner(array [ranks, batch, *local], schedule)`; its result has the batch likewise."""
+    nbytes = math.prod(value.local_shape) * jnp.result_type(value.array).itemsize
+    schedules, which = _schedules(settings, mesh, eqn, nbytes)
+    layout = _Layout(value, mesh, eqn, everywhere=len(schedules) > 1)
+    groups, ranks, batch = layout.array.shape[:3]
+    array = jnp.moveaxis(layout.array, 0, 1).reshape(ranks, groups * batch, *layout.local)
+    if len(schedules) == 1:
         return layout, runner(array, schedules[0])
-    # Groups placed differently on the machine use different schedules: each runs on its own part of
-    # the batch.
-    layout = _Layout(value, mesh, eqn, everywhere=True)
-    array = jnp.moveaxis(layout.array, 0, 1).reshape(layout.ranks, -1, *layout.local)
+    # Groups placed differently on the machine: each schedule runs on its own part of the batch.
     flat = which.reshape(-1)
     parts = [(np.flatnonzero(flat == i), s) for i, s in enumerate(schedules)]
-    results = [runner(array[:, at], schedule) for at, schedule in parts]
-    axis = 0 if op == "all_reduce" else 1
-    joined = jnp.concatenate(results, axis=axis)
+    axis = 1 if eqn.primitive.name == "reduce_scatter" else 0
+    joined = jnp.concatenate([runner(array[:, at], schedule) for at, schedule in parts], axis=axis)
     back = np.argsort(np.concatenate([at for at, _ in parts]))
     return layout, jnp.take(joined, back, axis=axis)
 
 
 def _all_reduce(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
-    kind = _REDUCTIONS[eqn.primitive.name]
+    kind = REDUCTIONS[eqn.primitive.name]
     if dims := [d for d in eqn.params["axes"] if not isinstance(d, str)]:  # of an enclosing vmap
         value = _reduce_dims(value, dims, kind)
     if not collective_axes(eqn):
@@ -166,7 +176,7 @@ def _all_reduce(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Fol
             array.shape[1], *local
         )
 
-    layout, out = _run(settings, value, mesh, eqn, "all_reduce", _nbytes(value), runner)
+    layout, out = _run(settings, value, mesh, eqn, runner)
     return layout.same_for_all(out.reshape(layout.array.shape[0], layout.batch, *local))
 
 
@@ -196,7 +206,7 @@ def _reduce_scatter(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) ->
             n, array.shape[1], *kept
         )
 
-    layout, out = _run(settings, value, mesh, eqn, "reduce_scatter", _nbytes(value), runner)
+    layout, out = _run(settings, value, mesh, eqn, runner)
     out = jnp.moveaxis(out.reshape(n, layout.array.shape[0], layout.batch, *kept), 1, 0)
     return layout.one_each(out)
 
@@ -250,10 +260,6 @@ def _pbroadcast(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Fol
     )
 
 
-def _nbytes(value: Folded) -> int:
-    return math.prod(value.local_shape) * jnp.result_type(value.array).itemsize
-
-
 _Rule = Callable[[Any, FoldedMesh, Any, Folded], Folded]
 
 
@@ -272,7 +278,7 @@ def _on_words(rule: _Rule) -> _Rule:
 
 
 RULES: Mapping[str, _Rule] = {
-    **dict.fromkeys(_REDUCTIONS, _all_reduce),
+    **dict.fromkeys(REDUCTIONS, _all_reduce),
     "reduce_scatter": _reduce_scatter,
     "all_gather": _on_words(_all_gather),
     "all_gather_invariant": _on_words(_all_gather),

@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emulator.collectives import check_algorithms
 from emulator.machines import Machine
 from emulator.program import cost_bodies, cost_collectives, cost_kernels, cost_matmuls
 from emulator.program.fused import fuse
 from emulator.program.graph import flatten
 from emulator.program.groups import Groups
-from emulator.program.trace import Program, dynamic_sites, walk
+from emulator.program.trace import EMULATED, Program, dynamic_sites, walk
 from emulator.program.walker import Costs, Rule, Walker
 from emulator.program.weights import CUMULATIVE, FREE, MOVES
 
@@ -79,8 +80,15 @@ def cost(
     """
     if fusion not in FUSIONS:
         raise ValueError(f"fusion={fusion!r}: expected one of {', '.join(map(repr, FUSIONS))}")
-    groups = Groups(on, meshes(program.jaxpr), dict(algorithms or {}))
+    if any(eqn.params.get("name") == EMULATED for _, eqn in walk(program.jaxpr)):
+        raise ValueError(
+            "the program calls a function made by em.emulate or em.pmap, whose time is not that of "
+            "the machine; estimate the program that em.emulate was given"
+        )
+    groups = Groups(on, meshes(program.jaxpr), dict(check_algorithms(algorithms)))
     sites = dynamic_sites(program.jaxpr)
+    if counts is not None and not isinstance(counts, Mapping):
+        raise TypeError(f'counts must map names such as "while_0" to numbers, got {counts!r}')
     unknown = set(counts or {}) - set(sites.values())
     if unknown:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,13 +12,11 @@ import numpy as np
 from jax.extend import core
 
 import kernels
-from emulator.collectives import ALGORITHMS
+from emulator.collectives import check_algorithms
 from emulator.machines import Machine
 from emulator.program.folded import Folded
-from emulator.program.trace import Program, dynamic_sites, is_array_like, trace
+from emulator.program.trace import EMULATED, Program, dynamic_sites, is_array_like, trace
 from emulator.program.values import Evaluator, Settings
-
-REDUCING = ("all_reduce", "reduce_scatter")
 
 
 def emulate(
@@ -64,6 +62,10 @@ def emulate(
     return emulated
 
 
+#: JAX's settings that change what a function traces to.
+_TRACED_UNDER = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
+
+
 class _Programs:
     """One function's programs, traced once for equal shapes."""
 
@@ -74,19 +76,29 @@ class _Programs:
     def of(self, args: Any, kwargs: Any) -> tuple[Program, list[Any]]:
         """The program for a call, and the call's arrays."""
         leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
-        key = tree, tuple(_leaf_key(leaf) for leaf in leaves)
+        config = tuple(getattr(jax.config, name) for name in _TRACED_UNDER)
+        key = tree, tuple(_leaf_key(leaf) for leaf in leaves), config
         program = self.known.get(key)
         if program is None:
             program = trace(self.fun, args, kwargs)
             # Tracers of an outer transformation belong to this call alone.
             if not any(isinstance(c, jax.core.Tracer) for c in program.jaxpr.consts):
                 self.known[key] = program
-        return program, [x for x, d in zip(leaves, program.dynamic, strict=True) if d]
+        return program, [_not_a_shape(x) for x, d in zip(leaves, program.dynamic, strict=True) if d]
 
 
 @functools.lru_cache(maxsize=32)
 def _programs_of(fun: Callable[..., Any]) -> _Programs:
     return _Programs(fun)
+
+
+def trace_once(fun: Callable[..., Any], args: Sequence[Any]) -> Program:
+    """`fun(*args)` traced, or what was traced before for this function and equal shapes, which as
+    under `jax.jit` is what is compiled already.
+    """
+    plain = getattr(fun, "program", fun)
+    known = isinstance(plain, Hashable) and callable(plain)
+    return (_programs_of(plain) if known else _Programs(plain)).of(args, {})[0]
 
 
 def make_settings(
@@ -114,17 +126,7 @@ def make_settings(
         )
     if vector not in ("exact", "native"):
         raise ValueError(f'vector must be "exact" or "native", got {vector!r}')
-    pairs = tuple(sorted((algorithms or {}).items()))
-    for op, algorithm in pairs:
-        if op not in ALGORITHMS:
-            raise ValueError(
-                f"algorithms: unknown operation {op!r}; known: {', '.join(sorted(ALGORITHMS))}"
-            )
-        if not callable(algorithm) and algorithm not in ALGORITHMS[op]:
-            raise ValueError(
-                f"algorithms[{op!r}]: unknown algorithm {algorithm!r}; known: "
-                f"{', '.join(sorted(ALGORITHMS[op]))}, or a function group -> Schedule"
-            )
+    pairs = tuple(sorted(check_algorithms(algorithms).items()))
     return Settings(
         machine=on,
         arithmetic=chosen,
@@ -172,13 +174,14 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
             *flat[n_consts:]
         )
 
-    @jax.jit
     def values(*flat: Any) -> Any:
         evaluator = Evaluator(settings=settings)
         closed = core.ClosedJaxpr(key.open, list(flat[:n_consts]))
         outs = evaluator.jaxpr(closed, [Folded(x) for x in flat[n_consts:]], "")
         return [jnp.asarray(v.array) for v in outs], evaluator.counts
 
+    values.__name__ = values.__qualname__ = EMULATED
+    values = jax.jit(values)
     if settings.counting:
         return values  # em.run: values and counts, not differentiated
 
@@ -250,22 +253,23 @@ def _instantiate(cotangent: Any) -> Any:
 
 
 def evaluate_with_counts(
-    fun: Callable[..., Any],
+    program: Program,
     args: Sequence[Any],
     on: Machine,
     arithmetic: Any = None,
     algorithms: Mapping[str, Any] | None = None,
     vector: str = "exact",
 ) -> tuple[Any, dict[str, Any]]:
-    """The values of `fun(*args)`, and what only values can tell, by site name (see
+    """The values of a program for `args`, and what only values can tell, by site name (see
     `trace.dynamic_sites`).
 
     A `while` counts the mean of its trips per execution, a `cond` the share of each branch. Sites
     that were never reached are absent.
     """
     settings = make_settings(on, arithmetic, algorithms, vector, counting=True)
-    program, leaves = _programs_of(getattr(fun, "program", fun)).of(args, {})
-    outs, counted = evaluate(program.jaxpr, leaves, settings)
+    leaves = jax.tree.leaves((tuple(args), {}))
+    inputs = [_not_a_shape(x) for x, d in zip(leaves, program.dynamic, strict=True) if d]
+    outs, counted = evaluate(program.jaxpr, inputs, settings)
     value = jax.tree.unflatten(program.out_tree, outs)
     sites = dynamic_sites(program.jaxpr)
     counts: dict[str, float | tuple[float, ...]] = {}
@@ -281,8 +285,24 @@ def evaluate_with_counts(
     return value, counts
 
 
+def _not_a_shape(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"an argument holds {leaf}, a shape without values; give an array, or ask em.estimate, "
+            "which needs shapes alone"
+        )
+    return leaf
+
+
 def _leaf_key(leaf: Any) -> Any:
     if is_array_like(leaf):
         aval = jax.typeof(leaf)
         return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
+    try:
+        hash(leaf)
+    except TypeError:
+        raise TypeError(
+            f"an argument holds {leaf!r}, which is no array, number or pytree of them and cannot "
+            "be hashed to be taken as a constant; bind it with functools.partial"
+        ) from None
     return "static", leaf

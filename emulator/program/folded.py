@@ -23,12 +23,13 @@ class FoldedMesh:
     mesh.
 
     `names` and `sizes` describe the whole mesh; `devices` lists device numbers, the last axis
-    fastest.
+    fastest; `manual` are the axes that the enclosing `shard_map`s divide.
     """
 
     names: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
     devices: tuple[int, ...] = ()
+    manual: tuple[str, ...] = ()
 
     def size(self, axis: str) -> int:
         return self.sizes[self.names.index(axis)]

@@ -53,7 +53,8 @@ def pmap(
     )
 
     def program(*args: Any, **kwargs: Any) -> Any:
-        moving = [i for i in range(len(args)) if i not in static]
+        fixed = {i % len(args) for i in static} if args else set()
+        moving = [i for i in range(len(args)) if i not in fixed]
         axes = in_axes if isinstance(in_axes, (tuple, list)) else (in_axes,) * len(args)
         if len(axes) != len(args):
             raise ValueError(f"pmap: in_axes has {len(axes)} entries for {len(args)} arguments")
@@ -106,6 +107,12 @@ def pmap(
 
 
 def _axis_size(flat: list[Any], axes: list[Any], given: int | None) -> int:
+    for x, a in zip(flat, axes, strict=True):
+        if a is not None and not -np.ndim(x) <= a < np.ndim(x):
+            raise ValueError(
+                f"pmap: in_axes maps axis {a} of an argument of shape {np.shape(x)}, which has "
+                f"{np.ndim(x)} axes; give it an axis of devices, or replicate it: in_axes=None"
+            )
     sizes = {int(np.shape(x)[a]) for x, a in zip(flat, axes, strict=True) if a is not None}
     if given is not None:
         sizes.add(given)

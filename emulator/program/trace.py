@@ -17,6 +17,9 @@ from typing import Any
 import jax
 from jax.extend import core
 
+#: The name of the jitted function in which `em.emulate` computes: not a program of the machine's.
+EMULATED = "cm384_emulated"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Program:
@@ -62,6 +65,13 @@ def trace(
     arrays = [leaf for leaf, d in zip(leaves, dynamic, strict=True) if d]
     try:
         jaxpr = jax.make_jaxpr(flat)(*arrays)
+    except ValueError as error:
+        if "Non-hashable static arguments" not in str(error):
+            raise
+        raise TypeError(
+            "numbers are traced as arrays here, and the function is a jax.jit that wants one "
+            "static; bind it first, as in functools.partial(fun, number)"
+        ) from error
     except (NameError, AssertionError) as error:
         if str(error) and "axis name" not in str(error):
             raise

@@ -10,11 +10,13 @@ together; everything else runs under a `vmap` of that one equation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.extend import core
 
@@ -23,8 +25,9 @@ from emulator.machines import Machine
 from emulator.mesh import device_numbers
 from emulator.program import collective_rules, matmul_rules, vector
 from emulator.program.axes import infer_axes
+from emulator.program.collective_rules import groups_differ
 from emulator.program.folded import Folded, FoldedMesh, merge_dims, split_dims, spread, union_axes
-from emulator.program.trace import open_jaxpr, scan_counts, sub_jaxprs, walk
+from emulator.program.trace import EMULATED, open_jaxpr, scan_counts, sub_jaxprs, walk
 
 Counts = dict[str, Array]
 
@@ -53,7 +56,6 @@ class Evaluator:
 
     settings: Settings
     mesh: FoldedMesh = FoldedMesh()
-    manual: tuple[str, ...] = ()
     counts: Counts = dataclasses.field(default_factory=dict)
 
     def jaxpr(self, jaxpr: Any, args: Sequence[Folded], path: str) -> list[Folded]:
@@ -65,7 +67,8 @@ class Evaluator:
         env.update(zip(body.invars, args, strict=True))
 
         def read(atom: Any) -> Folded:
-            return Folded(atom.val) if isinstance(atom, core.Literal) else env[atom]
+            # A literal's own type carries the mesh it was traced under; its value does not.
+            return Folded(np.asarray(atom.val)) if isinstance(atom, core.Literal) else env[atom]
 
         live = _live_equations(body)
         for i, eqn in enumerate(body.eqns):
@@ -120,20 +123,24 @@ class Evaluator:
     # Bodies that are simply entered.
 
     def call(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
+        if eqn.params.get("name") == EMULATED:  # emulated already, perhaps on another machine
+            return self.each_device(eqn, values)
         ((_, body),) = sub_jaxprs(eqn)
         return self.jaxpr(body, values, path)
 
     def shard_map(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
         params = eqn.params
         mesh = _folded_mesh(params["mesh"], self.settings.machine, self.mesh)
-        manual = mesh.ordered({*self.manual, *params["newly_manual_axes"]})
+        mesh = dataclasses.replace(
+            mesh, manual=mesh.ordered({*self.mesh.manual, *params["newly_manual_axes"]})
+        )
         entered = [
             split_dims(v, _spec(s, len(v.local_shape), "in_specs"), mesh)
             for v, s in zip(values, params["in_specs"], strict=True)
         ]
-        inner = Evaluator(settings=self.settings, mesh=mesh, manual=manual, counts=self.counts)
+        inner = Evaluator(settings=self.settings, mesh=mesh, counts=self.counts)
         outs = inner.jaxpr(params["jaxpr"], entered, path)
-        leaving = tuple(a for a in manual if a not in self.manual)
+        leaving = tuple(a for a in mesh.manual if a not in self.mesh.manual)
         return [
             merge_dims(v, _spec(s, len(v.local_shape), "out_specs"), leaving, mesh)
             for v, s in zip(outs, params["out_specs"], strict=True)
@@ -152,9 +159,7 @@ class Evaluator:
         fixed = [v.axes for v in consts], [v.axes for v in xs]
         carry_axes = self._carry_axes(
             [v.axes for v in carry],
-            lambda axes: infer_axes(self.mesh, params["jaxpr"], [*fixed[0], *axes, *fixed[1]])[
-                :n_carry
-            ],
+            lambda axes: self._infer(params["jaxpr"], [*fixed[0], *axes, *fixed[1]])[:n_carry],
         )
         out_axes: list[tuple[str, ...]] = []
 
@@ -191,10 +196,10 @@ class Evaluator:
         test, body_jaxpr = params["cond_jaxpr"], params["body_jaxpr"]
 
         def predicate_axes(axes: list[tuple[str, ...]]) -> tuple[str, ...]:
-            return infer_axes(self.mesh, test, [*(v.axes for v in cond_consts), *axes])[0]
+            return self._infer(test, [*(v.axes for v in cond_consts), *axes])[0]
 
         def step(axes: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-            new = infer_axes(self.mesh, body_jaxpr, [*(v.axes for v in body_consts), *axes])
+            new = self._infer(body_jaxpr, [*(v.axes for v in body_consts), *axes])
             extra = predicate_axes(axes)
             return [self.mesh.ordered({*a, *extra}) for a in new]
 
@@ -240,7 +245,7 @@ class Evaluator:
         branches = eqn.params["branches"]
         index, operands = values[0], values[1:]
         arg_axes = [v.axes for v in operands]
-        outs_of = [infer_axes(self.mesh, b, arg_axes) for b in branches]
+        outs_of = [self._infer(b, arg_axes) for b in branches]
         joined = [
             self.mesh.ordered({a for axes in column for a in axes})
             for column in zip(*outs_of, strict=True)
@@ -281,6 +286,10 @@ class Evaluator:
         for site, count in counts.items():
             self._count(site, count)
         return list(map(Folded, arrays, joined))
+
+    def _infer(self, jaxpr: Any, in_axes: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        settings = self.settings
+        return infer_axes(self.mesh, jaxpr, in_axes, functools.partial(groups_differ, settings))
 
     def _carry_axes(
         self, axes: list[tuple[str, ...]], step: Callable[..., Any]
@@ -463,7 +472,7 @@ def _spec(spec: Any, rank: int, what: str) -> list[tuple[str, ...]]:
 def _refuse_divergent_collectives(kind: str, axes: tuple[str, ...], body: Any) -> None:
     for _, eqn in walk(body):
         used = collective_rules.collective_axes(eqn)
-        if set(used) & set(axes):
+        if eqn.primitive.name != "axis_index" and set(used) & set(axes):
             raise NotImplementedError(
                 f"a {kind!r} whose predicate differs over mesh axes {axes} contains the collective "
                 f"{eqn.primitive.name!r} over {used}: devices would wait for each other for "

@@ -136,7 +136,7 @@ class Walker:
             label = names[i] if i < len(names) else f"constant {i - len(graph.ins)}"
             self.own(frame, v, label)
         inputs = {frame.ids[v] for v in (*graph.ins, *graph.consts)} - {None}
-        given = {frame.ids[v] for v in graph.donated} - {None}
+        given = {frame.ids[v] for v in graph.donated if v in frame.ids} & inputs
         frame.held = frozenset(inputs - given)  # type: ignore[arg-type]
         self.walk(frame)
         results = {frame.ids[v] for v in graph.outs if v is not None} - {None}

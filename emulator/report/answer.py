@@ -56,16 +56,17 @@ def run(
     """What `fun(*args)` computes on the machine `on`, and everything that `estimate` says.
 
     `arithmetic` is the machine's own if None; "native" leaves matmuls to XLA. Trip counts and
-    branches that depend on values are counted while the values are computed.
+    branches that depend on values are counted while the values are computed. As under `jax.jit`, a
+    function is traced once for equal shapes.
     """
     # Imported here because an estimate needs nothing of the values reading.
-    from emulator.program.emulate import evaluate_with_counts
+    from emulator.program.emulate import evaluate_with_counts, trace_once
 
-    program = _trace("run", fun, args, on)
+    program = _trace("run", fun, args, on, trace_once)
     counts = _never_reached(program)
     # What cannot be costed is said before any value is computed.
     costs = _costs(program, args, on, algorithms, counts, fusion)
-    value, counted = evaluate_with_counts(fun, args, on, arithmetic, algorithms)
+    value, counted = evaluate_with_counts(program, args, on, arithmetic, algorithms)
     if counted:
         costs = _costs(program, args, on, algorithms, counts | counted, fusion)
     return Run(**_answer(costs, _name(fun), on), value=value, counts=counted)
@@ -140,14 +141,16 @@ def _bound(steps: tuple[Step, ...]) -> Bound:
     return Bound(matmul_s=matmul, vector_s=vector, memory_s=memory, links_s=links)
 
 
-def _trace(call: str, fun: Any, args: tuple[Any, ...], on: Any) -> Program:
+def _trace(
+    call: str, fun: Any, args: tuple[Any, ...], on: Any, how: Callable[..., Program] = trace
+) -> Program:
     """The program, after checking what can be checked of the call."""
     if not isinstance(on, Machine):
         raise TypeError(f"{call}(on={on!r}): expected a Machine, such as em.cloudmatrix384()")
     leaves, _ = jax.tree_util.tree_flatten_with_path(args)
     constants = [(path, leaf) for path, leaf in leaves if not is_array_like(leaf)]
     try:
-        return trace(fun, args)
+        return how(fun, args)
     except TypeError as error:
         if not constants or not callable(fun):
             raise
