@@ -31,8 +31,8 @@ def emulate(
 
     `fun` is ordinary JAX over `on.mesh(...)`; the result takes and returns the same pytrees and can
     be jitted, vmapped and differentiated in reverse mode. The gradient is the emulated gradient:
-    `jax.grad(em.emulate(f))` has the bits of `em.emulate(jax.grad(f))`. Forward-mode
-    differentiation raises.
+    `jax.grad(em.emulate(f))` has the bits of `em.emulate(jax.grad(f))`. Forward mode
+    (`jax.jvp`) raises.
 
     Args:
         fun: the program.
