@@ -52,7 +52,7 @@ def test_table_says_what_matters(answer: Estimate) -> None:
         seconds(answer.bound_s),
         "matmul",
         "collective",
-        "psum_invariant tp",
+        "psum tp",
         "limited by",
         "GiB per device",
         "assumed",

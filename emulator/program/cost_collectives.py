@@ -8,11 +8,12 @@ from emulator.program.graph import Node, nbytes
 from emulator.program.walker import Frame, Walker
 from emulator.program.where import at, where
 
-ALL_REDUCE = frozenset({"psum", "psum_invariant", "pmax", "pmin"})
+ALL_REDUCE = frozenset({"psum", "pmax", "pmin"})
 
 
 def collective(walker: Walker, frame: Frame, index: int, node: Node) -> None:
-    name, params = node.name, node.params
+    # "invariant" says something of types, not of what is sent.
+    name, params = node.name.removesuffix("_invariant"), node.params
     axes: Any = params.get("axes", params.get("axis_name"))
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
     if any(not isinstance(a, str) for a in axes):
@@ -23,7 +24,7 @@ def collective(walker: Walker, frame: Frame, index: int, node: Node) -> None:
         here = walker.bytes(frame, v) if v is not None else nbytes(size.shape, size.dtype)
         if name in ALL_REDUCE:
             op, total = "all_reduce", here
-        elif name.startswith("all_gather"):
+        elif name == "all_gather":
             op, total = "all_gather", walker.bytes(frame, w)
         elif name == "ppermute":
             op, total = "permute", here

@@ -26,4 +26,5 @@ def _where(traceback: Any) -> str:
     frame = source_info_util.user_frame(traceback)
     if frame is None:
         return ""
-    return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.start_line} ({frame.function_name})"
+    function = frame.function_name.split(".<locals>")[0]  # Python 3.11 gives the nested name
+    return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.start_line} ({function})"

@@ -33,20 +33,20 @@ class Tables:
 
 
 def _body(e: Estimate) -> Group:
-    parts: list[Table | Text] = [_headline(e), _summary(e), _kinds(e), _top(e)]
+    parts: list[Table | Text | Group] = [_headline(e), _summary(e), _kinds(e), _top(e)]
     if e.collectives:
         parts.append(_collectives(e))
     parts += [_memory(e), _energy(e), _evidence(e), _assumptions(e)]
-    return Group(*parts)
+    return Group(*(piece for part in parts for piece in (part, Text(""))))
 
 
 def _headline(e: Estimate) -> Text:
     mesh = " x ".join(f"{name}={size}" for name, size in e.mesh_shape) or "one device"
     text = Text()
     text.append(f"{e.name}", style="bold")
-    text.append(f" on {e.machine.name}, mesh {mesh} ({len(e.devices)} {e.machine.device_kind}s)\n")
+    text.append(f" on {e.machine.name}, mesh {mesh} ({len(e.devices)} {e.machine.device_kind}s)")
     if not e.memory.fits:
-        text.append(f"{e.memory.message}\n", style="bold red")
+        text.append(f"\n{e.memory.message}", style="bold red")
     return text
 
 
@@ -98,26 +98,26 @@ def _top(e: Estimate) -> Table:
         title,
         ("operation", False),
         ("times", True),
-        ("total", True),
-        ("each", True),
+        ("time", True),
         ("bound", True),
         ("limited by", False),
         ("where", False),
     )
+    for column in table.columns[1:]:  # on a narrow terminal only names fold
+        column.no_wrap = True
     for row in rows[:TOP]:
         table.add_row(
             row.name,
             count(row.count),
             seconds(row.time_s),
-            seconds(row.time_s / row.count if row.count else 0.0),
             seconds(row.bound_s),
             row.limited_by,
-            row.where,
+            row.where.split(" (")[0],
         )
     return table
 
 
-def _collectives(e: Estimate) -> Table:
+def _collectives(e: Estimate) -> Group:
     table = _grid(
         "Collectives",
         ("operation", False),
@@ -134,6 +134,7 @@ def _collectives(e: Estimate) -> Table:
             key = (step.name, step.nbytes, step.algorithm)
             rows[key] = (step, times + (rows[key][1] if key in rows else 0.0))
     ordered = sorted(rows.values(), key=lambda row: -row[0].time_s * row[1])
+    reasons: dict[str, int] = {}
     for step, times in ordered[:TOP]:
         groups = sum(len(p) for p, _ in step.groups)
         table.add_row(
@@ -143,11 +144,12 @@ def _collectives(e: Estimate) -> Table:
             seconds(step.time_s),
             f"{groups} x {step.ranks}",
             step.algorithm,
-            step.reason,
+            f"[{reasons.setdefault(step.reason, len(reasons) + 1)}]",
         )
     if len(ordered) > TOP:
         table.caption = f"and {len(ordered) - TOP} more"
-    return table
+    why = "\n".join(f"  [{number}] {reason}" for reason, number in reasons.items())
+    return Group(table, Text(why))
 
 
 def _memory(e: Estimate) -> Table:
