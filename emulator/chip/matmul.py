@@ -200,16 +200,16 @@ def _die_time(
 
 
 def _tiles(m: int, n: int, chip: Chip, engines: Engines, dtype: str) -> tuple[tuple[int, int], ...]:
-    """Base tiles: the library's, cut down to what the matrix has, and N shared evenly by the cores
-    if few rows.
+    """Base tiles: the library's, cut down to what the matrix has, and, if there are few rows, every
+    narrower one that gives each core at most one (so that a smaller N has all tiles of a larger).
     """
     tiles: dict[tuple[int, int], None] = {}
     for bm, bn in engines.tiles:
         bm = min(bm, _up(m, chip.cube_m))
         tiles[bm, min(bn, _up(n, chip.cube_n))] = None
         even = _up(-(-n // chip.cube_cores), chip.cube_n)
-        if m <= 128 and even <= bn:
-            tiles[bm, even] = None
+        if m <= 128:
+            tiles.update(((bm, width), None) for width in range(even, bn + 1, chip.cube_n))
     return tuple(tiles)
 
 
