@@ -57,6 +57,8 @@ def accumulate(
                 lambda: _chain(a, b, c),
                 lambda: _steps(a, b, c, ranges, arithmetic),
             )
+        if c is None:  # a sum from +0 is never -0, but XLA takes `0 + x` for x
+            found = jnp.where(found == 0, jnp.float32(0), found)
         # Integers, because XLA vectorises their maxima; in two goes, along the long axes.
         largest = jnp.max(jnp.max(repair.magnitude(found), axis=1))
         return lax.cond(
@@ -125,16 +127,19 @@ def _power(exponent: Array) -> Array:
 
 
 def _is_plain_chain(ranges: tuple[Array, Array], a: Array, b: Array, c: Array | None) -> Array:
-    """No operand, product or sum is subnormal: FP32 arithmetic does what the unit does."""
-    _, last = ranges
-    _, start_last = _start_ranges(c)
+    """No operand, product or sum is subnormal or overflows: FP32 arithmetic does what the unit
+    does, whether XLA contracts a product and a sum or not.
+    """
+    bound, last = ranges
+    start_bound, start_last = _start_ranges(c)
+    reach = start_bound + jnp.max(jnp.sum(bound, axis=-1))
 
     def no_subnormal(words: Array) -> Array:
         magnitude = (words & floats.MAGNITUDE).astype(jnp.int32)
         return jnp.min((magnitude - 1) & 0x7FFFFFFF) >= (1 << 23) - 1
 
     lowest = jnp.minimum(jnp.min(last), start_last)
-    return (lowest >= -126) & no_subnormal(a) & no_subnormal(b)
+    return (lowest >= -126) & (reach < 2.0**127) & no_subnormal(a) & no_subnormal(b)
 
 
 def _chain(a: Array, b: Array, c: Array | None) -> Array:

@@ -318,7 +318,7 @@ def test_bad_arguments() -> None:
         collective("all_to_all", 8, machine, algorithm="bruck")
     with pytest.raises(ValueError, match="nbytes must be at least 0; got -8"):
         collective("all_reduce", -8, machine)
-    with pytest.raises(TypeError, match="nbytes must be a whole number of bytes; got 0.5"):
+    with pytest.raises(TypeError, match="nbytes must be a whole number; got 0.5"):
         collective("all_reduce", 0.5, machine)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="on must be a Machine"):
         collective("all_reduce", 8, "cloudmatrix384")  # type: ignore[arg-type]
@@ -358,3 +358,24 @@ def test_users_algorithm_is_timed_and_checked() -> None:
     )
     with pytest.raises(ValueError, match="all_reduce by 'ring'"):
         collective("all_reduce", 2**20, machine, range(8), lossy)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"op": ["all_reduce"]}, "op must be a name"),
+        ({"algorithm": ["ring"]}, "algorithm must be a name"),
+        ({"nbytes": 16.0}, "nbytes must be a whole number"),
+        ({"nbytes": True}, "nbytes must be a whole number"),
+        ({"devices": 5}, "devices must be a sequence"),
+        ({"devices": [0.0, 1.0]}, "every device must be a whole number"),
+        ({"op": "permute", "pairs": [5]}, "pairs must be .source, destination. pairs"),
+        ({"op": "permute", "pairs": [(0, 1, 2)]}, "pairs must be .source, destination. pairs"),
+        ({"op": "broadcast", "root": [1]}, "root must be a whole number"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named_whatever_was_asked_before(arguments, message):
+    good = {"op": "all_reduce", "nbytes": 16, "devices": [0, 1]}
+    collective(**good, on=cloudmatrix384())
+    with pytest.raises(TypeError, match=message):
+        collective(**(good | arguments), on=cloudmatrix384())

@@ -19,6 +19,22 @@ dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 generator = pytest.mark.parametrize("name", GENERATORS)
 
 
+@preset
+@pytest.mark.parametrize("k", [1, 2, 3, 15, 16, 17, 33])
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_no_c_is_a_c_of_plus_zero(dtype, k, arithmetic):
+    """Where XLA would take `0 + x` for x, and a product beyond FP32 for a fused multiply-add."""
+    rng = np.random.default_rng(k)
+    zeros = np.copysign(0.0, rng.choice([-1, 1], (4, k))), rng.choice([-1.0, 0.0, 1.0], (k, 6))
+    huge = [rng.choice([-1, 1], s) * 2.0 ** rng.integers(62, 65, s) for s in ((4, k), (k, 6))]
+    multiply = jax.jit(lambda *x: kernels.matmul(*x, arithmetic=arithmetic))
+    for a, b in (zeros, huge):
+        a, b = np.asarray(a).astype(dtype), np.asarray(b).astype(dtype)
+        expected = words(kernels.reference.matmul(a, b, arithmetic=arithmetic))
+        assert np.array_equal(words(multiply(a, b)), expected)
+        assert np.array_equal(words(multiply(a, b, np.zeros((4, 6), np.float32))), expected)
+
+
 def check(a, b, c, arithmetic):
     expected = words(kernels.reference.matmul(a, b, c, arithmetic=arithmetic))
     got = words(kernels.matmul(a, b, c, arithmetic=arithmetic))

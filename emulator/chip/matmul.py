@@ -20,11 +20,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 
 from emulator.chip.engines import Engines, engines_of
 from emulator.machines import Chip, Machine
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "int8": 1, "float32": 4, "hf32": 4, "tf32": 4}
+_LARGEST = 2**40
 OUT_BYTES = {"bfloat16": 2, "float16": 2, "int8": 4, "float32": 4, "hf32": 4, "tf32": 4}
 
 
@@ -99,13 +101,35 @@ def matmul_time(
     division is taken.
 
     Raises:
-        ValueError: a size below one, an unknown layout, or a dtype that the matrix unit does not
-            have.
-        TypeError: `on` is not a machine.
+        ValueError: a size below one, an unknown layout or `out_dtype`.
+        NotImplementedError: a dtype that the matrix unit does not have.
+        TypeError: `on` is not a machine, or a size is no integer.
     """
     name = dtype_name(dtype)
-    out_bytes = OUT_BYTES.get(name if out_dtype is None else dtype_name(out_dtype), 4)
-    return _matmul_time(m, k, n, on, name, b_layout, batch, out_bytes)
+    out_name = name if out_dtype is None else dtype_name(out_dtype)
+    if out_dtype is not None and out_name not in OUT_BYTES and out_name != "int32":
+        raise ValueError(
+            f"matmul_time(out_dtype={out_dtype!r}): expected one of {', '.join(OUT_BYTES)}, int32"
+        )
+    sizes = {"m": m, "k": k, "n": n, "batch": batch}
+    m, k, n, batch = (_size(what, size) for what, size in sizes.items())
+    if not isinstance(b_layout, str):
+        raise TypeError(f"matmul_time(b_layout={b_layout!r}): expected 'nd' or 'nz'")
+    return _matmul_time(m, k, n, on, name, b_layout, batch, OUT_BYTES.get(out_name, 4))
+
+
+def _size(name: str, value: int) -> int:
+    try:
+        size = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"matmul_time({name}={value!r}): expected an int") from error
+    if isinstance(value, bool):
+        raise TypeError(f"matmul_time({name}={value!r}): expected an int")
+    if not 1 <= size <= _LARGEST:
+        raise ValueError(
+            f"matmul_time({name}={size}): expected a size of at least 1 and at most 2^40"
+        )
+    return size
 
 
 def dtype_name(dtype: object) -> str:
@@ -117,7 +141,7 @@ def dtype_name(dtype: object) -> str:
 def _matmul_time(
     m: int, k: int, n: int, on: Machine, dtype: str, b_layout: str, batch: int, out: int
 ) -> MatmulTime:
-    _check(m, k, n, on, dtype, b_layout, batch)
+    _check(on, dtype, b_layout)
     chip, dies = on.chip, on.dies_per_device
     candidates = {(m, n, batch)}
     if dies > 1:
@@ -156,14 +180,9 @@ def _matmul_time(
     )
 
 
-def _check(m: int, k: int, n: int, on: Machine, dtype: str, b_layout: str, batch: int) -> None:
+def _check(on: Machine, dtype: str, b_layout: str) -> None:
     if not isinstance(on, Machine):
         raise TypeError(f"matmul_time(on={on!r}): expected a Machine, such as em.cloudmatrix384()")
-    for name, size in (("m", m), ("k", k), ("n", n), ("batch", batch)):
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"matmul_time({name}={size!r}): expected an int")
-        if size < 1:
-            raise ValueError(f"matmul_time({name}={size}): expected a size of at least 1")
     if b_layout not in ("nd", "nz"):
         raise ValueError(
             f"matmul_time(b_layout={b_layout!r}): expected 'nd' (row-major) or 'nz' (fractals)"

@@ -16,6 +16,7 @@ from emulator.fabric.cost import ScheduleLoad, dies_of, load_schedule, transport
 from emulator.machines import Machine
 from emulator.machines.fabric import Transport
 
+_LARGEST_BYTES = 2**60
 _ITEM_BYTES = {
     "bool": 1,
     "int8": 1,
@@ -109,14 +110,57 @@ def collective(
     Raises:
         TypeError, ValueError: an argument that does not fit; the message names it.
     """
-    key = devices if devices is None or isinstance(devices, range) else tuple(devices)
-    pair_key = None if pairs is None else tuple((s, d) for s, d in pairs)
+    for what, value in (("op", op), ("transport", transport)):
+        if not (isinstance(value, str) or (what == "transport" and value is None)):
+            raise TypeError(f"{what} must be a name; got {value!r}")
+    if not (algorithm is None or isinstance(algorithm, str) or callable(algorithm)):
+        raise TypeError(
+            f"algorithm must be a name, a function group -> Schedule, or None; got {algorithm!r}"
+        )
+    nbytes = _whole("nbytes", nbytes)
+    if nbytes > _LARGEST_BYTES:
+        raise ValueError(f"nbytes must be at most 2^60; got {nbytes}")
+    root = None if root is None else _whole("root", root)
+    key = _device_key(devices)
+    pair_key = _pair_key(pairs)
     name = (
         dtype
         if isinstance(dtype, str)
         else getattr(dtype, "name", None) or getattr(dtype, "__name__", str(dtype))
     )
     return _collective(op, nbytes, on, key, algorithm, name, root, pair_key, transport)
+
+
+def _whole(what: str, value: object) -> int:
+    """An integer argument as a plain int. Checked before the cache, in which 1 == 1.0 == True."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise TypeError(f"{what} must be a whole number; got {value!r}") from error
+
+
+def _device_key(devices: Sequence[int] | None) -> Sequence[int] | None:
+    if devices is None or isinstance(devices, range):
+        return devices
+    try:
+        listed = tuple(devices)
+    except TypeError as error:
+        raise TypeError(f"devices must be a sequence of device numbers; got {devices!r}") from error
+    return tuple(_whole("every device", device) for device in listed)
+
+
+def _pair_key(pairs: Sequence[tuple[int, int]] | None) -> tuple[tuple[int, int], ...] | None:
+    if pairs is None:
+        return None
+    try:
+        listed = [(source, destination) for source, destination in pairs]
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"pairs must be (source, destination) pairs of device numbers; got {pairs!r}"
+        ) from error
+    return tuple((_whole("every source", s), _whole("every destination", d)) for s, d in listed)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -135,10 +179,6 @@ def _collective(
         raise ValueError(f"unknown collective operation {op!r}; known: {', '.join(OPS)}")
     if not isinstance(on, Machine):
         raise TypeError(f"on must be a Machine, e.g. cloudmatrix384(); got {type(on).__name__}")
-    try:
-        nbytes = operator.index(nbytes)
-    except TypeError as error:
-        raise TypeError(f"nbytes must be a whole number of bytes; got {nbytes!r}") from error
     if nbytes < 0:
         raise ValueError(f"nbytes must be at least 0; got {nbytes}")
     if dtype not in _ITEM_BYTES:
