@@ -97,7 +97,6 @@ def split_dims(value: Folded, spec: Sequence[Sequence[str]], mesh: FoldedMesh) -
     """
     if not any(spec):
         return value
-    n = len(value.axes)
     shape: list[int] = list(mesh.shape(value.axes))
     new_positions: dict[str, int] = {}
     local_positions: list[int] = []
@@ -109,7 +108,6 @@ def split_dims(value: Folded, spec: Sequence[Sequence[str]], mesh: FoldedMesh) -
         shape.append(size // math.prod(mesh.shape(names)))
     axes = mesh.ordered((*value.axes, *new_positions))
     old_positions = {axis: i for i, axis in enumerate(value.axes)}
-    assert n == len(old_positions) and not set(old_positions) & set(new_positions)
     order = [new_positions[a] if a in new_positions else old_positions[a] for a in axes]
     array = jnp.asarray(value.array).reshape(shape)
     return Folded(lax.transpose(array, [*order, *local_positions]), axes)
@@ -123,15 +121,8 @@ def merge_dims(
     """
     wanted = [name for names in spec for name in names]
     gone = [axis for axis in dropped if axis in value.axes and axis not in wanted]
-    array = value.array
-    for axis in gone:
-        array = lax.index_in_dim(
-            array,
-            0,
-            [a for a in value.axes if a not in gone[: gone.index(axis)]].index(axis),
-            keepdims=False,
-        )
-    value = Folded(array, tuple(a for a in value.axes if a not in gone))
+    first = tuple(0 if axis in gone else slice(None) for axis in value.axes)
+    value = Folded(value.array[first], tuple(a for a in value.axes if a not in gone))
     if not wanted:
         return value
     value = spread(value, mesh.ordered((*value.axes, *wanted)), mesh)

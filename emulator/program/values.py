@@ -104,11 +104,10 @@ class Evaluator:
         if _uses_rbg(eqn) and (
             axes := union_axes(self.mesh, values)
         ):  # such keys differ under vmap
-            spread_values = [spread(v, axes, self.mesh).array for v in values]
-            result = spread_values
-            flat = [a.reshape(-1, *a.shape[len(axes) :]) for a in result]
-            mapped = lax.map(lambda arrays: bind(*arrays), tuple(flat))
             sizes = self.mesh.shape(axes)
+            everywhere = [spread(v, axes, self.mesh).array for v in values]
+            flat = tuple(a.reshape(-1, *a.shape[len(axes) :]) for a in everywhere)
+            mapped = lax.map(lambda arrays: bind(*arrays), flat)
             result = jax.tree.map(lambda r: r.reshape(*sizes, *r.shape[1:]), mapped)
         else:
             result, axes = vector.vmapped(bind, values, self.mesh)
