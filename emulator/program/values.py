@@ -68,7 +68,10 @@ class Evaluator:
 
         def read(atom: Any) -> Folded:
             # A literal's own type carries the mesh it was traced under; its value does not.
-            return Folded(np.asarray(atom.val)) if isinstance(atom, core.Literal) else env[atom]
+            if isinstance(atom, core.Literal):
+                aval: Any = atom.aval
+                return Folded(np.asarray(atom.val, aval.dtype))
+            return env[atom]
 
         live = _live_equations(body)
         for i, eqn in enumerate(body.eqns):
