@@ -79,8 +79,13 @@ def energy(steps: Sequence[Step], time_s: float, num_devices: int, on: Machine) 
     idle_low, idle_high = power.idle_device_w
     peak_low, peak_high = power.peak_device_w
     rates = dict(power.link_j_per_byte)
-    link_low = sum(rates[tier][0] * count for tier, count in links.items() if tier in rates)
-    link_high = sum(rates[tier][1] * count for tier, count in links.items() if tier in rates)
+    if unknown := sorted(set(links) - set(rates)):
+        raise ValueError(
+            f"{on.name}: power.link_j_per_byte has no energy for the links {', '.join(unknown)}, "
+            "which the program uses; give it one"
+        )
+    link_low = sum(rates[tier][0] * count for tier, count in links.items())
+    link_high = sum(rates[tier][1] * count for tier, count in links.items())
     share = num_devices / on.num_devices
     memory_low = power.memory_j_per_byte[0] * memory_bytes
     step_low = max(0.0, peak_low - idle_low)

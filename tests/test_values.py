@@ -4,6 +4,7 @@ hand-written loops.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -509,7 +510,7 @@ def test_bad_arguments_are_named() -> None:
 def test_programs_outside_the_model_are_refused_by_name() -> None:
     small, big = em.gb200_nvl72(), PACKAGE.mesh(x=384)
     run = jax.shard_map(lambda v: lax.psum(v, "x"), mesh=big, in_specs=P("x"), out_specs=P())
-    with pytest.raises(ValueError, match="384 devices but .* has 72"):
+    with pytest.raises(ValueError, match="384 devices, but .* has 72"):
         em.emulate(run, small)(np.ones(384, np.float32))
 
     mesh = PACKAGE.mesh(x=4)
@@ -669,3 +670,30 @@ def test_arguments_of_the_wrong_kind_are_named() -> None:
         em.pmap(lambda v: v, on=PACKAGE)(1.0)
     last = em.pmap(lambda v, n: v * n, on=PACKAGE, static_broadcasted_argnums=-1)
     assert np.array_equal(last(one, 3), 3 * one)
+
+
+def test_broadcasts_and_reductions_of_a_vmap_have_values_and_time() -> None:
+    def body(v: Any) -> Any:
+        both = jax.vmap(lambda r: lax.psum(r, ("x", "v")) + lax.psum(r, "v"), axis_name="v")(v)
+        return both + lax.pbroadcast(v, "x", 1)
+
+    run = jax.shard_map(
+        body, mesh=PACKAGE.mesh(x=4), in_specs=P("x"), out_specs=P("x"), check_vma=False
+    )
+    x = np.arange(16, dtype=np.float32).reshape(8, 2)
+    answer = em.run(run, x, on=PACKAGE)
+    blocks = x.reshape(4, 2, 2)
+    expected = x.sum(0) + blocks.sum(1, keepdims=True) + blocks[1]
+    assert np.array_equal(answer.value, expected.reshape(8, 2))
+    assert {c.op for c in answer.collectives} == {"all_reduce", "broadcast"}
+    assert answer.time_s >= answer.bound_s > 0
+
+
+def test_links_without_a_known_energy_are_not_free() -> None:
+    power = dataclasses.replace(PACKAGE.power, link_j_per_byte=())
+    machine = dataclasses.replace(PACKAGE, power=power)
+    run = jax.shard_map(
+        lambda v: lax.psum(v, "x"), mesh=machine.mesh(x=4), in_specs=P("x"), out_specs=P()
+    )
+    with pytest.raises(ValueError, match="no energy for the links node"):
+        em.estimate(run, np.ones(4, np.float32), on=machine)

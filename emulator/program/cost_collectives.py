@@ -16,18 +16,26 @@ def collective(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     name, params = node.name.removesuffix("_invariant"), node.params
     axes: Any = params.get("axes", params.get("axis_name"))
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
-    if any(not isinstance(a, str) for a in axes):
+    positional = [a for a in axes if not isinstance(a, str)]
+    if positional and name not in ALL_REDUCE:
         raise NotImplementedError(f"{name} over positional axes {axes}: only mesh axes are costed")
+    axes = tuple(a for a in axes if isinstance(a, str))
     parts = params.get("axis_index_groups")
     for v, w in zip(node.ins, node.outs, strict=True):
         size = frame.graph.avals[w]
         here = walker.bytes(frame, v) if v is not None else nbytes(size.shape, size.dtype)
+        if positional:  # the axis of an enclosing vmap: every device reduces its own part first
+            ops = float(walker.size(frame, w if v is None else v)) * walker.lanes(frame, w)
+            traffic = here + walker.bytes(frame, w)
+            frame.steps.append(walker.kernel(f"{name} over vmap", "vector", ops, traffic, node))
+            if not axes:
+                continue
         if name in ALL_REDUCE:
-            op, total = "all_reduce", here
+            op, total = "all_reduce", walker.bytes(frame, w)
         elif name == "all_gather":
             op, total = "all_gather", walker.bytes(frame, w)
-        elif name == "ppermute":
-            op, total = "permute", here
+        elif name in ("ppermute", "pbroadcast"):
+            op, total = {"ppermute": "permute", "pbroadcast": "broadcast"}[name], here
         else:
             op, total = name, here
         steps = walker.groups.steps(

@@ -25,7 +25,7 @@ class Groups:
         self.algorithms = algorithms
         self.meshes = _distinct(meshes)
         for mesh in self.meshes:
-            _check_fits(mesh, on)
+            check_fits(mesh, on)
         numbers = dict.fromkeys(d for mesh in self.meshes for d in device_numbers(mesh))
         self.devices: tuple[int, ...] = tuple(numbers) or (0,)
         self.mesh_shape = tuple(pair for mesh in self.meshes for pair in _shape(mesh))
@@ -196,7 +196,8 @@ def _shape(mesh: Any) -> tuple[tuple[str, int], ...]:
     return tuple(mesh.shape.items())
 
 
-def _check_fits(mesh: Any, on: Machine) -> None:
+def check_fits(mesh: Any, on: Machine) -> None:
+    """Raises ValueError unless the machine has the mesh's devices."""
     shape = " x ".join(f"{name}={size}" for name, size in _shape(mesh))
     if mesh.size > on.num_devices:
         raise ValueError(

@@ -27,6 +27,7 @@ from emulator.program import collective_rules, matmul_rules, vector
 from emulator.program.axes import infer_axes
 from emulator.program.collective_rules import groups_differ
 from emulator.program.folded import Folded, FoldedMesh, merge_dims, split_dims, spread, union_axes
+from emulator.program.groups import check_fits
 from emulator.program.trace import EMULATED, open_jaxpr, scan_counts, sub_jaxprs, walk
 
 Counts = dict[str, Array]
@@ -450,12 +451,8 @@ def _uses_rbg(eqn: Any) -> bool:
 def _folded_mesh(mesh: Any, machine: Machine, outer: FoldedMesh) -> FoldedMesh:
     if outer.names:
         return outer  # a nested shard_map names axes of the same mesh
+    check_fits(mesh, machine)
     numbers = device_numbers(mesh)
-    if mesh.size > machine.num_devices:
-        raise ValueError(
-            f"the program's mesh {dict(mesh.shape)} has {mesh.size} devices but {machine.name} has "
-            f"{machine.num_devices}; use a smaller mesh, such as machine.mesh(...) gives"
-        )
     return FoldedMesh(
         names=tuple(mesh.axis_names), sizes=tuple(mesh.axis_sizes), devices=tuple(numbers)
     )
