@@ -387,7 +387,6 @@ _RULES: Mapping[str, _Rule] = {
             "custom_jvp_call",
             "custom_vjp_call",
             "custom_vjp_call_jaxpr",
-            "custom_lin",
         ),
         Evaluator.call,
     ),
@@ -404,7 +403,7 @@ _RULES: Mapping[str, _Rule] = {
 #: Change placement or type, never a value.
 _IDENTITIES = frozenset(
     "pvary pcast preduced sharding_constraint reshard mesh_cast layout_constraint "
-    "optimization_barrier device_put copy_p name annotate".split()
+    "optimization_barrier device_put copy_p name".split()
 )
 _REFUSED = {
     name: "asynchronous or unreduced communication has no rule here; use the synchronous form"
