@@ -10,13 +10,22 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kernels import distill, floats
+from kernels import distill, floats, operands
 from kernels.arithmetic import Arithmetic
 
 _NO_EXPONENT = -(1 << 20)  # of a zero: never the largest
 
 
-def accumulate(
+def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, operands as read."""
+    lowest = operands.LOWEST_EXPONENT[a.dtype.name], operands.LOWEST_EXPONENT[b.dtype.name]
+    shape = (a.shape[0], a.shape[1], b.shape[2])
+    first = jnp.zeros(shape, jnp.uint32) if c is None else floats.bits32(c)
+    words = _accumulate(floats.bits32(a), floats.bits32(b), first, lowest, arithmetic)
+    return floats.from_bits32(words)
+
+
+def _accumulate(
     a: Array, b: Array, c: Array, lowest: tuple[int, int], arithmetic: Arithmetic
 ) -> Array:
     """FP32 words `[batch, m, n]` of the accumulators after all steps.

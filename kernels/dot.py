@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from kernels import fixpipe, floats
 from kernels.arithmetic import FP32_FMA_CHAIN, Arithmetic
-from kernels.matmul import mode_for, multiply
+from kernels.matmul import multiply
 
 DimensionNumbers = tuple[
     tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]
@@ -77,7 +77,7 @@ def _mode(a: Array, b: Array, precision: lax.PrecisionLike, arithmetic: Arithmet
         levels = {lax.Precision(name) for name in names if name is not None}
     except ValueError as error:
         raise NotImplementedError(f"dot_general: precision {precision} is not modelled") from error
-    mode = mode_for(a.dtype, b.dtype, arithmetic)
+    mode = arithmetic.mode(a.dtype.name, b.dtype.name)
     if mode.operand_fraction_bits is not None and lax.Precision.HIGHEST in levels:
         return FP32_FMA_CHAIN
     return mode

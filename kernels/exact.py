@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import floats, repair
+from kernels import floats, operands, repair
 from kernels.arithmetic import Arithmetic
 
 _GROUP = 16  # products added between two passes over the accumulators
@@ -27,7 +27,15 @@ _NARROW = 16  # columns below which the product is computed transposed
 _NO_LIMIT = 1 << 12  # last place of a zero
 
 
-def accumulate(
+def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, operands as read."""
+    first = None if c is None else floats.bits32(c)
+    kinds = operands.FRACTION_BITS
+    bits = max(kinds[a.dtype.name], kinds[b.dtype.name])
+    return _accumulate(floats.bits32(a), floats.bits32(b), first, bits, arithmetic)
+
+
+def _accumulate(
     a: Array, b: Array, c: Array | None, fraction_bits: int, arithmetic: Arithmetic
 ) -> Array:
     """FP32 accumulators `[batch, m, n]` after all steps.
@@ -43,7 +51,7 @@ def accumulate(
     if n < _NARROW < m:  # long rows are what the loops below are good at
         turned = None if c is None else c.swapaxes(1, 2)
         args = (b.swapaxes(1, 2), a.swapaxes(1, 2), turned)
-        return accumulate(*args, fraction_bits, arithmetic).swapaxes(1, 2)
+        return _accumulate(*args, fraction_bits, arithmetic).swapaxes(1, 2)
     if arithmetic.addend != "fused" or arithmetic.rounding != "nearest_even":
         unknown = jnp.full((batch, m, n), jnp.nan, jnp.float32)
         return repair.repair(unknown, a, b, c, arithmetic)

@@ -7,15 +7,12 @@ from functools import cache, partial
 import jax
 import jax.custom_batching
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from kernels import aligned, exact, fixpipe, floats
+from kernels import aligned, chain, exact, fixpipe, floats, operands, tree
 from kernels.arithmetic import ASCEND_910C, Arithmetic
-
-_FRACTION_BITS = {"bfloat16": 7, "float16": 10, "float32": 23}
-
-_LOWEST_EXPONENT = {"bfloat16": -126, "float16": -14, "float32": -126}
 
 
 def matmul(
@@ -75,38 +72,10 @@ def matmul(
                 f"got {c.shape}"
             )
         c = jnp.broadcast_to(c, out_shape).reshape(size, *out_shape[-2:])
-    unit = mode_for(a.dtype, b.dtype, arithmetic)
+    unit = arithmetic.mode(a.dtype.name, b.dtype.name)
     a = jnp.broadcast_to(a, batch + a.shape[-2:]).reshape(size, *a.shape[-2:])
     b = jnp.broadcast_to(b, batch + b.shape[-2:]).reshape(size, *b.shape[-2:])
     return fixpipe.round_to(multiply(a, b, c, unit), out_dtype).reshape(out_shape)
-
-
-def mode_for(a: DTypeLike, b: DTypeLike, arithmetic: Arithmetic) -> Arithmetic:
-    """The arithmetic that multiplies these operand dtypes: the record or its FP32 mode."""
-    a, b = jnp.dtype(a), jnp.dtype(b)
-    for dtype in (a, b):
-        if dtype.name not in floats.FLOAT_DTYPES:
-            raise TypeError(
-                f"matmul: expected operands in {floats.FLOAT_DTYPES}, got {a.name} and {b.name}; "
-                "cast them first"
-            )
-    if "float32" in (a.name, b.name):
-        mode = arithmetic if "float32" in arithmetic.dtypes else arithmetic.fp32
-        if mode is None:
-            raise NotImplementedError(
-                f"matmul: {arithmetic.name} has no FP32 mode; cast the operands to bfloat16"
-            )
-        return mode
-    if a != b:
-        raise TypeError(
-            f"matmul: expected operands of one dtype, got {a.name} and {b.name}; "
-            "cast one of them, or one to float32 for FP32 mode"
-        )
-    if a.name not in arithmetic.dtypes:
-        raise TypeError(
-            f"matmul: {arithmetic.name} takes {arithmetic.dtypes}, got {a.name}; cast the operands"
-        )
-    return arithmetic
 
 
 def multiply(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
@@ -132,7 +101,7 @@ def _backward(
     type.
     """
     a, b, has_c = saved
-    mode = mode_for(jnp.float32, jnp.float32, arithmetic)
+    mode = arithmetic.mode("float32", "float32")
     to_a = multiply(cotangent, floats.to_float32(b).swapaxes(1, 2), None, mode)
     to_b = multiply(floats.to_float32(a).swapaxes(1, 2), cotangent, None, mode)
     to_c = cotangent if has_c else None
@@ -169,33 +138,21 @@ def _batchable(arithmetic: Arithmetic, has_c: bool) -> Callable[..., Array]:
 
 @partial(jax.jit, static_argnums=3)
 def _compute(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+    if a.dtype == jnp.int8:
+        total = lax.dot_general(
+            a, b, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.int32
+        )
+        return total if c is None else total + c
     shape = (a.shape[0], a.shape[1], b.shape[2])
-    start = jnp.zeros(shape, jnp.float32) if c is None else c
     if 0 in shape or a.shape[2] == 0:
-        return start
-    x, y = _read(a, arithmetic), _read(b, arithmetic)
-    if arithmetic.fraction_bits is None:
-        first = None if c is None else floats.bits32(c)
-        bits = max(_FRACTION_BITS[a.dtype.name], _FRACTION_BITS[b.dtype.name])
-        return exact.accumulate(x, y, first, bits, arithmetic)
-    lowest = _LOWEST_EXPONENT[a.dtype.name], _LOWEST_EXPONENT[b.dtype.name]
-    words = aligned.accumulate(x, y, floats.bits32(start), lowest, arithmetic)
-    return floats.from_bits32(words)
-
-
-def _read(x: Array, arithmetic: Arithmetic) -> Array:
-    """The FP32 words of the operands as the unit reads them."""
-    bits = floats.bits32(x)
-    kept = arithmetic.operand_fraction_bits
-    if x.dtype == jnp.float32 and kept is not None and kept < 23:
-        cut = 23 - kept
-        if arithmetic.operand_rounding == "nearest_even":
-            rounded = bits + ((1 << (cut - 1)) - 1) + ((bits >> cut) & 1)
-        else:
-            rounded = bits
-        rounded = (rounded >> cut) << cut
-        bits = jnp.where((bits & floats.MAGNITUDE) >= floats.INF, bits, rounded)
-    if arithmetic.subnormal_inputs == "flush":
-        normal = (127 + _LOWEST_EXPONENT[x.dtype.name]) << 23  # the smallest normal number
-        bits = jnp.where((bits & floats.MAGNITUDE) < normal, bits & floats.SIGN, bits)
-    return bits
+        return jnp.zeros(shape, jnp.float32) if c is None else c
+    a, b = operands.read(a, arithmetic), operands.read(b, arithmetic)
+    if c is not None and arithmetic.specials == "saturate":
+        c = operands.saturate(c)
+    if arithmetic.summation == "tree":
+        return tree.accumulate(a, b, c, arithmetic)
+    if arithmetic.fraction_bits is not None:
+        return aligned.accumulate(a, b, c, arithmetic)
+    if arithmetic.summation == "chain" or arithmetic.products == 1:
+        return chain.accumulate(a, b, c, arithmetic)
+    return exact.accumulate(a, b, c, arithmetic)

@@ -5,7 +5,7 @@ value `(-1)^sign * significand * 2^exponent`; a sum is an integer count of some 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +29,7 @@ class _Term:
     significand: int = 0
     exponent: int = 0  # of the last bit of the significand
     top: int = 0  # of the bit just left of the binary point
+    quiet: int = 0  # of a NaN: the FP32 word it becomes
 
     @property
     def signed(self) -> int:
@@ -37,19 +38,18 @@ class _Term:
 
 def matmul(
     a: ArrayLike, b: ArrayLike, c: ArrayLike | None = None, *, arithmetic: Arithmetic
-) -> NDArray[np.float32]:
+) -> NDArray[np.float32] | NDArray[np.int32]:
     """`a[..., m, k] @ b[..., k, n] + c` in FP32, as the matrix unit of `arithmetic` computes it.
 
     NumPy arrays of BF16, FP16 or FP32 (FP32 mode if either is); batch dimensions broadcast. K
     ascends in steps of `arithmetic.products`, the last one filled up with +0 products; `c` (FP32,
-    default +0) is the first accumulator.
+    default +0) is the first accumulator. INT8 gives INT32 (and takes such a `c`), modulo 2^32.
     """
     a, b = np.asarray(a), np.asarray(b)
+    arithmetic = arithmetic.mode(a.dtype.name, b.dtype.name)
+    if a.dtype == np.int8:
+        return _integers(a, b, c)
     if "float32" in (a.dtype.name, b.dtype.name):
-        if "float32" not in arithmetic.dtypes:
-            if arithmetic.fp32 is None:
-                raise NotImplementedError(f"{arithmetic.name} has no FP32 mode")
-            arithmetic = arithmetic.fp32
         a, b = _as_float32(a), _as_float32(b)
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
@@ -74,31 +74,72 @@ def matmul(
 
 def dot(row: list[_Term], column: list[_Term], c: int, arithmetic: Arithmetic) -> int:
     """One output element from decoded operands: FP32 words `c` in, result out."""
-    for start in range(0, len(row), arithmetic.products):
-        stop = start + arithmetic.products
-        products = [
-            _product(x, y) for x, y in zip(row[start:stop], column[start:stop], strict=True)
-        ]
-        padding = arithmetic.products - len(products)
-        c = step(products + [_Term("finite", 0)] * padding, c, arithmetic)
+    zero = _Term("finite", 0, top=arithmetic.min_exponent or -400)
+    padding = [(zero, zero)] * (-len(row) % arithmetic.products)
+    pairs = [*zip(row, column, strict=True), *padding]
+    for start in range(0, len(pairs), arithmetic.products):
+        c = step(pairs[start : start + arithmetic.products], c, arithmetic)
     return c
 
 
-def step(products: list[_Term], c: int, arithmetic: Arithmetic) -> int:
-    """One step: the products and the FP32 word `c` give the next FP32 word."""
-    addend = _flush_input(decode(c, "float32"), arithmetic)
-    if arithmetic.addend == "fused":
-        return _sum(products + [addend], arithmetic)
-    late = _sum(products, arithmetic)
-    plain = Arithmetic(
-        name="FP32 addition",
-        products=2,
-        zero="ieee",
-        nan=arithmetic.nan,
-        overflow=arithmetic.overflow,
-        subnormal_results=arithmetic.subnormal_results,
+def step(pairs: list[tuple[_Term, _Term]], c: int, arithmetic: Arithmetic) -> int:
+    """One step: pairs of operands and the FP32 word `c` give the next FP32 word."""
+    if arithmetic.summation == "chain":
+        for x, y in reversed(pairs):
+            c = _fused_multiply_add(x, y, c, arithmetic)
+        return c
+    addend = _read(decode(c, "float32"), "float32", arithmetic)
+    products = [_product(x, y, arithmetic) for x, y in pairs]
+    if arithmetic.summation == "tree":
+        words = [_sum([product], arithmetic) for product in products]
+        while len(words) > 1:
+            words = [
+                _add(decode(x, "float32"), y, arithmetic)
+                for x, y in zip(words[::2], words[1::2], strict=True)
+            ]
+        return _add(addend, words[0], arithmetic)
+    if arithmetic.addend == "late":
+        return _add(addend, _sum(products, arithmetic), arithmetic)
+    if arithmetic.addend == "joined":
+        return _joined(products, addend, arithmetic)
+    return _sum([*products, addend], arithmetic)
+
+
+def _fused_multiply_add(x: _Term, y: _Term, c: int, arithmetic: Arithmetic) -> int:
+    """`x * y + c`, rounded once."""
+    addend = _read(decode(c, "float32"), "float32", arithmetic)
+    if arithmetic.nan_rule == "propagate":
+        for term in (x, y, addend):
+            if term.kind == "nan":
+                return term.quiet
+    return _sum([_product(x, y, arithmetic), addend], arithmetic)
+
+
+def _add(x: _Term, y: int, arithmetic: Arithmetic) -> int:
+    """An FP32 addition. Its operands are read as they are: flushing is for inputs of a step."""
+    return _sum([x, decode(y, "float32")], replace(arithmetic, fraction_bits=None))
+
+
+def _joined(products: list[_Term], addend: _Term, arithmetic: Arithmetic) -> int:
+    """Products are aligned and added first; then that sum and C are cut to a common scale."""
+    special = _special([*products, addend], arithmetic)
+    if special is not None:
+        return special
+    top, unit, total = _aligned(products, arithmetic)
+    common = max(top, addend.top)  # a zero C counts with exponent -126
+    sum_bits, addend_bits = arithmetic.sum_fraction_bits, arithmetic.addend_fraction_bits
+    kept_bits = arithmetic.result_fraction_bits
+    assert sum_bits is not None and addend_bits is not None and kept_bits is not None
+    finest = common - max(sum_bits, addend_bits)
+    exact = _Term("finite", int(total < 0), abs(total), unit)
+    both = 0
+    for term, bits in ((exact, sum_bits), (addend, addend_bits)):
+        both += _align(term, common - bits, "floor") << (common - bits - finest)
+    cut = max(abs(both).bit_length() - 1 - kept_bits, 0)
+    minus_zero = both == 0 and all(
+        term.sign and not term.significand for term in [*products, addend]
     )
-    return _sum([addend, decode(late, "float32")], plain)
+    return _finish(both >> cut, finest + cut, minus_zero, arithmetic)
 
 
 def decode(word: int, dtype: str) -> _Term:
@@ -110,7 +151,8 @@ def decode(word: int, dtype: str) -> _Term:
     field = (word >> fraction_bits) & ((1 << field_bits) - 1)
     fraction = word & ((1 << fraction_bits) - 1)
     if field == (1 << field_bits) - 1:
-        return _Term("nan" if fraction else "inf", sign)
+        quiet = sign << 31 | 0x7FC00000 | fraction << (23 - fraction_bits)
+        return _Term("nan" if fraction else "inf", sign, quiet=quiet)
     significand = fraction if field == 0 else fraction | 1 << fraction_bits
     top = max(field, 1) - bias
     return _Term("finite", sign, significand, top - fraction_bits, top)
@@ -149,17 +191,26 @@ def _operand(x: np.generic, arithmetic: Arithmetic) -> _Term:
         ):
             word += 1
         word <<= cut
-    return _flush_input(decode(word, x.dtype.name), arithmetic)
+    return _read(decode(word, x.dtype.name), x.dtype.name, arithmetic)
 
 
-def _flush_input(term: _Term, arithmetic: Arithmetic) -> _Term:
-    if arithmetic.subnormal_inputs == "flush" and term.kind == "finite":
-        if 0 < term.significand and term.significand.bit_length() <= term.top - term.exponent:
-            return _Term("finite", term.sign)
+def _read(term: _Term, dtype: str, arithmetic: Arithmetic) -> _Term:
+    """An operand or C, decoded from `dtype`, as the unit takes it."""
+    if arithmetic.specials == "saturate" and term.kind != "finite":
+        if term.kind == "nan":
+            return decode(0, dtype)
+        fraction_bits, _, field_bits = _FORMATS[dtype]
+        largest = (((1 << field_bits) - 1) << fraction_bits) - 1
+        return decode(term.sign << (fraction_bits + field_bits) | largest, dtype)
+    if term.kind == "finite" and arithmetic.subnormal_inputs != "keep":
+        normal = term.significand.bit_length() > term.top - term.exponent
+        if not normal:  # a zero or subnormal
+            sign = term.sign if arithmetic.subnormal_inputs == "flush" else 0
+            return replace(term, sign=sign, significand=0)
     return term
 
 
-def _product(x: _Term, y: _Term) -> _Term:
+def _product(x: _Term, y: _Term, arithmetic: Arithmetic) -> _Term:
     """The exact product; not renormalised, so its significand may reach 4."""
     sign = x.sign ^ y.sign
     kinds = {x.kind, y.kind}
@@ -170,37 +221,61 @@ def _product(x: _Term, y: _Term) -> _Term:
             y.kind == "finite" and y.significand == 0
         )
         return _Term("nan", 0) if zero else _Term("inf", sign)
-    return _Term(
-        "finite", sign, x.significand * y.significand, x.exponent + y.exponent, x.top + y.top
-    )
+    significand, exponent = x.significand * y.significand, x.exponent + y.exponent
+    if arithmetic.product_overflow == "inf" and significand.bit_length() + exponent > 128:
+        return _Term("inf", sign)
+    return _Term("finite", sign, significand, exponent, x.top + y.top)
 
 
 def _sum(terms: list[_Term], arithmetic: Arithmetic) -> int:
     """Align, add, round: the FP32 word of the sum of the terms."""
-    kinds = {term.kind for term in terms}
-    infinities = {term.sign for term in terms if term.kind == "inf"}
-    if "nan" in kinds or len(infinities) == 2:
-        return arithmetic.nan
-    if infinities:
-        return infinities.pop() << 31 | _INF
+    special = _special(terms, arithmetic)
+    if special is not None:
+        return special
     if arithmetic.fraction_bits is None:
         unit = min(term.exponent for term in terms)
         total = sum(term.signed << (term.exponent - unit) for term in terms)
     else:
-        tops = [term.top for term in terms if term.significand]
-        unit = max(tops + [arithmetic.min_exponent or 0]) - arithmetic.fraction_bits
-        total = sum(_align(term, unit, arithmetic.alignment) for term in terms)
-    word = encode(int(total < 0), abs(total), unit, arithmetic.rounding, arithmetic.overflow)
-    magnitude = word & 0x7FFFFFFF
-    if arithmetic.subnormal_results == "flush" and magnitude < 1 << 23:
-        word, magnitude = word & 1 << 31, 0
-    if magnitude == 0:
+        _, unit, total = _aligned(terms, arithmetic)
+    minus_zero = total == 0 and all(term.sign and not term.significand for term in terms)
+    return _finish(total, unit, minus_zero, arithmetic)
+
+
+def _special(terms: list[_Term], arithmetic: Arithmetic) -> int | None:
+    """The word of a sum that is NaN or infinite because of its terms."""
+    kinds = {term.kind for term in terms}
+    infinities = {term.sign for term in terms if term.kind == "inf"}
+    if "nan" in kinds or len(infinities) == 2:
+        return arithmetic.nan
+    return infinities.pop() << 31 | _INF if infinities else None
+
+
+def _aligned(terms: list[_Term], arithmetic: Arithmetic) -> tuple[int, int, int]:
+    """The largest exponent, the unit to which terms are cut, and their sum as a count of it."""
+    assert arithmetic.fraction_bits is not None and arithmetic.min_exponent is not None
+    top = max([term.top for term in terms if term.significand] + [arithmetic.min_exponent])
+    unit = top - arithmetic.fraction_bits
+    return top, unit, sum(_align(term, unit, arithmetic.alignment) for term in terms)
+
+
+def _finish(total: int, unit: int, minus_zero: bool, arithmetic: Arithmetic) -> int:
+    """The FP32 word of `total * 2^unit`; `minus_zero`: nothing but -0 was added."""
+    sign, count = int(total < 0), abs(total)
+    word = encode(sign, count, unit, arithmetic.rounding, arithmetic.overflow)
+    if arithmetic.subnormal_results == "flush" and _is_tiny(count, unit, arithmetic.rounding):
+        word = sign << 31
+    if word & 0x7FFFFFFF == 0:
         if arithmetic.zero == "positive":
             return 0
         if total == 0:
-            minus = all(term.sign and not term.significand for term in terms)
-            return int(minus) << 31
+            return int(minus_zero) << 31
     return word
+
+
+def _is_tiny(count: int, unit: int, rounding: str) -> bool:
+    """Whether `count * 2^unit`, rounded as if exponents had no limit, is below 2^-126."""
+    far = 200  # the same rounding where exponents are in range: 2^200 times as large
+    return encode(0, count, unit + far, rounding, "saturate") < (far - 126 + 127) << 23
 
 
 def _align(term: _Term, unit: int, alignment: str) -> int:
@@ -214,6 +289,13 @@ def _align(term: _Term, unit: int, alignment: str) -> int:
         return int(math.copysign(1, term.signed)) * (term.significand >> shift)
     kept, rest, half = term.signed >> shift, term.signed & ((1 << shift) - 1), 1 << (shift - 1)
     return kept + (rest > half or (rest == half and kept & 1))
+
+
+def _integers(a: NDArray, b: NDArray, c: ArrayLike | None) -> NDArray[np.int32]:
+    """INT8 products in Python integers; INT32 wraps around."""
+    total = np.matmul(a.astype(object), b.astype(object))
+    total = total + (0 if c is None else np.asarray(c, np.int32).astype(object))
+    return np.asarray((total + 2**31) % 2**32 - 2**31).astype(np.int32)
 
 
 def _as_float32(x: NDArray) -> NDArray[np.float32]:
