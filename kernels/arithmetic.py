@@ -77,8 +77,8 @@ class Arithmetic:
         zero: `positive`: every zero result is +0. `ieee`: -0 if all terms are -0 or a negative sum
             underflows.
         fp32: the arithmetic for FP32 operands; `None`: the unit takes none.
-        fp32_reduced: the same for FP32 operands when reduced precision is asked for (HF32, TF32,
-            XF32); `None`: as `fp32`.
+        fp32_reduced: the same when reduced precision is asked for (HF32, TF32, XF32), and
+        fp32_full: the same when full precision is; `None`: as `fp32`.
         fp16: the arithmetic for FP16 operands where it is another; `None`: the record itself.
         dtypes: the operand types the record itself takes. INT8 products are summed in INT32, which
             wraps around; nothing else of the record applies to them.
@@ -111,6 +111,7 @@ class Arithmetic:
     zero: Literal["positive", "ieee"] = "positive"
     fp32: "Arithmetic | None" = None
     fp32_reduced: "Arithmetic | None" = None
+    fp32_full: "Arithmetic | None" = None
     fp16: "Arithmetic | None" = None
     dtypes: tuple[str, ...] = ("bfloat16", "float16")
     evidence: Evidence = "assumed"
@@ -135,14 +136,19 @@ class Arithmetic:
         for field, dtype in (
             ("fp32", "float32"),
             ("fp32_reduced", "float32"),
+            ("fp32_full", "float32"),
             ("fp16", "float16"),
         ):
             mode = getattr(self, field)
             if mode is not None and dtype not in mode.dtypes:
                 raise self._error(f"{field} must take {dtype} operands, got one for {mode.dtypes}")
 
-    def mode(self, a: str, b: str) -> "Arithmetic":
+    def mode(
+        self, a: str, b: str, precision: Literal["default", "reduced", "full"] = "default"
+    ) -> "Arithmetic":
         """The arithmetic that multiplies operands of these dtypes: the record or one of its modes.
+
+        `precision` chooses among the modes for FP32 operands.
 
         Raises:
             TypeError: dtypes that no mode takes, or two different ones of which none is float32.
@@ -154,7 +160,8 @@ class Arithmetic:
                     f"matmul: expected operands in {DTYPES}, got {a} and {b}; cast them first"
                 )
         if "float32" in (a, b) and "int8" not in (a, b):
-            mode = self if "float32" in self.dtypes else self.fp32
+            special = {"reduced": self.fp32_reduced, "full": self.fp32_full}.get(precision)
+            mode = special or (self if "float32" in self.dtypes else self.fp32)
             if mode is None:
                 raise NotImplementedError(
                     f"matmul: {self.name} has no FP32 mode; cast the operands to {self.dtypes[0]}"
@@ -277,6 +284,7 @@ ASCEND_910C_HF32 = dataclasses.replace(
     ASCEND_910C,
     name="ASCEND_910C_HF32",
     fp32=_ASCEND_HF32,
+    fp32_full=_ASCEND_FP32,
     source=ASCEND_910C.source + ". FP32 operands run as HF32, as when the library is told to",
 )
 
@@ -377,7 +385,7 @@ def _nvidia(
         operand_fraction_bits=10,
         dtypes=("float32",),
     )
-    return dataclasses.replace(unit, fp32=tf32)
+    return dataclasses.replace(unit, fp32=tf32, fp32_full=_ordinary_cores(name))
 
 
 NVIDIA_VOLTA = _nvidia("NVIDIA_VOLTA", 4, 23, -131, tf32_products=None, dtypes=("float16",))
@@ -406,6 +414,7 @@ _AMD_SOURCE = (
 _CDNA1_FP16 = Arithmetic(
     name="AMD_CDNA1 FP16",
     products=4,
+    fp32=_ordinary_cores("AMD_CDNA1"),
     dtypes=("float16",),
     evidence="documented",
     source=_AMD_SOURCE,
@@ -416,7 +425,6 @@ AMD_CDNA1 = dataclasses.replace(
     name="AMD_CDNA1",
     products=2,
     fp16=_CDNA1_FP16,
-    fp32=_ordinary_cores("AMD_CDNA1"),
     dtypes=("bfloat16",),
 )
 

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from kernels import fixpipe, floats
-from kernels.arithmetic import FP32_FMA_CHAIN, Arithmetic
+from kernels.arithmetic import Arithmetic
 from kernels.matmul import multiply
 
 DimensionNumbers = tuple[
@@ -30,8 +30,8 @@ def dot_general(
     Several contracting dimensions flatten in the order of `dimension_numbers`, the first slowest.
     Operands of two different float types, or an FP32 one, run in FP32 mode. The FP32 accumulator is
     rounded once, to nearest even, to `preferred_element_type` or else the promoted operand type.
-    A unit that cuts FP32 operands (TF32) is passed over for FP32 fused multiply-adds in ascending
-    order when `precision` is `HIGHEST`; other precisions change nothing.
+    For FP32 operands, `precision` HIGHEST asks for the unit's full FP32 mode and the algorithm
+    `TF32_TF32_F32` for its reduced one (TF32, HF32); other precisions leave it at the default.
 
     Integer dots are exact in any order and, like FP64 and complex ones, which no unit here takes,
     are left to XLA.
@@ -71,16 +71,16 @@ def dot_general(
 
 
 def _mode(a: Array, b: Array, precision: lax.PrecisionLike, arithmetic: Arithmetic) -> Arithmetic:
-    """The unit's mode; FP32 at full precision, where it would cut operands, is an FMA chain."""
+    """The unit's mode for these operands."""
     names = precision if isinstance(precision, tuple) else (precision,)
+    if set(names) <= {lax.DotAlgorithmPreset.TF32_TF32_F32, "TF32_TF32_F32"}:
+        return arithmetic.mode(a.dtype.name, b.dtype.name, "reduced")
     try:
         levels = {lax.Precision(name) for name in names if name is not None}
     except ValueError as error:
         raise NotImplementedError(f"dot_general: precision {precision} is not modelled") from error
-    mode = arithmetic.mode(a.dtype.name, b.dtype.name)
-    if mode.operand_fraction_bits is not None and lax.Precision.HIGHEST in levels:
-        return FP32_FMA_CHAIN
-    return mode
+    full = lax.Precision.HIGHEST in levels
+    return arithmetic.mode(a.dtype.name, b.dtype.name, "full" if full else "default")
 
 
 def _convert(x: Array, dtype: DTypeLike) -> Array:

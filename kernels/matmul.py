@@ -7,6 +7,7 @@ from functools import cache, partial
 import jax
 import jax.custom_batching
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
@@ -22,20 +23,21 @@ def matmul(
     *,
     arithmetic: Arithmetic = ASCEND_910C,
     tiling: None = None,
-    out_dtype: DTypeLike = jnp.float32,
+    out_dtype: DTypeLike | None = None,
 ) -> Float[Array, "... m n"]:
     """`a @ b + c` bit for bit as the matrix unit of `arithmetic` computes it.
 
     BF16 and FP16 pairs run as they are; if either operand is FP32 both are taken as FP32 and run in
     the unit's FP32 mode. K ascends in steps of `arithmetic.products`; the accumulator is FP32,
-    starts at `c` (default +0) and is rounded once to nearest even if `out_dtype` is narrower.
-    Subnormals, infinities and NaNs follow the record.
+    starts at `c` (default +0) and is rounded once to nearest even if `out_dtype` (default FP32) is
+    narrower. Subnormals, infinities and NaNs follow the record. INT8 pairs give INT32 and take such
+    a `c`; their sum is exact modulo 2^32.
 
     The result does not depend on jit, vmap or batching. Reverse-mode derivatives are those of a
     matrix product, computed with the same arithmetic.
 
     Raises:
-        TypeError: a dtype that the unit does not take, or `c` not FP32.
+        TypeError: a dtype that the unit does not take, or `c` not of the accumulator's.
         ValueError: shapes that do not fit.
         NotImplementedError: a `tiling`, or FP32 operands on a unit without an FP32 mode.
     """
@@ -43,7 +45,8 @@ def matmul(
         raise NotImplementedError(
             "matmul: Tiling is not modelled yet; pass tiling=None (ascending K)"
         )
-    a, b = jnp.asarray(a), jnp.asarray(b)
+    a, b = _array(a), _array(b)
+    unit = arithmetic.mode(a.dtype.name, b.dtype.name)
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(
             f"matmul: expected a[..., m, k] and b[..., k, n], got {a.shape} and {b.shape}; "
@@ -58,10 +61,12 @@ def matmul(
     size = math.prod(batch)
     out_shape = batch + (a.shape[-2], b.shape[-1])
     if c is not None:
-        c = jnp.asarray(c)
-        if c.dtype != jnp.float32:
+        c = _array(c)
+        accumulator = "int32" if a.dtype == jnp.int8 else "float32"
+        if c.dtype.name != accumulator:
             raise TypeError(
-                f"matmul: expected c in float32, got {c.dtype}; the accumulator is FP32"
+                f"matmul: expected c in {accumulator}, got {c.dtype}; {a.dtype} operands "
+                f"accumulate in {accumulator}"
             )
         fits = c.ndim <= len(out_shape) and all(
             x in (1, y) for x, y in zip(c.shape[::-1], out_shape[::-1], strict=False)
@@ -72,14 +77,30 @@ def matmul(
                 f"got {c.shape}"
             )
         c = jnp.broadcast_to(c, out_shape).reshape(size, *out_shape[-2:])
-    unit = arithmetic.mode(a.dtype.name, b.dtype.name)
     a = jnp.broadcast_to(a, batch + a.shape[-2:]).reshape(size, *a.shape[-2:])
     b = jnp.broadcast_to(b, batch + b.shape[-2:]).reshape(size, *b.shape[-2:])
-    return fixpipe.round_to(multiply(a, b, c, unit), out_dtype).reshape(out_shape)
+    total = multiply(a, b, c, unit)
+    if a.dtype != jnp.int8:
+        total = fixpipe.round_to(total, out_dtype or jnp.float32)
+    elif out_dtype not in (None, jnp.int32):
+        raise TypeError(
+            f"matmul: INT8 operands give int32, got out_dtype={jnp.dtype(out_dtype).name}; "
+            "leave it out and dequantise the result"
+        )
+    return total.reshape(out_shape)
+
+
+def _array(x: ArrayLike) -> Array:
+    """`x` as a JAX array; FP64 is not cut to FP32 behind the caller's back."""
+    if getattr(x, "dtype", None) == np.float64:
+        raise TypeError("matmul: expected BF16, FP16, FP32 or INT8, got float64; cast it first")
+    return jnp.asarray(x)
 
 
 def multiply(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    """The core: `[batch, m, k] x [batch, k, n] + [batch, m, n]` to FP32."""
+    """The core: `[batch, m, k] x [batch, k, n] + [batch, m, n]` to FP32, or INT8 to INT32."""
+    if a.dtype == jnp.int8:
+        return _batchable(arithmetic, c is not None)(a, b, *([] if c is None else [c]))
     return _differentiable(arithmetic, a, b, c)
 
 

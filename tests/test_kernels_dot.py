@@ -121,5 +121,10 @@ def test_precision():
     assert (bits(kernels.NVIDIA_HOPPER, highest) == chain).all()
     assert (bits(kernels.NVIDIA_HOPPER, None) != chain).any()
     assert (bits(UNIT, highest) == bits(UNIT, None)).all()
+    reduced = lax.DotAlgorithmPreset.TF32_TF32_F32
+    hf32 = bits(kernels.ASCEND_910C_HF32, None)
+    assert (bits(UNIT, reduced) == hf32).all() and (bits(UNIT, None) != hf32).any()
+    assert (bits(kernels.ASCEND_910C_HF32, highest) == bits(UNIT, None)).all()
+    assert (bits(kernels.NVIDIA_HOPPER, reduced) == bits(kernels.NVIDIA_HOPPER, None)).all()
     with pytest.raises(NotImplementedError, match="BF16_BF16_F32"):
         bits(UNIT, lax.DotAlgorithmPreset.BF16_BF16_F32)
