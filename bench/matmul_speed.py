@@ -1,7 +1,10 @@
 """How fast are matrix products with a unit's bits, against XLA's own dots in the same run?
 
 One JSON line per case: billions of multiply-adds per second (median), the ratio to XLA's BF16->FP32
-dot and to its FP32 dot, and the seconds to compile. Run: `python bench/matmul_speed.py [--full]`.
+dot and to its FP32 dot of the same shape and values, how many times slower than the same unit on
+N(0,1) values, the seconds to compile, and the memory in use over that of operands and result.
+
+Run: `python bench/matmul_speed.py [sizes] [units] [data] [batches] [--full]` (all four by default).
 """
 
 import argparse
@@ -11,8 +14,9 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,47 +25,100 @@ from jax import lax
 
 import kernels
 
-Shape = tuple[int, int, int, int]
 BATCHED = (((2,), (1,)), ((0,), (0,)))
 
-# (preset, data, operand types, [batch, m, k, n])
-CASES: list[tuple[str, str, str, Shape]] = [
-    ("ASCEND_910C", "normal", "bf16 x bf16", (1, 256, 256, 256)),
-    ("ASCEND_910C", "normal", "bf16 x bf16", (1, 1024, 1024, 1024)),
-    ("ASCEND_910C", "normal", "bf16 x bf16", (384, 64, 16, 64)),
-    ("ASCEND_910C", "normal", "bf16 x bf16", (8, 3072, 128, 64)),
-    ("ASCEND_910C", "gradient", "bf16 x bf16", (8, 3072, 128, 64)),
-    ("ASCEND_910C", "softmax", "bf16 x bf16", (384, 64, 64, 16)),
-    ("ASCEND_910C", "wide", "bf16 x bf16", (1, 1024, 1024, 1024)),
-    ("ASCEND_910C", "normal", "f32 x bf16", (8, 1024, 128, 64)),
-    ("ASCEND_910C", "normal", "f32 x f32", (8, 1024, 128, 64)),
-    ("FP32_FMA_CHAIN", "normal", "bf16 x bf16", (1, 1024, 1024, 1024)),
-    ("NVIDIA_HOPPER", "normal", "bf16 x bf16", (1, 512, 512, 512)),
-]
-FULL: list[tuple[str, str, str, Shape]] = [
-    ("ASCEND_910C", "normal", "bf16 x bf16", (1, 2048, 2048, 2048)),
-    ("ASCEND_910C", "normal", "bf16 x bf16", (1, 4096, 4096, 4096)),
-    ("ASCEND_910C", "normal", "bf16 x bf16", (384, 64, 512, 512)),
-    ("ASCEND_910C", "subnormal", "bf16 x bf16", (1, 256, 256, 256)),
-    ("NVIDIA_HOPPER", "normal", "bf16 x bf16", (1, 1024, 1024, 1024)),
-]
+# Drawn in FP32 and rounded to their type afterwards, so that exponents spread as in real data.
+DATA: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
+    "normal": lambda rng, shape: rng.standard_normal(shape, np.float32),
+    "integers": lambda rng, shape: rng.integers(-8, 9, shape).astype(np.float32),
+    "relu": lambda rng, shape: np.maximum(rng.standard_normal(shape, np.float32), 0),
+    "softmax": lambda rng, shape: (
+        np.exp(-8 * np.abs(rng.standard_normal(shape, np.float32))) * (rng.random(shape) < 0.5)
+    ),
+    "gradient": lambda rng, shape: (
+        np.float32(1e-8)
+        * rng.standard_normal(shape, np.float32)
+        * np.exp(3 * rng.standard_normal(shape, np.float32))
+    ),
+    "outlier row": lambda rng, shape: (
+        rng.standard_normal(shape, np.float32)
+        * np.where(np.arange(shape[-2]) == 0, np.float32(1e30), np.float32(1))[:, None]
+    ),
+    "cancelling": lambda rng, shape: _cancelling(rng, shape),
+    "powers of two": lambda rng, shape: (
+        np.exp2(rng.integers(-12, 13, shape)) * rng.choice([-1.0, 1.0], shape)
+    ),
+    "wide": lambda rng, shape: (
+        rng.standard_normal(shape, np.float32) * np.exp2(rng.integers(-12, 13, shape))
+    ),
+    "very wide": lambda rng, shape: (
+        rng.standard_normal(shape, np.float32) * np.exp2(rng.integers(-40, 41, shape))
+    ),
+    "tiny sums": lambda rng, shape: rng.standard_normal(shape, np.float32) * 2.0**-74,
+    "one NaN": lambda rng, shape: _with_one_nan(rng.standard_normal(shape, np.float32)),
+    "finite bit patterns": lambda rng, shape: _patterns(rng, shape, finite=True),
+    "bit patterns": lambda rng, shape: _patterns(rng, shape, finite=False),
+}
 
 
-def draw(data: str, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Values in FP32; rounded to their type afterwards, so that exponents spread as real ones."""
-    normal = rng.standard_normal(shape, np.float32)
-    match data:
-        case "normal":
-            return normal
-        case "wide":
-            return normal * np.exp2(rng.integers(-12, 13, shape)).astype(np.float32)
-        case "gradient":
-            return np.float32(1e-8) * normal * np.exp(3 * rng.standard_normal(shape, np.float32))
-        case "softmax":
-            return np.exp(-8 * np.abs(normal)) * (rng.random(shape) < 0.5)
-        case "subnormal":
-            return normal * np.float32(2.0**-127)
-    raise ValueError(f"unknown data {data!r}")
+class Case(NamedTuple):
+    unit: str
+    data: str
+    operands: str
+    shape: tuple[int, int, int, int]  # batch, m, k, n
+
+
+BF16 = "bf16 x bf16"
+SQUARE = (1, 1024, 1024, 1024)
+
+
+def cases(questions: list[str], full: bool) -> Iterator[Case]:
+    if "sizes" in questions:
+        for size in (256, 512, 1024, 2048) + ((4096,) if full else ()):
+            yield Case("ASCEND_910C", "normal", BF16, (1, size, size, size))
+            yield Case("NVIDIA_HOPPER", "normal", BF16, (1, size, size, size))
+    if "units" in questions:
+        for name, unit in kernels.PRESETS.items():
+            operands = BF16 if "bfloat16" in unit.dtypes else "f16 x f16"
+            yield Case(name, "normal", operands, SQUARE)
+        for name in ("ASCEND_910C", "ASCEND_910C_HF32", "NVIDIA_HOPPER", "FP32_FMA_CHAIN"):
+            yield Case(name, "normal", "f32 x f32", SQUARE)
+        for name in kernels.ASCEND_910C_CANDIDATES if full else ():
+            yield Case(f"ASCEND_910C/{name}", "normal", BF16, SQUARE)
+    if "data" in questions:
+        for name in ("ASCEND_910C", "NVIDIA_HOPPER", "FP32_FMA_CHAIN", "X86_AVX512_BF16"):
+            for data in DATA:
+                yield Case(name, data, BF16, SQUARE)
+    if "batches" in questions:
+        for shape in (
+            (384, 64, 512, 512),
+            (384, 64, 16, 64),
+            (384, 64, 64, 16),
+            (8, 3072, 128, 64),
+        ):
+            yield Case("ASCEND_910C", "normal", BF16, shape)
+        yield Case("ASCEND_910C", "normal", "f32 x bf16", (8, 1024, 128, 64))
+
+
+def _cancelling(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Neighbours along K cancel but for a residue, against operands whose neighbours are equal."""
+    values = rng.standard_normal(shape, np.float32)
+    values[..., 1::2] = -values[..., 0::2] * (
+        1 + 2.0**-7 * (rng.random(values[..., 0::2].shape) < 0.1)
+    )
+    return values
+
+
+def _with_one_nan(values: np.ndarray) -> np.ndarray:
+    values[(0,) * values.ndim] = np.nan
+    return values
+
+
+def _patterns(rng: np.random.Generator, shape: tuple[int, ...], finite: bool) -> np.ndarray:
+    words = rng.integers(0, 1 << 16, shape, dtype=np.uint32) << 16
+    if finite:
+        words = np.where((words & 0x7F800000) == 0x7F800000, words & 0xBFFFFFFF, words)
+    return words.view(np.float32)
 
 
 def median_wall_s(fun: Callable[[], jax.Array], repeats: int) -> float:
@@ -74,12 +131,23 @@ def median_wall_s(fun: Callable[[], jax.Array], repeats: int) -> float:
     return statistics.median(walls)
 
 
-def measure(preset: str, data: str, types: str, shape: Shape, repeats: int) -> dict:
-    batch, m, k, n = shape
+def unit_named(name: str) -> kernels.Arithmetic:
+    family, _, candidate = name.partition("/")
+    return kernels.ASCEND_910C_CANDIDATES[candidate] if candidate else kernels.PRESETS[family]
+
+
+def measure(case: Case, repeats: int) -> dict:
+    batch, m, k, n = case.shape
     rng = np.random.default_rng(0)
-    dtypes = [{"bf16": jnp.bfloat16, "f32": jnp.float32}[name] for name in types.split(" x ")]
-    a = jnp.asarray(draw(data, rng, (batch, m, k)), dtypes[0])
-    b = jnp.asarray(draw("normal", rng, (batch, k, n)), dtypes[1])
+    types = {"bf16": jnp.bfloat16, "f16": jnp.float16, "f32": jnp.float32}
+    left, right = (types[name] for name in case.operands.split(" x "))
+    a = jnp.asarray(DATA[case.data](rng, (batch, m, k)), left)
+    b = rng.standard_normal((batch, k, n), np.float32)
+    if case.data == "cancelling":
+        b[:, 1::2] = b[:, 0::2]
+    elif case.data in ("very wide", "tiny sums", "finite bit patterns", "bit patterns"):
+        b = DATA[case.data](rng, (batch, k, n))
+    b = jnp.asarray(b, right)
 
     def xla(dtype: jnp.dtype) -> float:
         x, y = a.astype(dtype), b.astype(dtype)
@@ -89,39 +157,31 @@ def measure(preset: str, data: str, types: str, shape: Shape, repeats: int) -> d
         return median_wall_s(lambda: dot(x, y), repeats)
 
     start = time.perf_counter()
-    unit = (
-        jax.jit(
-            lambda a, b: kernels.dot_general(
-                a,
-                b,
-                BATCHED,
-                arithmetic=getattr(kernels, preset),
-                preferred_element_type=jnp.float32,
-            )
-        )
-        .lower(a, b)
-        .compile()
-    )
+    product = jax.jit(lambda a, b: kernels.matmul(a, b, arithmetic=unit_named(case.unit)))
+    compiled = product.lower(a, b).compile()
     compile_s = time.perf_counter() - start
-    wall_s = median_wall_s(lambda: unit(a, b), repeats)
-    work = batch * m * k * n
-    return {
-        "preset": preset,
-        "data": data,
-        "operands": types,
-        "shape": shape,
-        "gmac_per_s": round(work / wall_s / 1e9, 2),
+    wall_s = median_wall_s(lambda: compiled(a, b), repeats)
+    memory = compiled.memory_analysis()
+    needed = a.nbytes + b.nbytes + 4 * batch * m * n
+    used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return case._asdict() | {
+        "gmac_per_s": round(batch * m * k * n / wall_s / 1e9, 2),
         "ratio_to_xla_bf16": round(xla(jnp.bfloat16) / wall_s, 3),
         "ratio_to_xla_f32": round(xla(jnp.float32) / wall_s, 3),
         "compile_wall_s": round(compile_s, 2),
+        "memory_ratio": round(used / needed, 2),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="the large shapes as well (minutes)")
+    questions = ["sizes", "units", "data", "batches"]
+    parser.add_argument("questions", nargs="*", help=f"some of {', '.join(questions)}")
+    parser.add_argument("--full", action="store_true", help="4096^3 and the candidates as well")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
+    if unknown := set(options.questions) - set(questions):
+        parser.error(f"unknown questions {sorted(unknown)}; known: {', '.join(questions)}")
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         capture_output=True,
@@ -135,8 +195,15 @@ def main() -> None:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
     }
-    for case in CASES + (FULL if options.full else []):
-        print(json.dumps(measure(*case, options.repeats) | host), flush=True)
+    ordinary: dict[tuple, float] = {}
+    for case in cases(options.questions or questions, options.full):
+        answer = measure(case, options.repeats)
+        key = (case.unit, case.operands, case.shape)
+        if case.data == "normal":
+            ordinary[key] = answer["gmac_per_s"]
+        elif key in ordinary:
+            answer["times_slower_than_normal"] = round(ordinary[key] / answer["gmac_per_s"], 2)
+        print(json.dumps(answer | host), flush=True)
 
 
 if __name__ == "__main__":

@@ -411,10 +411,17 @@ _AMD_SOURCE = (
     "results. Sign of zero and NaN word are assumed"
 )
 
+
+def _mfma_fp32(unit: str) -> Arithmetic:
+    return dataclasses.replace(
+        _ordinary_cores(unit), evidence="documented", source=f"{_AMD_SOURCE}. An FMA chain"
+    )
+
+
 _CDNA1_FP16 = Arithmetic(
     name="AMD_CDNA1 FP16",
     products=4,
-    fp32=_ordinary_cores("AMD_CDNA1"),
+    fp32=_mfma_fp32("AMD_CDNA1"),
     dtypes=("float16",),
     evidence="documented",
     source=_AMD_SOURCE,
@@ -436,7 +443,7 @@ AMD_CDNA2 = Arithmetic(
     subnormal_inputs="plus_zero",
     subnormal_results="flush",
     zero="ieee",
-    fp32=_ordinary_cores("AMD_CDNA2"),
+    fp32=_mfma_fp32("AMD_CDNA2"),
     evidence="documented",
     source=_AMD_SOURCE + ". The opcodes that end in _1k; older ones add 2 products",
 )
@@ -462,7 +469,7 @@ AMD_CDNA3 = dataclasses.replace(
     name="AMD_CDNA3",
     products=8,
     operand_fraction_bits=None,
-    fp32=_ordinary_cores("AMD_CDNA3"),
+    fp32=_mfma_fp32("AMD_CDNA3"),
     fp32_reduced=_CDNA3_XF32,
     dtypes=("bfloat16", "float16"),
 )
