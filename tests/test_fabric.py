@@ -37,7 +37,7 @@ def extra(op: str, pairs: tuple[tuple[int, int], ...]) -> dict:
     nbytes=st.integers(1, 2**34),
     more=st.integers(0, 2**20) | st.integers(0, 2**33),
 )
-@settings(max_examples=30)
+@settings(max_examples=12)
 def test_laws(op: str, name: str, situation: tuple, nbytes: int, more: int) -> None:
     """Never below the bound, never faster for more bytes, nothing for one participant."""
     machine, devices, pairs = situation
@@ -57,7 +57,7 @@ def test_laws(op: str, name: str, situation: tuple, nbytes: int, more: int) -> N
 
 @pytest.mark.parametrize(("op", "name"), CASES)
 @given(situation=situations(), shift=st.integers(0, 47))
-@settings(max_examples=10)
+@settings(max_examples=5)
 def test_moving_a_group_by_whole_nodes_changes_nothing(
     op: str, name: str, situation: tuple, shift: int
 ) -> None:
@@ -314,8 +314,8 @@ def test_bad_arguments() -> None:
         ValueError, match="unknown collective operation 'allreduce'; known: all_reduce"
     ):
         collective("allreduce", 8, machine)
-    with pytest.raises(ValueError, match="unknown algorithm 'bruck' for all_to_all; known: ring"):
-        collective("all_to_all", 8, machine, algorithm="bruck")
+    with pytest.raises(ValueError, match="unknown algorithm 'nhr' for all_to_all; known: ring"):
+        collective("all_to_all", 8, machine, algorithm="nhr")
     with pytest.raises(ValueError, match="nbytes must be at least 0; got -8"):
         collective("all_reduce", -8, machine)
     with pytest.raises(TypeError, match="nbytes must be a whole number; got 0.5"):

@@ -7,7 +7,9 @@ from emulator.collectives.build import (
     Algorithm,
     build,
     check_algorithms,
+    find,
     group_of,
+    known,
 )
 from emulator.collectives.check import check
 from emulator.collectives.schedule import OPS, Group, Round, Schedule, make_round
@@ -22,6 +24,8 @@ __all__ = [
     "build",
     "check",
     "check_algorithms",
+    "find",
     "group_of",
+    "known",
     "make_round",
 ]

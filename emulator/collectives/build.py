@@ -6,8 +6,19 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from emulator.collectives import direct, full_mesh, hierarchical, ring
+from emulator.collectives import (
+    bruck,
+    direct,
+    flat,
+    full_mesh,
+    hierarchical,
+    pairwise,
+    pipeline,
+    ring,
+    tree,
+)
 from emulator.collectives.check import check
+from emulator.collectives.flat import LEVELS
 from emulator.collectives.schedule import OPS, Group, Schedule
 
 if TYPE_CHECKING:
@@ -15,17 +26,80 @@ if TYPE_CHECKING:
 
 Algorithm = Callable[..., Schedule]
 
-_PLACELESS = ("ring", "full_mesh", "direct")  # the same schedule wherever the ranks are
 _ROOTED = ("broadcast", "reduce", "scatter", "gather")
+_LEVELLED = ("all_reduce", "reduce_scatter", "all_gather")
+_BY_NODE = ("hierarchical", "pipeline")  # the others are the same wherever the ranks are
+
+
+def _levelled(op: str) -> dict[str, Algorithm]:
+    make = getattr(flat, op)
+    return {name: functools.partial(make, algorithm=name) for name in LEVELS} | {
+        "pipeline": getattr(pipeline, op),
+        "hierarchical": getattr(hierarchical, op),
+    }
+
+
+def _two_phases(op: str) -> dict[str, Algorithm]:
+    make = getattr(flat, op)
+    names = ("full_mesh", "rhd", "nhr", "nb")
+    return {name: functools.partial(make, algorithm=name) for name in names}
+
 
 ALGORITHMS: Mapping[str, Mapping[str, Algorithm]] = {
-    **{
-        op: {name: getattr(module, op) for name, module in modules.items()}
-        for modules in [{"ring": ring, "full_mesh": full_mesh, "hierarchical": hierarchical}]
-        for op in ("all_reduce", "reduce_scatter", "all_gather", "all_to_all")
+    "all_reduce": _levelled("all_reduce")
+    | {
+        "binary_tree": tree.all_reduce,
+        "double_binary_tree": functools.partial(tree.all_reduce, trees=2),
     },
-    **{op: {"direct": getattr(direct, op)} for op in (*_ROOTED, "permute")},
+    "reduce_scatter": _levelled("reduce_scatter"),
+    "all_gather": _levelled("all_gather"),
+    "all_to_all": {
+        "ring": ring.all_to_all,
+        "full_mesh": full_mesh.all_to_all,
+        "pairwise": pairwise.all_to_all,
+        "bruck": bruck.all_to_all,
+        "hierarchical": hierarchical.all_to_all,
+    },
+    "broadcast": _two_phases("broadcast")
+    | {
+        "direct": direct.broadcast,
+        "ring": functools.partial(pipeline.broadcast, pieces=1),
+        "pipeline": pipeline.broadcast,
+        "binary_tree": tree.broadcast,
+        "double_binary_tree": functools.partial(tree.broadcast, trees=2),
+    },
+    "reduce": _two_phases("reduce")
+    | {
+        "direct": direct.reduce,
+        "ring": functools.partial(pipeline.reduce_to, pieces=1),
+        "pipeline": pipeline.reduce_to,
+        "binary_tree": tree.reduce_to,
+        "double_binary_tree": functools.partial(tree.reduce_to, trees=2),
+    },
+    "scatter": {"direct": direct.scatter, "binary_tree": tree.scatter},
+    "gather": {"direct": direct.gather, "binary_tree": tree.gather},
+    "permute": {"direct": direct.permute},
 }
+"""Algorithms by operation and name. Any two levels compose: `inside/between` nodes, such as
+`double_ring/nhr`, is an algorithm of all_reduce, reduce_scatter and all_gather too.
+"""
+
+
+def find(op: str, name: object) -> Algorithm | None:
+    """The algorithm of this name; None if there is none."""
+    if not isinstance(name, str):
+        return None
+    inner, slash, outer = name.partition("/")
+    if slash and op in _LEVELLED and inner in LEVELS and outer in LEVELS:
+        return functools.partial(getattr(hierarchical, op), inner=inner, outer=outer)
+    return ALGORITHMS[op].get(name)
+
+
+def known(op: str) -> str:
+    """The names for error messages."""
+    names = ", ".join(ALGORITHMS[op])
+    pairs = ", two levels as in double_ring/nhr" if op in _LEVELLED else ""
+    return f"{names}{pairs}, or a function group -> Schedule"
 
 
 def check_algorithms(algorithms: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -47,10 +121,9 @@ def check_algorithms(algorithms: Mapping[str, Any] | None) -> Mapping[str, Any]:
             raise ValueError(
                 f"algorithms: unknown operation {op!r}; known: {', '.join(sorted(ALGORITHMS))}"
             )
-        if not callable(algorithm) and algorithm not in ALGORITHMS[op]:
+        if not callable(algorithm) and find(op, algorithm) is None:
             raise ValueError(
-                f"algorithms[{op!r}]: unknown algorithm {algorithm!r}; known: "
-                f"{', '.join(sorted(ALGORITHMS[op]))}, or a function group -> Schedule"
+                f"algorithms[{op!r}]: unknown algorithm {algorithm!r}; known: {known(op)}"
             )
     return algorithms
 
@@ -81,15 +154,11 @@ def build(
     """
     if op not in OPS:
         raise ValueError(f"unknown collective operation {op!r}; known: {', '.join(OPS)}")
-    if not callable(algorithm) and algorithm not in ALGORITHMS[op]:
-        known = ", ".join(ALGORITHMS[op])
-        raise ValueError(
-            f"unknown algorithm {algorithm!r} for {op}; known: {known}, or a function group -> "
-            "Schedule"
-        )
+    if not callable(algorithm) and find(op, algorithm) is None:
+        raise ValueError(f"unknown algorithm {algorithm!r} for {op}; known: {known(op)}")
     if op in _ROOTED and not 0 <= root < group.n:
         raise ValueError(f"{op}: root {root} is outside the group's ranks 0..{group.n - 1}")
-    if algorithm in _PLACELESS:
+    if isinstance(algorithm, str) and algorithm not in _BY_NODE and "/" not in algorithm:
         group = Group((0,) * group.n)
     return _build(
         op, algorithm, group, root if op in _ROOTED else 0, pairs if op == "permute" else ()
@@ -101,7 +170,8 @@ def _build(
     op: str, algorithm: str | Algorithm, group: Group, root: int, pairs: tuple[tuple[int, int], ...]
 ) -> Schedule:
     if not callable(algorithm):
-        make = ALGORITHMS[op][algorithm]
+        make = find(op, algorithm)
+        assert make is not None  # `build` has looked
         if op in _ROOTED:
             return make(group, root)
         return make(group, pairs) if op == "permute" else make(group)

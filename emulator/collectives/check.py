@@ -32,7 +32,8 @@ def _check_copies(schedule: Schedule, expressions: Expressions) -> None:
     rank = np.arange(n)
     expected = np.full((n, slots), EMPTY)
     if schedule.op == "all_gather":
-        expected[:, :n] = rank * slots + rank
+        block = np.arange(n * schedule.cuts)
+        expected[:, : len(block)] = block // schedule.cuts * slots + block
     elif schedule.op == "all_to_all":
         expected[:, n : 2 * n] = rank[None, :] * slots + rank[:, None]
     elif schedule.op == "broadcast":
@@ -75,7 +76,8 @@ def _check_sums(schedule: Schedule, expressions: Expressions) -> None:
     if schedule.op == "all_reduce":
         places = np.indices((n, slots)).reshape(2, -1)
     elif schedule.op == "reduce_scatter":
-        places = np.tile(np.arange(n), (2, 1))
+        block = np.arange(n * schedule.cuts)
+        places = np.stack([block // schedule.cuts, block])
     else:  # reduce
         places = np.stack([np.full(slots, schedule.root), np.arange(slots)])
     numbers = expressions.final[places[0], places[1]]
@@ -93,8 +95,10 @@ def _check_sums(schedule: Schedule, expressions: Expressions) -> None:
         else:
             present = np.unpackbits(held[first].view(np.uint8), bitorder="little")[:n]
             absent = np.flatnonzero(present == 0)
-            fault = f"the contributions of ranks {absent[:5].tolist()} are missing ({len(absent)} "
-            f"of {n})"
+            fault = (
+                f"the contributions of ranks {absent[:5].tolist()} are missing ({len(absent)} of "
+                f"{n})"
+            )
         raise ValueError(
             f"{_name(schedule)}: rank {rank} should end with the sum of chunk {slot}, but {fault}"
         )

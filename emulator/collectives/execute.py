@@ -90,10 +90,10 @@ def _check(name: str, x: Array, schedule: Schedule, op: str, rank_axes: int, par
         raise ValueError(
             f"{name} expects x[{shape}, batch, count] with {n} ranks, got shape {x.shape}"
         )
-    if name == "reduce_scatter" and schedule.slots != n:
+    if name == "reduce_scatter" and schedule.slots != n * schedule.cuts:
         raise ValueError(
-            f"{name} expects a Schedule with one slot for each rank, got {schedule.slots} slots "
-            f"for {n}"
+            f"{name} expects a Schedule without scratch slots, {n * schedule.cuts} of them; got "
+            f"{schedule.slots}"
         )
     if op not in KINDS:
         raise ValueError(f"{name}: op must be one of {', '.join(KINDS)}; got {op!r}")
@@ -141,16 +141,30 @@ def _all_reduce(x: Array, schedule: Schedule, op: str) -> Array:
 
 
 def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
-    n, _, batch, count = x.shape
+    n, _, *shape = x.shape
+    batch, count = shape
     if n == 1 or x.size == 0:
         return x[0]
 
-    def window(numbers: Array) -> tuple[Array, Array]:
-        return numbers[:, None], jnp.zeros((1, 1), jnp.int32)
+    cuts = schedule.cuts
+    if cuts == 1:
+        batch, count = 1, batch * count  # blocks are not cut: one long row each
+    size = -(-count // cuts)
+    # A short or empty last piece is read as the last `size` elements, as in an all_reduce.
+    start = np.minimum(np.arange(cuts) * size, count - size)
 
-    leaves = _Leaves(_to_words(x).reshape(n * n, batch * count), window, 1, batch * count)
-    out = _execute(leaves, plan(schedule), _arithmetic(op, x.dtype))
-    return _from_words(out.reshape(n, batch, count), x.dtype)
+    def window(numbers: Array) -> tuple[Array, Array]:
+        rows = (numbers // cuts)[:, None] * batch + jnp.arange(batch)
+        return rows, jnp.asarray(start, jnp.int32)[numbers % cuts][:, None]
+
+    leaves = _Leaves(_to_words(x).reshape(n * n * batch, count), window, batch, size)
+    out = _execute(leaves, plan(schedule), _arithmetic(op, x.dtype))  # [n cuts, batch, size]
+    pieces = out.reshape(n, cuts, batch, size)
+    whole = count // size
+    y = jnp.moveaxis(pieces[:, :whole], 1, 2).reshape(n, batch, whole * size)
+    if rest := count - whole * size:
+        y = jnp.concatenate([y, pieces[:, whole, :, size - rest :]], axis=-1)
+    return _from_words(y.reshape(n, *shape), x.dtype)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,40 +9,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from emulator.collectives.levels import reduce_full_mesh, spread_full_mesh
-from emulator.collectives.schedule import Group, Schedule, make_round
+from emulator.collectives.levels import Blocks
+from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make_round
 
 
-def all_reduce(group: Group) -> Schedule:
-    """Two steps: a reduce_scatter, then an all_gather, each of one n-th of the payload per pair."""
-    members, blocks = _flat(group)
-    reduced, holders = reduce_full_mesh(members, blocks, group.n)
-    rounds = [*reduced, *spread_full_mesh(members, blocks, holders, group.n)]
-    return Schedule(
-        op="all_reduce", algorithm="full_mesh", ranks=group.n, slots=group.n, rounds=tuple(rounds)
-    )
+def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
+    """Everybody sends each owner its block; the owner adds to its own in ascending rank order. One
+    step.
+    """
+    owners = np.arange(len(blocks))
+    if len(members) == 1:
+        return [], owners
+    return [_exchange(members, blocks, owners, reduce=True)], owners
 
 
-def reduce_scatter(group: Group) -> Schedule:
-    """One step."""
-    members, blocks = _flat(group)
-    rounds, _ = reduce_full_mesh(members, blocks, group.n)
-    return Schedule(
-        op="reduce_scatter",
-        algorithm="full_mesh",
-        ranks=group.n,
-        slots=group.n,
-        rounds=tuple(rounds),
-    )
-
-
-def all_gather(group: Group) -> Schedule:
-    """One step."""
-    members, blocks = _flat(group)
-    rounds = spread_full_mesh(members, blocks, members, group.n)
-    return Schedule(
-        op="all_gather", algorithm="full_mesh", ranks=group.n, slots=group.n, rounds=tuple(rounds)
-    )
+def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> list[Round]:
+    """Each holder sends its block to all others. One step."""
+    if len(members) == 1:
+        return []
+    return [_exchange(members, blocks, holders, reduce=False)]
 
 
 def all_to_all(group: Group) -> Schedule:
@@ -53,6 +38,18 @@ def all_to_all(group: Group) -> Schedule:
     return Schedule(op="all_to_all", algorithm="full_mesh", ranks=n, slots=2 * n, rounds=(step,))
 
 
-def _flat(group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
-    members = np.arange(group.n, dtype=np.int32)
-    return members, [np.array([r], dtype=np.int32) for r in range(group.n)]
+def _exchange(members: IntArray, blocks: Blocks, holders: IntArray, *, reduce: bool) -> Round:
+    """Between each block's holder and every other member: towards the holder to reduce, away from
+    it to spread.
+    """
+    m = len(members)
+    block = np.repeat(np.arange(len(blocks)), [len(b) for b in blocks])
+    slot = np.concatenate([np.asarray(b, dtype=np.int32) for b in blocks])
+    others = np.sort(np.asarray(members))
+    far = np.repeat(others, len(slot))  # listed by ascending rank: the order of addition
+    near = np.tile(members[holders[block]], m)
+    slot = np.tile(slot, m)
+    keep = far != near
+    far, near, slot = far[keep], near[keep], slot[keep]
+    src, dst = (far, near) if reduce else (near, far)
+    return make_round(src, dst, slot, slot, reduce=reduce)

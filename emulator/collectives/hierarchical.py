@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emulator.collectives.levels import REDUCE, SPREAD, Blocks, deliver, parallel
+from emulator.collectives.flat import LEVELS
+from emulator.collectives.levels import Blocks, deliver, parallel
 from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make_round
 
 _Column = tuple[IntArray, list[IntArray]]
@@ -27,27 +28,27 @@ def all_reduce(group: Group, inner: str = "full_mesh", outer: str = "ring") -> S
     _check_levels(inner, outer)
     nodes = group.members()
     count, local = len(nodes), min(len(m) for m in nodes)
-    slots = count * local
-    blocks = [
-        np.arange(b, slots, local, dtype=np.int32) for b in range(local)
-    ]  # chunk a L + b: owner b in node a
+    cuts = _cuts(inner, outer)
+    slots = count * local * cuts
+    # Chunk a L + b: owner b in node a.
+    chunks = [_cut(np.arange(b, count * local, local), cuts) for b in range(local)]
+    blocks = [np.concatenate(pieces) for pieces in chunks]
 
     first, holders = [], []
     for members in nodes:
-        rounds, holder = REDUCE[inner](members, blocks, slots)
+        rounds, holder = LEVELS[inner].reduce(members, blocks, slots)
         first.append(rounds)
         holders.append(members[holder])
     between, back = [], []
     for b in range(local):
         column = np.array([holder[b] for holder in holders])
-        pieces = [blocks[b][a : a + 1] for a in range(count)]
-        rounds, holder = REDUCE[outer](column, pieces, slots)
+        rounds, holder = LEVELS[outer].reduce(column, chunks[b], slots)
         between.append(rounds)
-        back.append(SPREAD[outer](column, pieces, holder, slots))
+        back.append(LEVELS[outer].spread(column, chunks[b], holder, slots))
     last = []
     for members, holder in zip(nodes, holders, strict=True):
         positions = np.searchsorted(members, holder)
-        last.append(SPREAD[inner](members, blocks, positions, slots))
+        last.append(LEVELS[inner].spread(members, blocks, positions, slots))
     stages = (first, between, back, last)
     return _schedule(
         "all_reduce", group, slots, [r for s in stages for r in parallel(s, slots)], inner, outer
@@ -57,34 +58,37 @@ def all_reduce(group: Group, inner: str = "full_mesh", outer: str = "ring") -> S
 def reduce_scatter(group: Group, inner: str = "full_mesh", outer: str = "ring") -> Schedule:
     """Reduce inside nodes, to the rank with the destination's place there, then between nodes."""
     _check_levels(inner, outer)
-    nodes, n = group.members(), group.n
+    nodes, cuts = group.members(), _cuts(inner, outer)
+    slots = group.n * cuts
     first = []
     for members in nodes:
-        blocks = _blocks_inside(group, len(members))
-        rounds, holders = REDUCE[inner](members, blocks, n)
+        blocks = _whole(_blocks_inside(group, len(members)), cuts)
+        rounds, holders = LEVELS[inner].reduce(members, blocks, slots)
         first.append([*rounds, *deliver(members, blocks, holders)])
     between = []
-    for column, pieces in _columns(group):
-        rounds, holders = REDUCE[outer](column, pieces, n)
-        between.append([*rounds, *deliver(column, pieces, holders)])
-    rounds = [*parallel(first, n), *parallel(between, n)]
-    return _schedule("reduce_scatter", group, n, rounds, inner, outer)
+    for column, pieces in columns(group):
+        blocks = _whole(pieces, cuts)
+        rounds, holders = LEVELS[outer].reduce(column, blocks, slots)
+        between.append([*rounds, *deliver(column, blocks, holders)])
+    rounds = [*parallel(first, slots), *parallel(between, slots)]
+    return _schedule("reduce_scatter", group, slots, rounds, inner, outer, cuts)
 
 
 def all_gather(group: Group, inner: str = "full_mesh", outer: str = "ring") -> Schedule:
     """Spread each block between nodes, to the rank with its owner's place, then inside them."""
     _check_levels(inner, outer)
-    nodes, n = group.members(), group.n
+    nodes, cuts = group.members(), _cuts(inner, outer)
+    slots = group.n * cuts
     between = [
-        SPREAD[outer](column, pieces, np.arange(len(column)), n)
-        for column, pieces in _columns(group)
+        LEVELS[outer].spread(column, _whole(pieces, cuts), np.arange(len(column)), slots)
+        for column, pieces in columns(group)
     ]
     last = []
     for members in nodes:
-        blocks = _blocks_inside(group, len(members))
-        last.append(SPREAD[inner](members, blocks, np.arange(len(members)), n))
-    rounds = [*parallel(between, n), *parallel(last, n)]
-    return _schedule("all_gather", group, n, rounds, inner, outer)
+        blocks = _whole(_blocks_inside(group, len(members)), cuts)
+        last.append(LEVELS[inner].spread(members, blocks, np.arange(len(members)), slots))
+    rounds = [*parallel(between, slots), *parallel(last, slots)]
+    return _schedule("all_gather", group, slots, rounds, inner, outer, cuts)
 
 
 def all_to_all(group: Group) -> Schedule:
@@ -130,7 +134,7 @@ def _blocks_inside(group: Group, size: int) -> Blocks:
     return [np.flatnonzero(place == j).astype(np.int32) for j in range(size)]
 
 
-def _columns(group: Group) -> list[_Column]:
+def columns(group: Group) -> list[_Column]:
     """Sets of ranks, one in each node, that exchange between nodes, and the blocks that each node's
     rank owns.
     """
@@ -146,20 +150,44 @@ def _columns(group: Group) -> list[_Column]:
     ]
 
 
+def _cuts(inner: str, outer: str) -> int:
+    return max(LEVELS[inner].cuts, LEVELS[outer].cuts)
+
+
+def _cut(blocks: IntArray, cuts: int) -> list[IntArray]:
+    """The slots of each block."""
+    return [np.arange(b * cuts, (b + 1) * cuts, dtype=np.int32) for b in blocks]
+
+
+def _whole(blocks: Blocks, cuts: int) -> list[IntArray]:
+    """The slots of each set of blocks."""
+    none = np.zeros(0, dtype=np.int32)
+    return [np.concatenate([none, *_cut(block, cuts)]) for block in blocks]
+
+
 def _check_levels(inner: str, outer: str) -> None:
     for name, value in (("inner", inner), ("outer", outer)):
-        if value not in REDUCE:
+        if value not in LEVELS:
             raise ValueError(
-                f"hierarchical: {name} must be one of {', '.join(REDUCE)}; got {value!r}"
+                f"hierarchical: {name} must be one of {', '.join(LEVELS)}; got {value!r}"
             )
 
 
 def _schedule(
-    op: str, group: Group, slots: int, rounds: Sequence[Round], inner: str, outer: str
+    op: str,
+    group: Group,
+    slots: int,
+    rounds: Sequence[Round],
+    inner: str,
+    outer: str,
+    cuts: int = 1,
 ) -> Schedule:
-    name = (
-        "hierarchical"
-        if (inner, outer) == ("full_mesh", "ring")
-        else f"hierarchical({inner}, {outer})"
+    default = (inner, outer) == ("full_mesh", "ring")
+    return Schedule(
+        op=op,
+        algorithm="hierarchical" if default else f"{inner}/{outer}",
+        ranks=group.n,
+        slots=slots,
+        rounds=tuple(rounds),
+        cuts=cuts,
     )
-    return Schedule(op=op, algorithm=name, ranks=group.n, slots=slots, rounds=tuple(rounds))

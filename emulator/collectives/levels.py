@@ -1,9 +1,13 @@
 """Building blocks: reduce blocks to their owners, or spread them, among the members of one group.
 
-`members` lists ranks; `blocks[b]` lists the slots that travel together and that member b owns. A
-reduction returns, besides its rounds, who holds each block at its end, as positions in `members`.
-Flat algorithms use one group with all ranks; hierarchical ones run these for many groups side by
-side (`parallel`).
+`members` lists ranks; `blocks[b]` lists the slots that travel together and that member b owns
+(blocks may be fewer than members). A level of an algorithm is two functions,
+
+    reduce(members, blocks, slots) -> rounds, holders      adds every member's share of each block
+    spread(members, blocks, holders, slots) -> rounds      copies each block to every member
+
+where `holders` are positions in `members`. Flat algorithms use one group with all ranks;
+hierarchical ones run these for many groups side by side (`parallel`).
 """
 
 from __future__ import annotations
@@ -18,39 +22,6 @@ from emulator.collectives.schedule import IntArray, Round, join_rounds, make_rou
 Blocks = Sequence[IntArray]
 
 
-def reduce_full_mesh(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
-    """Everybody sends each owner its block; the owner adds to its own in ascending rank order. One
-    step.
-    """
-    owners = np.arange(len(blocks))
-    if len(members) == 1:
-        return [], owners
-    return [_exchange(members, blocks, owners, reduce=True)], owners
-
-
-def spread_full_mesh(
-    members: IntArray, blocks: Blocks, holders: IntArray, slots: int
-) -> list[Round]:
-    """Each holder sends its block to all others. One step."""
-    if len(members) == 1:
-        return []
-    return [_exchange(members, blocks, holders, reduce=False)]
-
-
-def reduce_ring(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
-    """Block b starts at member b and visits b+1, b+2, ...; each adds its own. m - 1 steps; ends at
-    member b - 1.
-    """
-    m = len(members)
-    holders = (np.arange(len(blocks)) - 1) % m
-    return _circulate(members, blocks, np.arange(len(blocks)), slots, reduce=True), holders
-
-
-def spread_ring(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> list[Round]:
-    """Each block goes once round the ring from its holder. m - 1 steps."""
-    return _circulate(members, blocks, holders, slots, reduce=False)
-
-
 def deliver(members: IntArray, blocks: Blocks, holders: IntArray) -> list[Round]:
     """Copies each block from its holder to its owner; no step where they already are the same."""
     moving = [b for b in range(len(blocks)) if holders[b] != b and len(blocks[b])]
@@ -60,10 +31,6 @@ def deliver(members: IntArray, blocks: Blocks, holders: IntArray) -> list[Round]
     slot = np.concatenate([blocks[b] for b in moving])
     src = np.repeat(members[holders[moving]], counts)
     return [make_round(src, np.repeat(members[moving], counts), slot, slot, reduce=False)]
-
-
-REDUCE = {"ring": reduce_ring, "full_mesh": reduce_full_mesh}
-SPREAD = {"ring": spread_ring, "full_mesh": spread_full_mesh}
 
 
 def parallel(groups: Sequence[Sequence[Round]], slots: int) -> list[Round]:
@@ -87,24 +54,69 @@ def parallel(groups: Sequence[Sequence[Round]], slots: int) -> list[Round]:
     ]
 
 
-def _exchange(members: IntArray, blocks: Blocks, holders: IntArray, *, reduce: bool) -> Round:
-    """Between each block's holder and every other member: towards the holder to reduce, away from
-    it to spread.
+def travel(
+    members: IntArray,
+    blocks: Blocks,
+    starts: IntArray,
+    steps: Sequence[Sequence[tuple[int, int]]],
+    *,
+    reduce: bool,
+) -> list[Round]:
+    """Every block goes the same way, seen from its own position starts[b]: in each step it is sent
+    from each position `starts[b] + source` to `starts[b] + destination`, modulo the members.
     """
     m = len(members)
-    block = np.repeat(np.arange(len(blocks)), [len(b) for b in blocks])
+    start = np.repeat(starts, [len(b) for b in blocks])
+    if m == 1 or not len(start):
+        return []
     slot = np.concatenate([np.asarray(b, dtype=np.int32) for b in blocks])
-    others = np.sort(np.asarray(members))
-    far = np.repeat(others, len(slot))  # listed by ascending rank: the order of addition
-    near = np.tile(members[holders[block]], m)
-    slot = np.tile(slot, m)
-    keep = far != near
-    far, near, slot = far[keep], near[keep], slot[keep]
-    src, dst = (far, near) if reduce else (near, far)
-    return make_round(src, dst, slot, slot, reduce=reduce)
+    rounds = []
+    for hops in steps:
+        source, destination = np.array(hops).T[:, :, None]
+        rounds.append(
+            make_round(
+                members[(start + source) % m].reshape(-1),
+                members[(start + destination) % m].reshape(-1),
+                np.tile(slot, len(hops)),
+                np.tile(slot, len(hops)),
+                reduce=reduce,
+            )
+        )
+    return rounds
 
 
-def _circulate(
+def send(
+    members: IntArray,
+    blocks: Blocks,
+    source: IntArray,
+    destination: IntArray,
+    block: IntArray,
+    *,
+    reduce: bool,
+) -> list[Round]:
+    """One step in which `block[i]` goes from position `source[i]` to `destination[i]`; no step if
+    nothing moves.
+    """
+    sizes = np.array([len(b) for b in blocks], dtype=int)
+    away = (source != destination) & (sizes[block] > 0)
+    if not away.any():
+        return []
+    source, destination, block = source[away], destination[away], block[away]
+    count = sizes[block]
+    every = np.concatenate([np.asarray(b, dtype=np.int32) for b in blocks])
+    first = (np.cumsum(sizes) - sizes)[block]
+    offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    slot = every[np.repeat(first, count) + offset]
+    src, dst = (members[np.repeat(ends, count)] for ends in (source, destination))
+    return [make_round(src, dst, slot, slot, reduce=reduce)]
+
+
+def grid(*sizes: int) -> list[IntArray]:
+    """All combinations of indices below the sizes, flat, the last one fastest."""
+    return [x.reshape(-1) for x in np.indices(sizes)]
+
+
+def circulate(
     members: IntArray, blocks: Blocks, starts: IntArray, slots: int, *, reduce: bool
 ) -> list[Round]:
     """Every block travels m - 1 hops round the ring of members, from position starts[b]."""

@@ -50,7 +50,8 @@ class Plan:
 
 @functools.lru_cache(maxsize=256)
 def plan(schedule: Schedule) -> Plan:
-    """The plan of an all_reduce (results: one per slot) or reduce_scatter (one per rank).
+    """The plan of an all_reduce (results: one per slot) or reduce_scatter (one per piece of a
+    block).
 
     Raises:
         ValueError: the ranks of an all_reduce end with different expressions, so no single value
@@ -101,8 +102,8 @@ def plan(schedule: Schedule) -> Plan:
 def _results(schedule: Schedule, expressions: Expressions) -> IntArray:
     final = expressions.final
     if schedule.op == "reduce_scatter":
-        rank = np.arange(schedule.ranks)
-        results = final[rank, rank]
+        block = np.arange(schedule.ranks * schedule.cuts)
+        results = final[block // schedule.cuts, block]
     else:
         results = final[0]
         differs = np.argwhere(final != results)

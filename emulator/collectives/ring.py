@@ -10,37 +10,29 @@ from __future__ import annotations
 
 import numpy as np
 
-from emulator.collectives.levels import deliver, reduce_ring, spread_ring
-from emulator.collectives.schedule import Group, Round, Schedule, join_rounds, make_round
+from emulator.collectives.levels import Blocks, circulate
+from emulator.collectives.schedule import (
+    Group,
+    IntArray,
+    Round,
+    Schedule,
+    join_rounds,
+    make_round,
+)
 
 
-def all_reduce(group: Group) -> Schedule:
-    """2 (n - 1) steps of one n-th of the payload."""
-    members, blocks = _flat(group)
-    reduced, holders = reduce_ring(members, blocks, group.n)
-    rounds = [*reduced, *spread_ring(members, blocks, holders, group.n)]
-    return Schedule(
-        op="all_reduce", algorithm="ring", ranks=group.n, slots=group.n, rounds=tuple(rounds)
-    )
+def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
+    """Block b starts at member b and visits b+1, b+2, ...; each adds its own. m - 1 steps; ends at
+    member b - 1.
+    """
+    owners = np.arange(len(blocks))
+    holders = (owners - 1) % len(members)
+    return circulate(members, blocks, owners, slots, reduce=True), holders
 
 
-def reduce_scatter(group: Group) -> Schedule:
-    """n steps of one block."""
-    members, blocks = _flat(group)
-    reduced, holders = reduce_ring(members, blocks, group.n)
-    rounds = [*reduced, *deliver(members, blocks, holders)]
-    return Schedule(
-        op="reduce_scatter", algorithm="ring", ranks=group.n, slots=group.n, rounds=tuple(rounds)
-    )
-
-
-def all_gather(group: Group) -> Schedule:
-    """n - 1 steps of one block."""
-    members, blocks = _flat(group)
-    rounds = spread_ring(members, blocks, members, group.n)
-    return Schedule(
-        op="all_gather", algorithm="ring", ranks=group.n, slots=group.n, rounds=tuple(rounds)
-    )
+def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> list[Round]:
+    """Each block goes once round the ring from its holder. m - 1 steps."""
+    return circulate(members, blocks, holders, slots, reduce=False)
 
 
 def all_to_all(group: Group) -> Schedule:
@@ -80,8 +72,3 @@ def all_to_all_rounds(n: int) -> list[Round]:
             arriving = join_rounds([arriving, onward])
         rounds.append(arriving)
     return rounds
-
-
-def _flat(group: Group) -> tuple[np.ndarray, list[np.ndarray]]:
-    members = np.arange(group.n, dtype=np.int32)
-    return members, [np.array([r], dtype=np.int32) for r in range(group.n)]

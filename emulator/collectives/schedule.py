@@ -19,7 +19,8 @@ What the slots mean, by operation (n ranks; a *block* is a rank's part of the wh
 | gather | slot r of rank r: its block | slot s of the root |
 | permute | slot 0: the message | slot 1 of each destination |
 
-Slots beyond these are scratch.
+Slots beyond these are scratch. A reduce_scatter or all_gather may cut each block into `cuts` equal
+pieces: block d then is slots d * cuts to d * cuts + cuts - 1.
 """
 
 from __future__ import annotations
@@ -162,14 +163,21 @@ class Schedule:
     rounds: tuple[Round, ...]
     root: int = 0
     pairs: tuple[tuple[int, int], ...] = ()
+    cuts: int = 1
 
     def __post_init__(self) -> None:
         if self.op not in OPS:
             raise ValueError(f"Schedule.op must be one of {', '.join(OPS)}; got {self.op!r}")
-        if self.ranks < 1 or self.slots < min_slots(self.op, self.ranks):
+        if self.cuts < 1 or (self.cuts > 1 and self.op not in ("reduce_scatter", "all_gather")):
+            raise ValueError(
+                "Schedule.cuts must be at least 1, and is 1 but for reduce_scatter and all_gather; "
+                f"got {self.cuts} for {self.op}"
+            )
+        needed = min_slots(self.op, self.ranks) * self.cuts
+        if self.ranks < 1 or self.slots < needed:
             raise ValueError(
                 f"Schedule of {self.op} over {self.ranks} ranks needs at least 1 rank and "
-                f"{min_slots(self.op, self.ranks)} slots; got {self.slots} slots"
+                f"{needed} slots; got {self.slots} slots"
             )
         if not 0 <= self.root < self.ranks:
             raise ValueError(f"Schedule.root {self.root} is outside its {self.ranks} ranks")
@@ -231,7 +239,7 @@ class Schedule:
         """Into how many slots the payload of one rank (in the sense of nccl-tests' size) is cut."""
         if self.op in ("all_reduce", "broadcast", "reduce"):
             return self.slots
-        return 1 if self.op == "permute" else self.ranks
+        return 1 if self.op == "permute" else self.ranks * self.cuts
 
 
 def min_slots(op: str, ranks: int) -> int:

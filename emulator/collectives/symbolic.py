@@ -55,9 +55,10 @@ def initial_slots(schedule: Schedule) -> IntArray:
     if op in ("all_reduce", "reduce"):
         filled[:] = True
     elif op in ("reduce_scatter", "all_to_all"):
-        filled[:, :n] = True
+        filled[:, : n * schedule.cuts] = True
     elif op in ("all_gather", "gather"):
-        filled[rank, rank] = True
+        for piece in range(schedule.cuts):
+            filled[rank, rank * schedule.cuts + piece] = True
     elif op == "broadcast":
         filled[schedule.root] = True
     elif op == "scatter":

@@ -9,7 +9,7 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 
-from emulator.collectives import ALGORITHMS, OPS, Schedule, build, group_of
+from emulator.collectives import OPS, Schedule, build, find, group_of, known
 from emulator.fabric.bound import bound_s as bound_of
 from emulator.fabric.choose import choose_with_transport
 from emulator.fabric.cost import ScheduleLoad, dies_of, load_schedule, transports_for
@@ -191,12 +191,8 @@ def _collective(
         algorithm, rule_transport, reason = choose_with_transport(op, nbytes, numbers, on)
         transport = transport or rule_transport
     else:
-        if not callable(algorithm) and algorithm not in ALGORITHMS[op]:
-            known = ", ".join(ALGORITHMS[op])
-            raise ValueError(
-                f"unknown algorithm {algorithm!r} for {op}; known: {known}, or a function group -> "
-                "Schedule"
-            )
+        if not callable(algorithm) and find(op, algorithm) is None:
+            raise ValueError(f"unknown algorithm {algorithm!r} for {op}; known: {known(op)}")
         reason = "given by the caller"
     schedule = build(op, algorithm, group_of(numbers, on), root=root_rank, pairs=rank_pairs)
     slot_bytes = _slot_bytes(schedule, nbytes, _ITEM_BYTES[dtype], on.dies_per_device)

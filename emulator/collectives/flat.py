@@ -1,0 +1,127 @@
+"""Flat collectives: one level over all ranks, whatever its algorithm."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from emulator.collectives import (
+    direct,
+    double_ring,
+    full_mesh,
+    nb,
+    nhr,
+    pairwise,
+    rhd,
+    ring,
+    star,
+    tree,
+)
+from emulator.collectives.levels import Blocks, deliver
+from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make_round
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Level:
+    """How one level reduces and spreads blocks, and into how many slots it wants each cut."""
+
+    reduce: Callable[[IntArray, Blocks, int], tuple[list[Round], IntArray]]
+    spread: Callable[[IntArray, Blocks, IntArray, int], list[Round]]
+    cuts: int = 1
+
+
+LEVELS: Mapping[str, Level] = {
+    "ring": Level(ring.reduce, ring.spread),
+    "double_ring": Level(double_ring.reduce, double_ring.spread, cuts=2),
+    "full_mesh": Level(full_mesh.reduce, full_mesh.spread),
+    "rhd": Level(rhd.reduce, rhd.spread),
+    "nhr": Level(nhr.reduce, nhr.spread),
+    "nb": Level(nb.reduce, nb.spread),
+    "pairwise": Level(pairwise.reduce, pairwise.spread),
+    "star": Level(star.reduce, star.spread),
+    "binary_tree": Level(tree.reduce, tree.spread),
+}
+
+
+def all_reduce(group: Group, algorithm: str) -> Schedule:
+    """A reduction to the owners, then from wherever the sums are to all."""
+    level, members, blocks, slots = _flat(group, algorithm)
+    reduced, holders = level.reduce(members, blocks, slots)
+    rounds = [*reduced, *level.spread(members, blocks, holders, slots)]
+    return _schedule("all_reduce", group, algorithm, slots, rounds)
+
+
+def reduce_scatter(group: Group, algorithm: str) -> Schedule:
+    """A reduction, and a step that hands each block to its rank if it is elsewhere."""
+    level, members, blocks, slots = _flat(group, algorithm)
+    reduced, holders = level.reduce(members, blocks, slots)
+    rounds = [*reduced, *deliver(members, blocks, holders)]
+    return _schedule("reduce_scatter", group, algorithm, slots, rounds, level.cuts)
+
+
+def all_gather(group: Group, algorithm: str) -> Schedule:
+    """From the owners to all."""
+    level, members, blocks, slots = _flat(group, algorithm)
+    rounds = level.spread(members, blocks, members, slots)
+    return _schedule("all_gather", group, algorithm, slots, rounds, level.cuts)
+
+
+def broadcast(group: Group, root: int, algorithm: str) -> Schedule:
+    """The root's blocks are scattered (by halves; a full mesh at once), then gathered by all."""
+    level, members, blocks, slots = _flat(group, algorithm)
+    scattered = (direct if algorithm == "full_mesh" else tree).scatter(group, root)
+    spread = level.spread(members, blocks, members, slots)
+    rounds = _without_repetition([*scattered.rounds, *spread], root, group.n, slots)
+    return _schedule("broadcast", group, algorithm, slots, rounds, root=root)
+
+
+def reduce(group: Group, root: int, algorithm: str) -> Schedule:
+    """A reduce_scatter, whose blocks the root then gathers."""
+    level, members, blocks, slots = _flat(group, algorithm)
+    reduced, holders = level.reduce(members, blocks, slots)
+    gathered = (direct if algorithm == "full_mesh" else tree).gather(group, root)
+    rounds = [*reduced, *deliver(members, blocks, holders), *gathered.rounds]
+    return _schedule("reduce", group, algorithm, slots, rounds, root=root)
+
+
+def _flat(group: Group, algorithm: str) -> tuple[Level, IntArray, list[IntArray], int]:
+    level = LEVELS[algorithm]
+    blocks = [
+        np.arange(r * level.cuts, (r + 1) * level.cuts, dtype=np.int32) for r in range(group.n)
+    ]
+    return level, np.arange(group.n, dtype=np.int32), blocks, group.n * level.cuts
+
+
+def _without_repetition(rounds: list[Round], root: int, n: int, slots: int) -> list[Round]:
+    """The rounds of a broadcast without copies to ranks that hold the slot already."""
+    has = np.zeros((n, slots), dtype=bool)
+    has[root] = True
+    kept = []
+    for part in rounds:
+        new = ~has[part.dst, part.dst_slot]
+        has[part.dst, part.dst_slot] = True
+        ends = part.src[new], part.dst[new]
+        kept.append(make_round(*ends, part.src_slot[new], part.dst_slot[new], reduce=False))
+    return kept
+
+
+def _schedule(
+    op: str,
+    group: Group,
+    algorithm: str,
+    slots: int,
+    rounds: list[Round],
+    cuts: int = 1,
+    root: int = 0,
+) -> Schedule:
+    return Schedule(
+        op=op,
+        algorithm=algorithm,
+        ranks=group.n,
+        slots=slots,
+        rounds=tuple(rounds),
+        cuts=cuts,
+        root=root,
+    )

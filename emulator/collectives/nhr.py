@@ -1,0 +1,38 @@
+"""Non-uniform hierarchical ring (HCCL's NHR): ceil(log2 n) steps for each half, any n.
+
+Seen from its owner, the positions that a block has reached are 0, then 0 and 2^(k-1), then all
+multiples of 2^(k-2), and so on: every holder sends to the position half as far away as the step
+before, if there is one. A reduction runs the same steps backwards, so what it adds are pairs of
+neighbours, then pairs of pairs.
+
+Source: HCCL's documentation of NHR, ceil(log2 n) alpha + (n-1)/n of the bytes (documented).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from emulator.collectives.levels import Blocks, travel
+from emulator.collectives.schedule import IntArray, Round
+
+
+def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
+    """Ends at the owners."""
+    owners = np.arange(len(blocks))
+    steps = [
+        [(destination, source) for source, destination in hops] for hops in _hops(len(members))
+    ]
+    return travel(members, blocks, owners, steps[::-1], reduce=True), owners
+
+
+def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> list[Round]:
+    """From the holders."""
+    return travel(members, blocks, holders, _hops(len(members)), reduce=False)
+
+
+def _hops(m: int) -> list[list[tuple[int, int]]]:
+    distances = [1 << j for j in range((m - 1).bit_length())]
+    return [
+        [(at, at + distance) for at in range(0, m - distance, 2 * distance)]
+        for distance in reversed(distances)
+    ]

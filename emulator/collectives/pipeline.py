@@ -1,0 +1,140 @@
+"""Pipelines: a chain for messages from or to a root; between and inside nodes at once for the rest.
+
+An all_gather passes blocks round a ring of nodes, one place of each node per ring; what arrived in
+one step is handed to the rest of the node while the next is under way. A reduce_scatter runs this
+backwards. With N nodes that is N steps.
+
+Source: HCCL's documentation of its pipeline algorithm, max(inter, intra) (N-1) + intra
+(documented). Into how many pieces a chain cuts a message is assumed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from emulator.collectives.hierarchical import columns
+from emulator.collectives.schedule import Group, Round, Schedule, make_round
+
+
+def broadcast(group: Group, root: int = 0, pieces: int | None = None) -> Schedule:
+    """From the root to the next rank, from there to the one after it, and so on; in `pieces`,
+    by default as many as there are ranks.
+    """
+    n = group.n
+    pieces = pieces or n
+    rounds = []
+    for step in range(n + pieces - 2 if n > 1 else 0):
+        piece = np.arange(max(0, step - n + 2), min(pieces, step + 1))
+        at = root + step - piece
+        rounds.append(make_round(at % n, (at + 1) % n, piece, piece, reduce=False))
+    return _chain("broadcast", group, root, pieces, rounds)
+
+
+def reduce_to(group: Group, root: int = 0, pieces: int | None = None) -> Schedule:
+    """From the rank after the root upwards, each adding its own, round to the root."""
+    n = group.n
+    pieces = pieces or n
+    rounds = []
+    for step in range(n + pieces - 2 if n > 1 else 0):
+        piece = np.arange(max(0, step - n + 2), min(pieces, step + 1))
+        at = root + 1 + step - piece
+        rounds.append(make_round(at % n, (at + 1) % n, piece, piece, reduce=True))
+    return _chain("reduce", group, root, pieces, rounds)
+
+
+def all_gather(group: Group) -> Schedule:
+    """N steps over N nodes."""
+    rounds = _gather_rounds(group)
+    return Schedule(
+        op="all_gather",
+        algorithm="pipeline",
+        ranks=group.n,
+        slots=group.n,
+        rounds=tuple(rounds),
+    )
+
+
+def reduce_scatter(group: Group) -> Schedule:
+    """`all_gather` backwards, adding."""
+    rounds = _reduce_rounds(group)
+    return Schedule(
+        op="reduce_scatter",
+        algorithm="pipeline",
+        ranks=group.n,
+        slots=group.n,
+        rounds=tuple(rounds),
+    )
+
+
+def all_reduce(group: Group) -> Schedule:
+    """A reduce_scatter, then an all_gather."""
+    rounds = [*_reduce_rounds(group), *_gather_rounds(group)]
+    return Schedule(
+        op="all_reduce",
+        algorithm="pipeline",
+        ranks=group.n,
+        slots=group.n,
+        rounds=tuple(rounds),
+    )
+
+
+def _gather_rounds(group: Group) -> list[Round]:
+    nodes = group.members()
+    steps: list[list[tuple[int, int, int]]] = [[] for _ in nodes]
+    for column, pieces in columns(group):
+        for home, blocks in enumerate(pieces):
+            for block in blocks:
+                for step in range(len(nodes)):
+                    here = (home + step) % len(nodes)
+                    holder = int(column[here])
+                    if step + 1 < len(nodes):
+                        following = int(column[(here + 1) % len(nodes)])
+                        steps[step].append((holder, following, int(block)))
+                    steps[step] += [
+                        (holder, int(member), int(block))
+                        for member in nodes[here]
+                        if member != holder
+                    ]
+    return _rounds(steps, reduce=False)
+
+
+def _reduce_rounds(group: Group) -> list[Round]:
+    nodes = group.members()
+    count = len(nodes)
+    inside: list[list[tuple[int, int, int]]] = [[] for _ in nodes]
+    between: list[list[tuple[int, int, int]]] = [[] for _ in nodes]
+    for column, pieces in columns(group):
+        for home, blocks in enumerate(pieces):
+            for block in blocks:
+                for step in range(count):
+                    here = (home + count - 1 - step) % count
+                    holder = int(column[here])
+                    inside[step] += [
+                        (int(member), holder, int(block))
+                        for member in nodes[here]
+                        if member != holder
+                    ]
+                    if step:
+                        before = int(column[(here + 1) % count])
+                        between[step].append((before, holder, int(block)))
+    return _rounds([i + b for i, b in zip(inside, between, strict=True)], reduce=True)
+
+
+def _rounds(steps: list[list[tuple[int, int, int]]], *, reduce: bool) -> list[Round]:
+    rounds = []
+    for step in steps:
+        if step:
+            src, dst, slot = np.array(step).T
+            rounds.append(make_round(src, dst, slot, slot, reduce=reduce))
+    return rounds
+
+
+def _chain(op: str, group: Group, root: int, pieces: int, rounds: list[Round]) -> Schedule:
+    return Schedule(
+        op=op,
+        algorithm="ring" if pieces == 1 < group.n else "pipeline",
+        ranks=group.n,
+        slots=pieces,
+        rounds=tuple(rounds),
+        root=root,
+    )
