@@ -1,152 +1,192 @@
 """The twin for units that cut the terms of a step to a common grid: integers all the way.
 
-A term is a signed significand and an exponent. One pass finds the largest exponent of a step, a
-second one shifts each term to the grid and adds; the sum is rounded to FP32. Every input takes this
-path, specials included.
+K is walked in blocks of some 16 products. A block of both operands is decoded into significands,
+exponents and signs; the arithmetic of its steps (`aligned_step`) then runs over all output elements
+at once, tiled so that a block of `b` stays in the nearest cache.
+
+All finite inputs take one path. Where there are infinities or NaNs, the same steps also carry along
+what becomes of those.
 """
+
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kernels import distill, floats, operands
+from kernels import aligned_step, floats, operands
+from kernels.aligned_step import Grid, Operands
 from kernels.arithmetic import Arithmetic
 
-_NO_EXPONENT = -(1 << 20)  # of a zero: never the largest
+_BLOCK = 16  # products between two passes over the accumulators, if a step has fewer
+_NARROW = 16  # columns below which the product is computed transposed
+_TILE = 128  # columns of a tile, at most
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How K is divided into blocks of `per_block` steps, and N into tiles of `width` columns."""
+
+    steps: int
+    products: int
+    per_block: int
+    tiles: int
+    width: int
+
+    @property
+    def block(self) -> int:
+        return self.per_block * self.products
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.steps // self.per_block)
+
+
+def _layout(k: int, n: int, products: int) -> _Layout:
+    steps, tiles = -(-k // products), -(-n // _TILE)
+    return _Layout(
+        steps=steps,
+        products=products,
+        per_block=min(max(1, _BLOCK // products), steps),
+        tiles=tiles,
+        width=n if tiles == 1 else -(-n // (8 * tiles)) * 8,
+    )
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, operands as read."""
-    lowest = operands.LOWEST_EXPONENT[a.dtype.name], operands.LOWEST_EXPONENT[b.dtype.name]
-    shape = (a.shape[0], a.shape[1], b.shape[2])
-    first = jnp.zeros(shape, jnp.uint32) if c is None else floats.bits32(c)
-    words = _accumulate(floats.bits32(a), floats.bits32(b), first, lowest, arithmetic)
-    return floats.from_bits32(words)
+    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, operands as read, both
+    of one type.
+    """
+    (_, m, k), n = a.shape, b.shape[2]
+    if n < _NARROW < m:  # long rows are what the loops below are good at
+        turned = None if c is None else c.swapaxes(1, 2)
+        return accumulate(b.swapaxes(1, 2), a.swapaxes(1, 2), turned, arithmetic).swapaxes(1, 2)
+    kept = operands.FRACTION_BITS[a.dtype.name]
+    if a.dtype == jnp.float32:
+        kept = arithmetic.operand_fraction_bits or kept
+    grid = Grid(arithmetic, kept + 1, operands.LOWEST_EXPONENT[a.dtype.name])
+    layout = _layout(k, n, arithmetic.products)
+    with jax.enable_x64(True):
+        x = _blocks(a, layout)
+        y = _padded(b, layout.blocks * layout.block - k, layout.tiles * layout.width - n)
+        start = None if c is None else _tiled(floats.bits32(c), layout)
+
+        def steps(specials: bool) -> Array:
+            return _accumulate(x, y, start, grid, layout, specials)
+
+        if arithmetic.zero == "ieee":
+            words = steps(specials=True)
+        elif arithmetic.specials == "saturate" and arithmetic.product_overflow == "keep":
+            words = steps(specials=False)
+        else:
+            special = _has_specials(a, b, c, arithmetic)
+            words = lax.cond(special, lambda: steps(True), lambda: steps(False))
+    return floats.from_bits32(_untiled(words, n))
+
+
+# Layouts. Operands are moved as integers, because XLA may widen BF16 arrays.
+
+
+def _integers(x: Array) -> Array:
+    return lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+
+
+def _padded(x: Array, rows: int, columns: int) -> Array:
+    if not rows and not columns:
+        return x
+    padded = jnp.pad(_integers(x), ((0, 0), (0, rows), (0, columns)))
+    return lax.bitcast_convert_type(padded, x.dtype)
+
+
+def _blocks(a: Array, layout: _Layout) -> Array:
+    """`[batch, m, k]` to `[blocks, batch, block * m]`."""
+    batch, m, k = a.shape
+    a = _padded(a, 0, layout.blocks * layout.block - k)
+    x = _integers(a).reshape(batch, m, layout.blocks, layout.block).transpose(2, 0, 3, 1)
+    # One axis for two, so that XLA does not put off the transposition.
+    return x.reshape(layout.blocks, batch, layout.block * m)
+
+
+def _tiled(c: Array, layout: _Layout) -> Array:
+    """`[batch, m, n]` to `[batch, tiles, m, width]`."""
+    batch, m, n = c.shape
+    c = jnp.pad(c, ((0, 0), (0, 0), (0, layout.tiles * layout.width - n)))
+    return c.reshape(batch, m, layout.tiles, layout.width).swapaxes(1, 2)
+
+
+def _untiled(c: Array, n: int) -> Array:
+    batch, tiles, m, width = c.shape
+    return c.swapaxes(1, 2).reshape(batch, m, tiles * width)[:, :, :n]
+
+
+# The two paths.
+
+
+def _has_specials(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+    """Whether a term may be infinite or NaN."""
+    left, right = _largest_exponent(a), _largest_exponent(b)
+    special = jnp.maximum(left, right) > 127
+    if c is not None:
+        special |= _largest_exponent(c) > 127
+    if arithmetic.product_overflow == "inf":  # a product is below 2^(sum of exponents + 2)
+        special |= left + right > 125
+    return special
+
+
+def _largest_exponent(x: Array) -> Array:
+    """The exponent of the largest magnitude in `x`; 128 if there is an infinity or a NaN."""
+    magnitude = (floats.bits32(x) & floats.MAGNITUDE).astype(jnp.int32)
+    # In two goes, along the long axes, because XLA vectorises that.
+    return (jnp.max(jnp.max(magnitude, axis=1)) >> 23) - 127
 
 
 def _accumulate(
-    a: Array, b: Array, c: Array, lowest: tuple[int, int], arithmetic: Arithmetic
+    a: Array, b: Array, c: Array | None, grid: Grid, layout: _Layout, specials: bool
 ) -> Array:
-    """FP32 words `[batch, m, n]` of the accumulators after all steps.
+    """FP32 words of the accumulators `[batch, tiles, m, width]` after all steps.
 
     Args:
-        a, b: FP32 words `[batch, m, k]` and `[batch, k, n]`, as the unit reads them.
-        c: FP32 words `[batch, m, n]`.
-        lowest: the exponents of the smallest normal numbers of the types of `a` and `b`; numbers
-            below are not renormalised, and alignment can tell.
-        arithmetic: one with `fraction_bits` set.
+        a: integers `[blocks, batch, block * m]`, the bits of operands of `b`'s type.
+        b: `[batch, blocks * block, tiles * width]`.
+        c: the first accumulators in FP32 words, in the shape of the result; `None`: zeros.
+        grid, layout: as their classes say.
+        specials: whether a term may be infinite or NaN, or the sign of a zero matters.
     """
-    batch, m, k = a.shape
-    n = b.shape[-1]
-    products = arithmetic.products
-    steps = -(-k // products)
-    padding = steps * products - k
-    a = jnp.pad(a, ((0, 0), (0, 0), (0, padding))).reshape(batch, m, steps, products)
-    b = jnp.pad(b, ((0, 0), (0, padding), (0, 0))).reshape(batch, steps, products, n)
+    tiles, width, products, block = layout.tiles, layout.width, layout.products, layout.block
+    batch, m, dtype = b.shape[0], a.shape[-1] // block, b.dtype
+    b = _integers(b)
 
-    def step(c: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
-        x, y = operands
-        return _step(x, y, c, lowest, arithmetic), None
+    def body(c: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        x, index = part
+        y = lax.dynamic_slice_in_dim(b, index * block, block, 1)
+        y = y.reshape(batch, block, tiles, width).swapaxes(1, 2)
+        y = y.reshape(batch, tiles, block * width)  # the rows of a tile lie together
+        x, y = (floats.bits32(lax.bitcast_convert_type(z, dtype)) for z in (x, y))
+        left = aligned_step.decode(x, grid, grid.up, specials)
+        right = aligned_step.decode(y, grid, 0, specials)
+        # Decoded once for a whole row or column, not once for each output element.
+        left, right = lax.optimization_barrier((left, right))
+        for place in range(layout.per_block):
+            chosen = range(place * products, (place + 1) * products)
+            rows = [_row(left, p, m) for p in chosen]
+            columns = [_column(right, p, width) for p in chosen]
+            after = aligned_step.step(rows, columns, c, grid, specials)
+            if layout.steps % layout.per_block:  # the last block has steps too many
+                after = jnp.where(index * layout.per_block + place < layout.steps, after, c)
+            c = after
+        return c, None
 
-    with jax.enable_x64(True):
-        c, _ = lax.scan(step, c, (a.transpose(2, 3, 0, 1), b.transpose(1, 2, 0, 3)))
-    return c
-
-
-def _decode(word: Array, lowest: int = -126) -> tuple[Array, Array, Array]:
-    """Signed significand (24 bits), exponent of its leading place, and a float for the specials.
-
-    The exponent is large and negative for zero; the float is +-1, 0, infinite or NaN where the
-    word is finite, zero, infinite or NaN.
-    """
-    magnitude = word & floats.MAGNITUDE
-    field = (magnitude >> 23).astype(jnp.int32)
-    fraction = (magnitude & 0x7FFFFF).astype(jnp.int64)
-    significand = jnp.where(field == 0, fraction, fraction | (1 << 23))
-    exponent = jnp.maximum(field, 1) - 127
-    if lowest > -126:  # an FP16 subnormal, which is a normal FP32 number
-        significand = significand >> jnp.clip(lowest - exponent, 0, 24)
-        exponent = jnp.maximum(exponent, lowest)
-    exponent = jnp.where(magnitude == 0, _NO_EXPONENT, exponent)
-    negative = word >= floats.SIGN
-    signed = jnp.where(negative, -significand, significand)
-    special = magnitude >= floats.INF
-    kind = jnp.where(special, floats.from_bits32(word), jnp.sign(signed).astype(jnp.float32))
-    kind = jnp.where((magnitude == 0) & negative, jnp.float32(-0.0), kind)
-    return jnp.where(special, 0, signed), jnp.where(special, _NO_EXPONENT, exponent), kind
+    start = jnp.zeros((batch, tiles, m, width), jnp.uint32) if c is None else c
+    found, _ = lax.scan(body, start, (a, jnp.arange(layout.blocks, dtype=jnp.int32)))
+    return found
 
 
-def _step(x: Array, y: Array, c: Array, lowest: tuple[int, int], arithmetic: Arithmetic) -> Array:
-    """One step: `x[p, batch, m]`, `y[p, batch, n]`, `c[batch, m, n]`, all FP32 words."""
-    cut, floor = arithmetic.fraction_bits, arithmetic.min_exponent
-    assert cut is not None and floor is not None  # the record has checked
-    addend = floats.flush_subnormals(c) if arithmetic.subnormal_inputs == "flush" else c
-    xs, xe, xk = (part[:, :, :, None] for part in _decode(x, lowest[0]))
-    ys, ye, yk = (part[:, :, None, :] for part in _decode(y, lowest[1]))
-    cs, ce, ck = _decode(addend)
-    fused = arithmetic.addend == "fused"
-    count = x.shape[0]
-    largest = jnp.full(c.shape, floor, jnp.int32)
-    for p in range(count):
-        largest = jnp.maximum(largest, xe[p] + ye[p])
-    if fused:
-        largest = jnp.maximum(largest, ce)
-    total = jnp.zeros(c.shape, jnp.int64)
-    kind = jnp.full(c.shape, -0.0, jnp.float32)
-    for p in range(count):
-        total += _align(xs[p] * ys[p], 46, largest - (xe[p] + ye[p]), cut, arithmetic.alignment)
-        kind = kind + xk[p] * yk[p]
-    if fused:
-        total += _align(cs, 23, largest - ce, cut, arithmetic.alignment)
-        kind = kind + ck
-    word = _round(total, largest - cut, arithmetic)
-    if arithmetic.subnormal_results == "flush":
-        word = floats.flush_subnormals(word)
-    minus = floats.bits32(kind) >= floats.SIGN
-    if arithmetic.zero == "positive":
-        word = jnp.where((word & floats.MAGNITUDE) == 0, jnp.uint32(0), word)
-    else:
-        minus_zero = floats.bits32(kind) == floats.SIGN
-        word = jnp.where((total == 0) & minus_zero, floats.SIGN, word)
-    infinity = jnp.where(minus, floats.SIGN | floats.INF, floats.INF)
-    word = jnp.where(jnp.isinf(kind), infinity, word)
-    word = jnp.where(jnp.isnan(kind), jnp.uint32(arithmetic.nan), word)
-    return word if fused else distill.late(addend, word, arithmetic)
+def _row(parts: Operands, p: int, m: int) -> Operands:
+    """Product p of a block, `[batch, block * m]` to `[batch, 1, m, 1]`."""
+    return jax.tree.map(lambda x: x[:, None, p * m : (p + 1) * m, None], parts)
 
 
-def _align(signed: Array, fraction_bits: int, distance: Array, cut: int, alignment: str) -> Array:
-    """A term as a count of 2^(largest - cut); its own last place is 2^-fraction_bits of its
-    exponent.
-    """
-    shift = distance + (fraction_bits - cut)
-    left = signed << jnp.clip(-shift, 0, 62).astype(jnp.int64)
-    right = jnp.clip(shift, 0, 62).astype(jnp.int64)
-    if alignment == "floor":
-        cut_off = signed >> right
-    elif alignment == "truncate":
-        cut_off = jnp.where(signed < 0, -(-signed >> right), signed >> right)
-    else:
-        kept = signed >> right
-        half = jnp.int64(1) << jnp.maximum(right - 1, 0)
-        cut_off = jnp.where(right == 0, kept, (signed + half - 1 + (kept & 1)) >> right)  # RNE
-    return jnp.where(shift < 0, left, cut_off)
-
-
-def _round(total: Array, unit: Array, arithmetic: Arithmetic) -> Array:
-    """`total * 2^unit` as an FP32 word."""
-    magnitude = jnp.abs(total)
-    width = 64 - lax.clz(magnitude).astype(jnp.int32)
-    shift = jnp.maximum(width - 24 + unit, -149) - unit
-    right = jnp.clip(shift, 0, 62).astype(jnp.int64)
-    kept = magnitude >> right
-    if arithmetic.rounding == "nearest_even":
-        half = jnp.int64(1) << jnp.maximum(right - 1, 0)
-        kept = jnp.where(right == 0, kept, (magnitude + half - 1 + (kept & 1)) >> right)  # RNE
-    kept = kept << jnp.clip(-shift, 0, 24).astype(jnp.int64)
-    exponent = unit + shift  # of the last place
-    word = kept + (jnp.maximum(exponent + 149, 0).astype(jnp.int64) << 23)
-    word = jnp.where(kept < (1 << 23), kept, word)
-    largest = floats.INF if arithmetic.overflow == "inf" else floats.INF - 1
-    word = jnp.where(word >= floats.INF, largest, word)
-    return word.astype(jnp.uint32) | ((total < 0).astype(jnp.uint32) << 31)
+def _column(parts: Operands, p: int, width: int) -> Operands:
+    """Product p of a block, `[batch, tiles, block * width]` to `[batch, tiles, 1, width]`."""
+    return jax.tree.map(lambda x: x[:, :, None, p * width : (p + 1) * width], parts)

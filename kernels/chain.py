@@ -1,11 +1,303 @@
-"""Chains of fused multiply-adds: `[batch, m, k] x [batch, k, n]`."""
+"""The twin for chains of fused multiply-adds onto C: `[batch, m, k] x [batch, k, n]`.
 
+Each block of K takes one of the ways of `extents`. `CLOSE` is for products that FP32 does not hold:
+a result that may have been rounded twice becomes NaN, and its block is done again the `WIDE` way.
+NaNs are told apart in the end: which operand's NaN wins depends on positions alone.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array
 
-from kernels import exact
+from kernels import blocks, extents, floats, operands, singles
 from kernels.arithmetic import Arithmetic
+
+_NARROW = 16  # columns below which the product is computed transposed
+_INTERLEAVED = 4  # FP64 steps in one pass: more of them wait for each other
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
     """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, operands as read."""
-    return exact.accumulate(a, b, c, arithmetic)
+    with jax.enable_x64(True):
+        return _accumulate(a, b, c, arithmetic, _nan_words(a, b, arithmetic))
+
+
+def _accumulate(
+    a: Array, b: Array, c: Array | None, arithmetic: Arithmetic, nans: tuple[Array, ...]
+) -> Array:
+    if b.shape[-1] < _NARROW < a.shape[1]:  # long rows are what the loops below are good at
+        turned = None if c is None else c.swapaxes(1, 2)
+        nans = tuple(x.swapaxes(1, 2) for x in nans)
+        args = b.swapaxes(1, 2), a.swapaxes(1, 2), turned
+        return _accumulate(*args, arithmetic, nans).swapaxes(1, 2)
+    size = blocks.size_of(a.shape[-1], arithmetic.products)
+    a, b = blocks.pad(a, b, size, arithmetic)
+    narrow = sum(_bits(x, arithmetic) for x in (a, b)) <= 24
+    extent = extents.extents(a, b, c, size)
+    way, scale, a_scale = extents.ways(extent, arithmetic)
+    plan = way, scale, a_scale, extents.firm(extent, scale, arithmetic)
+
+    def advance(
+        c: Array, x: Array, y: Array, way: Array, scale: Array, a_scale: Array, firm: Array
+    ) -> Array:
+        x, y = (_in_order(v, axis, arithmetic) for v, axis in ((x, 2), (y, 1)))
+        left = extents.scaled(x, a_scale)
+        right = extents.scaled(y, scale - a_scale)
+        c = singles.entering(c, arithmetic)
+        way = jnp.minimum(way, extents.WIDE) if narrow else way
+        return lax.switch(way, _branches(arithmetic, narrow), c, x, y, left, right, scale, firm)
+
+    def finish(words: Array, place: blocks.Place) -> Array:
+        magnitude = words & floats.MAGNITUDE
+        if arithmetic.zero == "positive":
+            words = jnp.where(magnitude == 0, jnp.uint32(0), words)
+        nan = _nan_of(place, c, nans, arithmetic)
+        return jnp.where(magnitude > floats.INF, nan, words)
+
+    return blocks.over_tiles(a, b, c, size, plan, advance, finish)
+
+
+def _bits(x: Array, arithmetic: Arithmetic) -> int:
+    """Bits of the significands of the type of `x`, as the unit reads them."""
+    bits = operands.FRACTION_BITS[x.dtype.name]
+    return 1 + min(bits, arithmetic.operand_fraction_bits or bits)
+
+
+def _in_order(x: Array, axis: int, arithmetic: Arithmetic) -> Array:
+    """The products of each step turned around: the last one is added first."""
+    products = arithmetic.products if arithmetic.summation == "chain" else 1
+    if products == 1:
+        return x
+    shape = x.shape
+    steps = x.reshape(*shape[:axis], -1, products, *shape[axis + 1 :])
+    return jnp.flip(steps, axis + 1).reshape(shape)
+
+
+def _branches(arithmetic: Arithmetic, narrow: bool) -> list[Callable[..., Array]]:
+    """What takes a block each way: words of C, x and y; x and y scaled; S; whether `_firm` may be
+    tried.
+    """
+
+    def plain(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
+        return floats.bits32(_plain(floats.from_bits32(c), left, right))
+
+    def scaled(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
+        return singles.scale_down(_plain(singles.scale_up(c, scale), left, right), scale)
+
+    def low(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
+        def careful() -> Array:
+            found = _low(singles.scale_up(c, scale), left, right, scale, arithmetic)
+            return singles.scale_down(found, scale)
+
+        if arithmetic.subnormal_results == "flush":  # as fast
+            return careful()
+        tried = lambda: _firm(c, left, right, scale, singles.scaled_least(scale), True)  # noqa: E731
+        return _unless_nan(firm, tried, c, careful)
+
+    def high(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
+        found = _high(singles.scale_up(c, scale), left, right, scale, arithmetic)
+        return singles.scale_down(found, scale)
+
+    def close(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
+        careful = lambda: _wide(c, x, y, arithmetic, narrow)  # noqa: E731
+        return _unless_nan(jnp.bool_(True), lambda: _close(c, x, y), c, careful)
+
+    def wide(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
+        # Accumulators that are infinite or NaN only see which operands are.
+        settled = jnp.all((c & floats.MAGNITUDE) >= floats.INF)
+        settled &= arithmetic.product_overflow == "keep"
+        least = 2.0**26 * singles.scaled_least(scale)
+        return lax.cond(
+            settled,
+            lambda: floats.bits32(_plain(floats.from_bits32(c), _kind(x), _kind(y))),
+            lambda: _unless_nan(
+                firm,
+                lambda: _firm(c, left, right, scale, least, False),
+                c,
+                lambda: _wide(c, x, y, arithmetic, narrow),
+            ),
+        )
+
+    return [plain, scaled, low, high, wide, *([] if narrow else [close])]
+
+
+def _unless_nan(
+    possible: Array, tried: Callable[[], Array], c: Array, careful: Callable[[], Array]
+) -> Array:
+    """The words of `tried` where it is possible and gives no NaN, else those of `careful`."""
+    found = lax.cond(possible, tried, lambda: jnp.full_like(c, floats.QUIET_NAN))
+    again = jnp.any((found & floats.MAGNITUDE) > floats.INF)
+    return lax.cond(again, careful, lambda: found)
+
+
+def _firm(c: Array, x: Array, y: Array, scale: Array, least: Array, exact_zeros: bool) -> Array:
+    """As `_plain` on data times 2^scale, where no accumulator comes below `least`; else NaN.
+
+    With accumulators of 2^-100 and more the products that FP32 loses (below 2^-150, C being scaled
+    by 2^24 at least) are less than half a last place. With `exact_zeros` no product is lost, and
+    accumulators may be 0.
+    """
+    one = 1 if exact_zeros else 0
+    limit = floats.bits32(least) - one
+
+    def checked(total: Array) -> Array:
+        magnitude = floats.bits32(total) & floats.MAGNITUDE
+        return jnp.where(magnitude - one < limit, jnp.float32(jnp.nan), total)
+
+    c = checked(singles.scale_up(c, scale))
+    for index in range(x.shape[-1]):
+        c = checked(c + blocks.outer(x, y, index))  # RNE
+    return singles.scale_down(c, scale)
+
+
+def _plain(c: Array, x: Array, y: Array) -> Array:
+    for index in range(x.shape[-1]):
+        c = c + blocks.outer(x, y, index)  # RNE; the product is exact
+    return c
+
+
+def _low(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> Array:
+    """Accumulators times 2^scale; results below 2^-126 are rounded to multiples of 2^-149 or
+    flushed.
+    """
+    least = singles.scaled_least(scale)
+    for index in range(x.shape[-1]):
+        c = singles.read(c, arithmetic, least)
+        product = blocks.outer(x, y, index)
+        total = c + product  # RNE to 24 bits, tininess seen after it
+        sign = singles.sign_of(total)
+        if arithmetic.subnormal_results == "flush":
+            tiny = singles.with_sign(jnp.zeros_like(total), sign)
+        else:
+            # A product of at most 22 bits with lower ones than 2^-149 is below 2^-127; if it is
+            # larger, a `total` below 2^-126 is exact. If it is smaller, C is below 2^-125. From
+            # 2^-126 to there the last place of FP32 is 2^-149, and there C plus or minus `grid`
+            # lies (exactly, that is), and `total` plus or minus it.
+            grid = jnp.where(jnp.abs(c) < least, least, -2 * least)
+            grid = lax.bitcast_convert_type(singles.bits(grid) ^ sign, jnp.float32)
+            tiny = ((c + grid) + product) - grid
+            if arithmetic.zero == "ieee":
+                tiny = singles.with_sign(tiny, sign)
+            tiny = jnp.where(jnp.abs(product) < least, tiny, total)
+        c = jnp.where(jnp.abs(total) < least, tiny, total)
+    return c
+
+
+def _high(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> Array:
+    """Accumulators times 2^scale; results of 2^128 and above overflow."""
+    for index in range(x.shape[-1]):
+        c = singles.overflowed(c + blocks.outer(x, y, index), scale, arithmetic)
+    return c
+
+
+def _parts(x: Array, y: Array) -> tuple[Array, Array]:
+    size = x.shape[-1]
+    part = max(s for s in range(1, _INTERLEAVED + 1) if size % s == 0)
+    return blocks.in_float64(x, y, part)
+
+
+def _close(c: Array, x: Array, y: Array) -> Array:
+    """Words of the results, NaN where FP64 may have rounded a sum onto the middle of two FP32
+    numbers.
+    """
+
+    def body(c: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
+        x, y = operands
+        for index in range(x.shape[-1]):
+            total = c.astype(jnp.float64) + blocks.outer(x, y, index)
+            bits = lax.bitcast_convert_type(total, jnp.int64)
+            middle = (bits & np.int64((1 << 29) - 1)) == np.int64(1 << 28)
+            c = jnp.where(middle, jnp.float32(jnp.nan), total.astype(jnp.float32))  # RNE
+        return c, None
+
+    found, _ = lax.scan(body, floats.from_bits32(c), _parts(x, y))
+    return floats.bits32(found)
+
+
+def _wide(c: Array, x: Array, y: Array, arithmetic: Arithmetic, narrow: bool) -> Array:
+    """Words of the results, from words of any kind.
+
+    A sum of C and a product of at most 24 bits that FP64 rounds is far from the middle of two FP32
+    numbers, so rounding it again is harmless (to nearest, FP32 has 24 bits and 53 >= 2 * 24 + 2).
+    Other sums are rounded to odd first.
+    """
+    twice = narrow and arithmetic.rounding == "nearest_even"
+
+    def body(c: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
+        x, y = operands
+        for index in range(x.shape[-1]):
+            product = singles.product(blocks.outer(x, y, index), arithmetic)  # exact: 48 bits
+            addend = singles.read(c, arithmetic)
+            total = addend + product
+            if not twice:
+                total = singles.to_odd(total, singles.lost(addend, product, total))
+            c = singles.rounded(total, arithmetic)
+        return c, None
+
+    found, _ = lax.scan(body, floats.to_float64(c), _parts(x, y))
+    return singles.to_words(found)
+
+
+def _kind(words: Array) -> Array:
+    """+-1 for finite FP32 words but zeros; these, infinities and NaNs as they are."""
+    magnitude = words & floats.MAGNITUDE
+    one = (words & floats.SIGN) | np.uint32(0x3F800000)
+    finite = (magnitude > 0) & (magnitude < floats.INF)
+    return floats.from_bits32(jnp.where(finite, one, words))
+
+
+# NaNs.
+
+
+def _nan_words(a: Array, b: Array, arithmetic: Arithmetic) -> tuple[Array, ...]:
+    """When each row's and each column's last NaN comes and its word: `[batch, m, 1]`, twice, and
+    `[batch, 1, n]`, a row's time doubled so that it wins at equal times. Nothing if all NaNs are
+    one.
+    """
+    if arithmetic.nan_rule == "word":
+        return ()
+    products = arithmetic.products if arithmetic.summation == "chain" else 1
+    a_at, a_nan = _last_nan(a, 2, products)
+    b_at, b_nan = _last_nan(b, 1, products)
+    return 2 * a_at + 1, a_nan, 2 * b_at, b_nan
+
+
+def _nan_of(
+    place: blocks.Place, c: Array | None, nans: tuple[Array, ...], arithmetic: Arithmetic
+) -> Array:
+    """What a NaN in a tile is: the last operand that is one (a before b), else C, else `nan`."""
+    corner, shape = place
+    nan = jnp.full(shape, arithmetic.nan, jnp.uint32)
+    if not nans:
+        return nan
+
+    def here(x: Array) -> Array:
+        start = [at if size > 1 else jnp.int32(0) for at, size in zip(corner, x.shape, strict=True)]
+        return lax.dynamic_slice(x, start, [min(s, t) for s, t in zip(shape, x.shape, strict=True)])
+
+    left_at, left, right_at, right = (here(x) for x in nans)
+    if c is not None:
+        first = floats.bits32(here(c))
+        is_nan = (first & floats.MAGNITUDE) > floats.INF
+        nan = jnp.where(is_nan, first | floats.QUIET_NAN, nan)
+    operand = jnp.where(left_at > right_at, left, right)
+    return jnp.where(jnp.maximum(left_at, right_at) < 0, nan, operand)
+
+
+def _last_nan(x: Array, axis: int, products: int) -> tuple[Array, Array]:
+    """When in the chain the last NaN along `axis` comes (-1 without one), and its quiet word."""
+    words = floats.bits32(x)
+    is_nan = (words & floats.MAGNITUDE) > floats.INF
+    place = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+
+    def turned(place: Array) -> Array:  # within its step; its own inverse
+        return place - 2 * (place % products) + products - 1
+
+    last = jnp.max(jnp.where(is_nan, turned(place), -1), axis=axis, keepdims=True)
+    chosen = place == turned(last)
+    word = jnp.max(jnp.where(chosen, words, jnp.uint32(0)), axis=axis, keepdims=True)
+    return last, word | floats.QUIET_NAN

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from kernels import fixpipe, floats
 from kernels.arithmetic import Arithmetic
 from kernels.matmul import multiply
+from kernels.tiling import Tiling
 
 DimensionNumbers = tuple[
     tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]
@@ -22,6 +23,7 @@ def dot_general(
     dimension_numbers: DimensionNumbers,
     *,
     arithmetic: Arithmetic,
+    tiling: Tiling | str | None = None,
     precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
 ) -> Array:
@@ -32,6 +34,8 @@ def dot_general(
     rounded once, to nearest even, to `preferred_element_type` or else the promoted operand type.
     For FP32 operands, `precision` HIGHEST asks for the unit's full FP32 mode and the algorithm
     `TF32_TF32_F32` for its reduced one (TF32, HF32); other precisions leave it at the default.
+    `tiling` is that of `kernels.matmul`, for each index of the batch dimensions: rows are counted
+    over all other dimensions of `lhs`, columns over those of `rhs`, the first slowest.
 
     Integer dots are exact in any order and, like FP64 and complex ones, which no unit here takes,
     are left to XLA.
@@ -65,7 +69,7 @@ def dot_general(
     k = math.prod(lhs.shape[d] for d in lhs_contract)
     a = lhs.transpose(*lhs_batch, *lhs_free, *lhs_contract).reshape(batch, m, k)
     b = rhs.transpose(*rhs_batch, *rhs_contract, *rhs_free).reshape(batch, k, n)
-    out = multiply(a, b, None, _mode(a, b, precision, arithmetic))
+    out = multiply(a, b, None, _mode(a, b, precision, arithmetic), tiling)
     out_type = preferred_element_type or jnp.promote_types(lhs_type, rhs_type)
     return _convert(out, out_type).reshape(*batch_shape, *lhs_shape, *rhs_shape)
 

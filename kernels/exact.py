@@ -1,17 +1,19 @@
-"""The twin for units whose step sums are exact: `[batch, m, k] x [batch, k, n]` on FP32 words.
+"""The twin for units whose step sums are exact: `[batch, m, k] x [batch, k, n]`.
 
-FP64 adds the products of a step. Which of three ways is taken is decided from the data, step by
-step:
+FP64 adds the products of a step. Results are computed tile by tile, each along all of k, and for
+every block of k one of three ways is taken:
 
-- `_plain`, where exponent ranges prove beforehand that no FP64 addition of the step can round, so
-  that the only rounding is the one to FP32 that the unit makes;
-- `_checked` otherwise: each element bounds its own FP64 error and asks whether the rounding to FP32
-  could depend on it (Ziv's test);
-- an element that neither can vouch for becomes NaN and stays it; in the end everything that is not
-  finite is computed again by exact sums (`repair`).
+- plain, where exponent ranges prove beforehand that no FP64 sum of products can round, so that the
+  only rounding is the one to FP32 that the unit makes;
+- checked, for FP32 operands, whose products are too long for such proofs: each element bounds its
+  FP64 error and asks whether the rounding to FP32 could depend on it (Ziv's test);
+- split (`kernels.split`) for everything else, and for a block that the test does not pass.
+
+An element that even these sums leave in doubt is computed again alone (`kernels.repair`).
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,302 +21,380 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import floats, operands, repair
+from kernels import floats, ranges, repair, split
 from kernels.arithmetic import Arithmetic
 
-_GROUP = 16  # products added between two passes over the accumulators
 _NARROW = 16  # columns below which the product is computed transposed
-_NO_LIMIT = 1 << 12  # last place of a zero
+_GROUP = 16  # products of a block, if a step has fewer
+_TILE = 1 << 18  # elements of a tile
+_WIDTH = 512  # columns of a tile of many rows: a block of b stays in the first-level cache
+
+Block = tuple[Array, Array]
+"""FP64 operands of a block: `[batch, m, size]` and `[batch, size, n]`."""
+
+
+class _Tiling(NamedTuple):
+    """How the result is cut: tiles along each axis and their sizes; the last ones may overlap."""
+
+    counts: tuple[int, int, int]
+    sizes: tuple[int, int, int]
+
+    def corner(self, tile: Array) -> tuple[Array, Array, Array]:
+        """First batch, row and column. A slice that would reach beyond the end starts earlier."""
+        _, rows, columns = self.counts
+        parts = tile // (rows * columns), tile // columns % rows, tile % columns
+        batch, row, column = (x * size for x, size in zip(parts, self.sizes, strict=True))
+        return batch, row, column
+
+
+class _Proof(NamedTuple):
+    """What is known of a tile before its sums, for each block of k."""
+
+    plain: Array  # its sums are exact in FP64
+    maybe_plain: Array  # they are if the accumulators are small enough at that time
+    ordinary: Array  # nothing is subnormal, infinite or NaN
+    total: Array  # a bound on the sum of the products' magnitudes
+    limit: Array  # below it FP64 sums are exact
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, operands as read."""
-    first = None if c is None else floats.bits32(c)
-    kinds = operands.FRACTION_BITS
-    bits = max(kinds[a.dtype.name], kinds[b.dtype.name])
-    return _accumulate(floats.bits32(a), floats.bits32(b), first, bits, arithmetic)
-
-
-def _accumulate(
-    a: Array, b: Array, c: Array | None, fraction_bits: int, arithmetic: Arithmetic
-) -> Array:
-    """FP32 accumulators `[batch, m, n]` after all steps.
+    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, operands as read.
 
     Args:
-        a, b: FP32 words `[batch, m, k]` and `[batch, k, n]`, as the unit reads them.
-        c: FP32 words `[batch, m, n]`, or `None` for zeros.
-        fraction_bits: how many the operands' type has; fewer make proofs easier.
-        arithmetic: one with `fraction_bits=None`.
+        a, b: BF16, FP16 or FP32.
+        c: FP32 `[batch, m, n]`, or `None` for +0.
+        arithmetic: a fused one with `fraction_bits=None`.
     """
-    batch, m, _ = a.shape
-    n = b.shape[-1]
-    if n < _NARROW < m:  # long rows are what the loops below are good at
+    if b.shape[2] < _NARROW < a.shape[1]:  # long rows are what the loops below are good at
         turned = None if c is None else c.swapaxes(1, 2)
-        args = (b.swapaxes(1, 2), a.swapaxes(1, 2), turned)
-        return _accumulate(*args, fraction_bits, arithmetic).swapaxes(1, 2)
-    if arithmetic.addend != "fused" or arithmetic.rounding != "nearest_even":
-        unknown = jnp.full((batch, m, n), jnp.nan, jnp.float32)
-        return repair.repair(unknown, a, b, c, arithmetic)
+        return accumulate(b.swapaxes(1, 2), a.swapaxes(1, 2), turned, arithmetic).swapaxes(1, 2)
+    short = -a.shape[2] % arithmetic.products  # a short step is filled up with products +0
+    if short:
+        a = jnp.pad(a, ((0, 0), (0, 0), (0, short)))
+        b = jnp.pad(b, ((0, 0), (0, short), (0, 0)))
     with jax.enable_x64(True):
-        ranges = _product_ranges(a, b, fraction_bits)
-        if arithmetic.products > 1 or fraction_bits > 10:
-            found = _steps(a, b, c, ranges, arithmetic)
-        else:
-            found = lax.cond(
-                _is_plain_chain(ranges, a, b, c),
-                lambda: _chain(a, b, c),
-                lambda: _steps(a, b, c, ranges, arithmetic),
-            )
-        if c is None:  # a sum from +0 is never -0, but XLA takes `0 + x` for x
-            found = jnp.where(found == 0, jnp.float32(0), found)
-        # Integers, because XLA vectorises their maxima; in two goes, along the long axes.
-        largest = jnp.max(jnp.max(repair.magnitude(found), axis=1))
-        return lax.cond(
-            largest >= floats.INF,
-            lambda: repair.repair(found, a, b, c, arithmetic),
-            lambda: found,
-        )
+        found, unknown = _tiles(a, b, c, arithmetic)
+
+        def last_resort(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            mark = split.unknown_word(arithmetic)
+            return repair.repair(state[0], mark, a, b, c, arithmetic), jnp.bool_(False)
+
+        # A loop and not a conditional: it leaves the results where they are.
+        return lax.while_loop(lambda state: state[1], last_resort, (found, unknown))[0]
 
 
-# Exponent ranges. A "last place" is the exponent of the lowest bit that a number may have set.
-
-
-def _ranges(words: Array, fraction_bits: int, axis: int) -> tuple[Array, Array]:
-    """Largest magnitude (FP64, infinite for specials) and smallest last place along `axis`."""
-    magnitude = (words & floats.MAGNITUDE).astype(jnp.int32)
-    if fraction_bits == 23:  # FP32 data are often narrower than their type: count trailing zeros
-        field = magnitude >> 23
-        significand = (magnitude & 0x7FFFFF) | jnp.where(field > 0, 1 << 23, 0)
-        lowest = (significand & -significand).astype(jnp.float32)
-        place = (floats.bits32(lowest) >> 23).astype(jnp.int32) - 127
-        last = jnp.maximum(field, 1) - 150 + place
-        last = jnp.where(magnitude == 0, _NO_LIMIT, last)
-        top, last = _max_and_min(magnitude, last, axis)
-    else:
-        top, least = _max_and_min(magnitude, (magnitude - 1) & 0x7FFFFFFF, axis)
-        field = jnp.maximum((least + 1) >> 23, 1)
-        last = jnp.where(least == 0x7FFFFFFF, _NO_LIMIT, field - 127 - fraction_bits)
-    largest = floats.to_float64(top.astype(jnp.uint32))
-    return jnp.where(jnp.isnan(largest), jnp.inf, largest), last
-
-
-def _max_and_min(x: Array, y: Array, axis: int) -> tuple[Array, Array]:
-    """`x.max(axis), y.min(axis)` in one pass; both int32 and not negative."""
-
-    Pair = tuple[Array, Array]
-
-    def both(left: Pair, right: Pair) -> Pair:
-        return jnp.maximum(left[0], right[0]), jnp.minimum(left[1], right[1])
-
-    return lax.reduce((x, y), (np.int32(0), np.int32(2**31 - 1)), both, (axis,))
-
-
-def _product_ranges(a: Array, b: Array, fraction_bits: int) -> tuple[Array, Array]:
-    """For each `[batch, k]`: a bound on the products' magnitude, and their smallest last place."""
-    a_top, a_last = _ranges(a, fraction_bits, 1)
-    b_top, b_last = _ranges(b, fraction_bits, 2)
-    bound = jnp.where((a_top == 0) | (b_top == 0), 0.0, a_top * b_top)
-    return bound, a_last + b_last
-
-
-def _start_ranges(c: Array | None) -> tuple[Array, Array]:
-    """The same of the initial accumulators, as scalars."""
-    if c is None:
-        return jnp.float64(0), jnp.int32(_NO_LIMIT)
-    top, last = _ranges(c.reshape(1, -1), 23, 1)
-    return top[0], last[0]
-
-
-def _power(exponent: Array) -> Array:
-    """2^exponent in FP64, for exponents that FP64 has as normal numbers."""
-    biased = jnp.clip(exponent, -1022, 1023).astype(jnp.int64) + 1023
-    return lax.bitcast_convert_type(biased << 52, jnp.float64)
-
-
-# The chain: one product a step, and products that FP32 itself holds.
-
-
-def _is_plain_chain(ranges: tuple[Array, Array], a: Array, b: Array, c: Array | None) -> Array:
-    """No operand, product or sum is subnormal or overflows: FP32 arithmetic does what the unit
-    does, whether XLA contracts a product and a sum or not.
-    """
-    bound, last = ranges
-    start_bound, start_last = _start_ranges(c)
-    reach = start_bound + jnp.max(jnp.sum(bound, axis=-1))
-
-    def no_subnormal(words: Array) -> Array:
-        magnitude = (words & floats.MAGNITUDE).astype(jnp.int32)
-        return jnp.min((magnitude - 1) & 0x7FFFFFFF) >= (1 << 23) - 1
-
-    lowest = jnp.minimum(jnp.min(last), start_last)
-    return (lowest >= -126) & (reach < 2.0**127) & no_subnormal(a) & no_subnormal(b)
-
-
-def _chain(a: Array, b: Array, c: Array | None) -> Array:
+def _tiles(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> tuple[Array, Array]:
+    """Results of all tiles, and whether any of them holds an unknown element."""
     shape = (a.shape[0], a.shape[1], b.shape[2])
-    start = jnp.zeros(shape, jnp.float32) if c is None else floats.from_bits32(c)
-    size = min(_GROUP, a.shape[-1])
+    tiling = _tiling(shape)
+    tiles = int(np.prod(tiling.counts))
+    ranges_a, ranges_b = _operand_ranges(a, b, tiling)
+    mark = split.unknown_word(arithmetic)
+    kept = arithmetic.operand_fraction_bits or 23
+    wide = a.dtype == jnp.float32 and kept > 12  # products longer than FP16's
 
-    def body(c: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
-        x, y = operands
-        for index in range(size):
-            c = c + _outer(x, y, index)  # contracted to an FMA or not: the product is exact
-        return c, None
-
-    found, _ = lax.scan(body, start, _blocks(a, b, 1, size, floats.from_bits32))
-    return found
-
-
-# Steps of several products, in FP64.
-
-
-def _blocks(
-    a: Array, b: Array, products: int, size: int, convert: Callable[[Array], Array]
-) -> tuple[Array, Array]:
-    """Operands cut along k: `[blocks, batch, m, size]` and `[blocks, batch, size, n]`."""
-    batch, m, k = a.shape
-    blocks = -(-k // size)
-    padding = blocks * size - k
-    # A short step is filled up with +0. Steps that only fill up a group are -0 * +0: they change
-    # no accumulator, not even -0.
-    short = min(padding, -k % products)
-    a = jnp.pad(a, ((0, 0), (0, 0), (0, short)))
-    a = jnp.pad(a, ((0, 0), (0, 0), (0, padding - short)), constant_values=floats.SIGN)
-    b = jnp.pad(b, ((0, 0), (0, padding), (0, 0)))
-    a = convert(a.reshape(batch, m, blocks, size).transpose(2, 0, 1, 3))
-    return a, convert(b.reshape(batch, blocks, size, -1).transpose(1, 0, 2, 3))
-
-
-def _outer(x: Array, y: Array, index: int) -> Array:
-    return x[:, :, index, None] * y[:, None, index, :]
-
-
-def _dot(x: Array, y: Array) -> Array:
-    total = _outer(x, y, 0)
-    for index in range(1, x.shape[-1]):
-        total = total + _outer(x, y, index)
-    return total
-
-
-def _start(c: Array, arithmetic: Arithmetic) -> Array:
-    """FP32 accumulators; subnormal ones, which float operations would lose, become NaN."""
-    magnitude = c & floats.MAGNITUDE
-    if arithmetic.zero == "positive":
-        c = jnp.where(magnitude == 0, jnp.uint32(0), c)
-    subnormal = (magnitude > 0) & (magnitude < (1 << 23))
-    return floats.from_bits32(jnp.where(subnormal, floats.QUIET_NAN, c))
-
-
-def _steps(
-    a: Array, b: Array, c: Array | None, ranges: tuple[Array, Array], arithmetic: Arithmetic
-) -> Array:
-    """FP32 results of all steps; NaN or infinite where they may be wrong."""
-    batch, m, k = a.shape
-    products = arithmetic.products
-    size = products * max(1, min(_GROUP, k) // products)
-    x, y = _blocks(a, b, products, size, floats.to_float64)
-    bound, last = (
-        _per_block(part, size, fill) for part, fill in zip(ranges, (0, _NO_LIMIT), strict=True)
-    )
-    bound, last = jnp.sum(bound, axis=-1), jnp.min(last, axis=-1)  # [blocks, batch]
-    start_bound, start_last = _start_ranges(c)
-
-    def body(
-        state: tuple[Array | None, Array, Array], operands: tuple[Array, Array, Array, Array]
-    ) -> tuple[tuple[Array, Array, Array], None]:
-        c, reach, lowest = state
-        x, y, bound, last = operands
-        reach = (reach + bound) * (1 + 2.0**-20)  # of the accumulators, their rounding included
-        lowest = jnp.minimum(lowest, last)
-        # Partial sums of products are multiples of 2^last below `reach`; every accumulator is a
-        # multiple of 2^lowest, because rounding never makes a last place finer.
-        normal = jnp.all(lowest >= -126)  # then no result can be subnormal
-        exact = normal & jnp.all((reach <= _power(52 + last)) & (reach < 2.0**127))
-
-        def before() -> Array:
-            return jnp.zeros((batch, m, y.shape[-1]), jnp.float32) if c is None else c
-
-        new = lax.cond(
-            exact,
-            lambda: _plain(before(), x, y, products),
-            lambda: _checked(before(), x, y, products, normal),
+    def body(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        tile, careful, out, unknown = state
+        corner = tiling.corner(tile)
+        start = _start(c, corner, tiling.sizes, arithmetic)
+        batch, row, column = (
+            index // size for index, size in zip(corner, tiling.sizes, strict=True)
         )
-        return (new, reach, lowest), None
+        picked = (
+            [x[batch * tiling.counts[1] + row] for x in ranges_a],
+            [x[batch * tiling.counts[2] + column] for x in ranges_b],
+        )
+        proof = _prove(*picked, None if c is None else start, arithmetic)
+        proof = proof._replace(
+            plain=proof.plain & ~careful,
+            maybe_plain=proof.maybe_plain & ~careful,
+            ordinary=proof.ordinary & ~careful,
+        )
+        found = _all_blocks(
+            start, _block_of(a, b, corner, tiling.sizes, arithmetic), wide, proof, arithmetic
+        )
+        # A plain sum that had to round is NaN: then all blocks of the tile are split.
+        again = jnp.any(proof.maybe_plain) & _holds_nan(found)
+        out = lax.dynamic_update_slice(out, floats.from_bits32(found), corner)
+        unknown |= ~again & jnp.any(found == mark)
+        return jnp.where(again, tile, tile + 1), again, out, unknown
 
-    blocks = x.shape[0]
-    reach = jnp.full(batch, start_bound, jnp.float64)
-    lowest = jnp.full(batch, start_last, jnp.int32)
-    if blocks == 1 and c is None:  # nothing to carry: zeros that are never stored
-        (found, _, _), _ = body((None, reach, lowest), (x[0], y[0], bound[0], last[0]))
-        return found
-    zeros = jnp.zeros((batch, m, b.shape[-1]), jnp.float32)
-    state = zeros if c is None else _start(c, arithmetic), reach, lowest
-    (found, _, _), _ = lax.scan(body, state, (x, y, bound, last))
-    return found
+    state = jnp.int32(0), jnp.bool_(False), jnp.zeros(shape, jnp.float32), jnp.bool_(False)
+    _, _, out, unknown = lax.while_loop(lambda state: state[0] < tiles, body, state)
+    return out, unknown
 
 
-def _per_block(part: Array, size: int, fill: int) -> Array:
-    """`[batch, k]` to `[blocks, batch, size]`."""
-    batch, k = part.shape
-    padded = jnp.pad(part, ((0, 0), (0, -k % size)), constant_values=fill)
-    return padded.reshape(batch, -1, size).swapaxes(0, 1)
+def _tiling(shape: tuple[int, int, int]) -> _Tiling:
+    """Tiles of about `_TILE` elements, as even as they can be."""
+    batch, m, n = shape
+    columns = -(-n // max(_WIDTH, _TILE // (batch * m)))
+    width = -(-n // columns)
+    rows = -(-m // max(1, _TILE // width))
+    height = -(-m // rows)
+    batches = -(-batch // max(1, _TILE // (width * height)))
+    return _Tiling((batches, rows, columns), (-(-batch // batches), height, width))
 
 
-def _cut(x: Array, y: Array, first: int, products: int) -> tuple[Array, Array]:
-    return x[:, :, first : first + products], y[:, first : first + products, :]
+def _start(
+    c: Array | None, corner: tuple[Array, ...], sizes: tuple[int, ...], arithmetic: Arithmetic
+) -> Array:
+    """Words of the first accumulators of a tile, as the first step reads them."""
+    if c is None:
+        return jnp.zeros(sizes, jnp.uint32)
+    words = floats.bits32(lax.dynamic_slice(c, corner, sizes))
+    magnitude = words & floats.MAGNITUDE
+    words = jnp.where(magnitude > floats.INF, np.uint32(arithmetic.nan), words)
+    if arithmetic.subnormal_inputs == "flush":
+        words = floats.flush_subnormals(words)
+    if arithmetic.subnormal_inputs == "plus_zero":
+        words = jnp.where(magnitude < (1 << 23), np.uint32(0), words)
+    if arithmetic.zero == "positive":
+        words = jnp.where(magnitude == 0, np.uint32(0), words)
+    return words
+
+
+# Proofs.
+
+
+def _operand_ranges(a: Array, b: Array, tiling: _Tiling) -> tuple[ranges.Ranges, ranges.Ranges]:
+    """Ranges of the rows and of the columns of each tile; the first axis counts them."""
+    batches, rows, columns = tiling.counts
+    depth, height, width = tiling.sizes
+    k = a.shape[2]
+
+    def of_rows(index: Array) -> ranges.Ranges:
+        corner = (index // rows * depth, index % rows * height, jnp.int32(0))
+        return ranges.along_k(_slice(a, corner, (depth, height, k)), 2)
+
+    def of_columns(index: Array) -> ranges.Ranges:
+        corner = (index // columns * depth, jnp.int32(0), index % columns * width)
+        return ranges.along_k(_slice(b, corner, (depth, k, width)), 1)
+
+    return (
+        lax.map(of_rows, jnp.arange(batches * rows, dtype=jnp.int32)),
+        lax.map(of_columns, jnp.arange(batches * columns, dtype=jnp.int32)),
+    )
+
+
+def _prove(
+    rows: list[Array], columns: list[Array], start: Array | None, arithmetic: Arithmetic
+) -> _Proof:
+    """What the ranges of a tile's rows, columns and first accumulators say about its blocks."""
+    steps = rows[0].shape[0] // arithmetic.products
+    blocks = (-1, _block_size(steps, arithmetic))
+    top = jnp.where((rows[0] == 0) | (columns[0] == 0), 0.0, rows[0] * columns[0])
+    total = jnp.sum(top.reshape(blocks), axis=1)
+    last = jnp.min((rows[1] + columns[1]).reshape(blocks), axis=1)
+    first_top, first_last = jnp.float64(0), jnp.int32(ranges.NO_LIMIT)
+    if start is not None:
+        first_top, first_last = ranges.places(start, (0, 1, 2))
+    # Cauchy and Schwarz bound every partial sum; each accumulator's rounding adds a little.
+    reach = (rows[2] * columns[2] + first_top) * np.exp(steps * 2.0**-21)
+    # Rounding never makes a last place finer, so all accumulators are multiples of 2^lowest.
+    lowest = jnp.minimum(lax.cummin(last), first_last)
+    ordinary = (lowest >= -126) & (reach < 2.0**127)
+    if arithmetic.addend == "late" and arithmetic.rounding != "nearest_even":
+        ordinary &= False  # two roundings, of which FP64 alone does not do the second
+    limit = ranges.power(52 + last)
+    # FP64 holds C and the sum together unless C is tiny, which only the first C is likely to be.
+    limit = limit.at[0].min(ranges.power(52 + first_last))
+    maybe = ordinary & (total <= limit)
+    return _Proof(maybe & (reach <= limit), maybe, ordinary, total, limit)
+
+
+def _at(flags: Array, index: Array) -> Array:
+    return flags[jnp.minimum(index, flags.shape[0] - 1)]
+
+
+def _fits(index: Array, words: Array, proof: _Proof) -> Array:
+    """Whether the sums of block `index` on these accumulators are exact in FP64."""
+
+    def look() -> Array:
+        magnitude = lax.bitcast_convert_type(words & floats.MAGNITUDE, jnp.int32)
+        largest = floats.to_float64(jnp.max(magnitude).astype(jnp.uint32))
+        total, limit = _at(proof.total, index), _at(proof.limit, index)
+        return (largest + total) * (1 + 2.0**-20) <= limit
+
+    proved = _at(proof.plain, index)
+    return lax.cond(_at(proof.maybe_plain, index) & ~proved, look, lambda: proved)
+
+
+def _holds_nan(words: Array) -> Array:
+    magnitude = lax.bitcast_convert_type(words & floats.MAGNITUDE, jnp.int32)
+    return jnp.max(magnitude) > floats.INF.astype(np.int32)
+
+
+def _slice(x: Array, corner: tuple[Array, ...], sizes: tuple[int, ...]) -> Array:
+    """FP32 words of a part of an operand. It is cut as integers, because XLA:CPU would widen all
+    of a BF16 array first.
+    """
+    raw = lax.bitcast_convert_type(x, jnp.uint32 if x.dtype == jnp.float32 else jnp.uint16)
+    part = lax.dynamic_slice(raw, corner, sizes)
+    return floats.bits32(lax.bitcast_convert_type(part, x.dtype))
+
+
+# Blocks of k.
+
+
+def _block_size(steps: int, arithmetic: Arithmetic) -> int:
+    """Products of a block: whole steps, and a number of them that divides all."""
+    groups = max(1, _GROUP // arithmetic.products)
+    return arithmetic.products * max(x for x in range(1, groups + 1) if steps % x == 0)
+
+
+def _block_of(
+    a: Array, b: Array, corner: tuple[Array, ...], sizes: tuple[int, ...], arithmetic: Arithmetic
+) -> Callable[[Array], Block]:
+    """A function that gives the operands of block i in FP64."""
+    batch, row, column = corner
+    depth, height, width = sizes
+    size = _block_size(a.shape[2] // arithmetic.products, arithmetic)
+
+    def block(index: Array) -> Block:
+        x = _slice(a, (batch, row, index * size), (depth, height, size))
+        y = _slice(b, (batch, index * size, column), (depth, size, width))
+        x, y = floats.to_float64(x), floats.to_float64(y)
+        return lax.optimization_barrier((x, y))  # else converted again for each product
+
+    return block
+
+
+class _State(NamedTuple):
+    """Of a tile, between two blocks."""
+
+    position: Array  # the next block
+    words: Array  # accumulators
+    fits: Array  # whether the next block is plain
+    retry: Array  # the first block that may be checked; the others are split at once
+    pause: Array  # blocks to wait after the next failure
+
+
+def _all_blocks(
+    start: Array,
+    block: Callable[[Array], Block],
+    wide: bool,
+    proof: _Proof,
+    arithmetic: Arithmetic,
+) -> Array:
+    """Words of a tile's accumulators after all blocks."""
+    count = proof.plain.shape[0]
+
+    def unfinished(state: _State) -> Array:
+        return state.position < count
+
+    def is_plain(state: _State) -> Array:
+        return unfinished(state) & state.fits
+
+    def is_checked(state: _State) -> Array:
+        may_be = _at(proof.ordinary, state.position) & (state.position >= state.retry)
+        return unfinished(state) & ~state.fits & may_be
+
+    def is_split(state: _State) -> Array:
+        return unfinished(state) & ~is_plain(state) & ~is_checked(state)
+
+    def advanced(state: _State, words: Array) -> _State:
+        index = state.position + 1
+        return state._replace(position=index, words=words, fits=_at(proof.plain, index))
+
+    def looked_at(state: _State) -> _State:
+        return state._replace(fits=_fits(state.position, state.words, proof))
+
+    def plain(state: _State) -> _State:
+        words = _plain(state.words, *block(state.position), arithmetic)
+        return looked_at(advanced(state, words))
+
+    def checked(state: _State) -> _State:
+        words = _checked(state.words, *block(state.position), wide, arithmetic)
+        # Within a conditional that is always taken, because XLA would compute the words twice.
+        failed = lax.cond(state.position >= 0, lambda: _holds_nan(words), lambda: False)
+        failure = state._replace(retry=state.position + state.pause, pause=state.pause * 2)
+        success = state._replace(pause=jnp.int32(1))
+        return lax.cond(failed, lambda: failure, lambda: advanced(success, words))
+
+    def split_up(state: _State) -> _State:
+        return advanced(state, split.steps(state.words, *block(state.position), arithmetic))
+
+    def body(state: _State) -> _State:
+        # Loops, because a loop keeps its accumulators in place and a conditional copies them.
+        state = lax.while_loop(is_plain, plain, looked_at(state))
+        state = lax.while_loop(is_checked, checked, state)
+        return lax.while_loop(is_split, split_up, state)
+
+    first = jnp.int32(0)
+    state = _State(first, start, jnp.bool_(False), first, jnp.int32(1))
+    return lax.while_loop(unfinished, body, state).words
+
+
+def _outer(x: Array, y: Array) -> Array:
+    return x[:, :, None] * y[:, None, :]
+
+
+def _dots(x: Array, y: Array, products: int) -> list[Array]:
+    """The sums of the products of each step."""
+    totals = []
+    for first in range(0, x.shape[-1], products):
+        total = _outer(x[:, :, first], y[:, first, :])
+        for index in range(first + 1, first + products):
+            total = total + _outer(x[:, :, index], y[:, index, :])
+        totals.append(total)
+    return totals
+
+
+def _plain(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
+    """The steps of a block whose sums are exact; NaN where C is too small for FP64 to hold it
+    beside the sum.
+    """
+    c = floats.from_bits32(words)
+    for total in _dots(x, y, arithmetic.products):
+        if arithmetic.addend == "late":
+            c = c + _to_float32(total, arithmetic)
+            continue
+        new = _to_float32(c.astype(jnp.float64) + total, arithmetic)
+        c = jnp.where(_kept(c, new), new, jnp.float32(jnp.nan))
+    return floats.bits32(c)
+
+
+def _to_float32(x: Array, arithmetic: Arithmetic) -> Array:
+    """FP64 to FP32, for numbers that are normal or zero in both."""
+    if arithmetic.rounding == "toward_zero":
+        bits = lax.bitcast_convert_type(x, jnp.int64) & -(1 << 29)
+        x = lax.bitcast_convert_type(bits, jnp.float64)  # RZ
+    return x.astype(jnp.float32)  # RNE
+
+
+def _checked(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic) -> Array:
+    """The steps of a block of ordinary numbers; NaN where a rounding is in doubt.
+
+    `wide`: operands have so many bits that sums which FP64 holds exactly need no search.
+    """
+    c = floats.from_bits32(words)
+    products = arithmetic.products
+    row_sizes, column_sizes = lax.optimization_barrier((jnp.abs(x), jnp.abs(y)))
+    sizes = _dots(row_sizes, column_sizes, products)
+    limit = None
+    if not wide:
+        # Where all terms are multiples of q, FP64 keeps every partial sum up to 2^52 q.
+        row_last = jnp.min(ranges.trailing(x), axis=2) * 2.0**26
+        column_last = jnp.min(ranges.trailing(y), axis=1) * 2.0**26
+        limit = _outer(row_last, column_last)
+    for total, size in zip(_dots(x, y, products), sizes, strict=True):
+        before = c.astype(jnp.float64)
+        if arithmetic.addend == "fused":
+            total = before + total
+        # L products and C added in any order err by less than (L + 2) 2^-53 sum |p|, and a bit.
+        error = size * ((products + 2) * 2.0**-53) + jnp.abs(total) * 2.0**-51
+        if limit is not None:
+            exact = jnp.maximum(size, jnp.abs(total)) <= limit
+            if arithmetic.addend == "fused":
+                exact &= _kept(before, total)
+            error = jnp.where(exact, 0.0, error)
+        low = _to_float32(total - error, arithmetic)
+        high = _to_float32(total + error, arithmetic)
+        found = low if arithmetic.addend == "fused" else c + low
+        c = jnp.where(low == high, found, jnp.float32(jnp.nan))  # rounding is monotone
+    return floats.bits32(c)
 
 
 def _kept(before: Array, after: Array) -> Array:
     """Whether C's last place is not so far below the sum that FP64 would drop it."""
     return (jnp.abs(after) <= 2.0**28 * jnp.abs(before)) | (before == 0)
-
-
-def _plain(c: Array, x: Array, y: Array, products: int) -> Array:
-    """The steps of a block whose products add up exactly."""
-    for first in range(0, x.shape[-1], products):
-        total = _dot(*_cut(x, y, first, products))
-        new = (c.astype(jnp.float64) + total).astype(jnp.float32)  # RNE: the step's one rounding
-        c = jnp.where(_kept(c, new), new, jnp.float32(jnp.nan))
-    return c
-
-
-def _checked(c: Array, x: Array, y: Array, products: int, normal: Array) -> Array:
-    """The steps of a block, each result tested; `normal` says that none can be subnormal."""
-    x_top, x_last = _value_ranges(x, 2)
-    y_top, y_last = _value_ranges(y, 1)
-    # Where all terms are multiples of q, FP64 keeps every partial sum up to 2^52 q.
-    limit = (x_last * 2.0**26)[:, :, None] * (y_last * 2.0**26)[:, None, :]
-    bound = (x_top * products)[:, :, None] * y_top[:, None, :]
-    # L products added in any order err by at most (L + 1) 2^-53 sum |p|. The conversions below
-    # flush subnormals, so where there may be some, an error that reaches across them makes small
-    # results uncertain, but for those of zeros alone.
-    floor, across = jnp.where(normal, 0.0, 2.0**-100), jnp.where(normal, 0.0, 2.0**-125)
-    slack = bound * ((products + 1) * 2.0**-53) + jnp.where(bound == 0, 0.0, across)
-    for first in range(0, x.shape[-1], products):
-        before = c.astype(jnp.float64)
-        after = before + _dot(*_cut(x, y, first, products))
-        size = jnp.abs(after)
-        exact = _kept(before, after) & (jnp.maximum(bound, size) <= limit) & (size >= floor)
-        error = jnp.where(exact, 0.0, slack + size * 2.0**-51)
-        low = (after - error).astype(jnp.float32)
-        high = (after + error).astype(jnp.float32)
-        c = jnp.where(low == high, low, jnp.float32(jnp.nan))  # RNE is monotone: a certain result
-    return c
-
-
-def _value_ranges(values: Array, axis: int) -> tuple[Array, Array]:
-    """Largest magnitude and smallest last place, as a power of two, of FP64 values."""
-    magnitude = jnp.abs(values)
-    bits = lax.bitcast_convert_type(magnitude, jnp.int64)
-    fraction = bits & ((1 << 52) - 1)
-    power = lax.bitcast_convert_type(bits - fraction, jnp.float64)
-    without_last = lax.bitcast_convert_type(bits & (bits - 1), jnp.float64)
-    last = jnp.where(fraction == 0, power, magnitude - without_last)
-    last = jnp.where(magnitude == 0, 2.0**400, last)
-    # Positive floats order like their bits; XLA:CPU would store outer products of float maxima.
-    top = jnp.max(bits, axis=axis)
-    low = jnp.min(lax.bitcast_convert_type(last, jnp.int64), axis=axis)
-    return (
-        lax.bitcast_convert_type(top, jnp.float64),
-        lax.bitcast_convert_type(low, jnp.float64),
-    )

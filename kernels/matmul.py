@@ -12,8 +12,9 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from kernels import aligned, chain, exact, fixpipe, floats, operands, tree
+from kernels import aligned, chain, exact, fixpipe, floats, operands, tiled, tree
 from kernels.arithmetic import ASCEND_910C, Arithmetic
+from kernels.tiling import Tiling, check, resolve
 
 
 def matmul(
@@ -22,7 +23,7 @@ def matmul(
     c: Float[ArrayLike, "... m n"] | None = None,
     *,
     arithmetic: Arithmetic = ASCEND_910C,
-    tiling: None = None,
+    tiling: Tiling | str | None = None,
     out_dtype: DTypeLike | None = None,
 ) -> Float[Array, "... m n"]:
     """`a @ b + c` bit for bit as the matrix unit of `arithmetic` computes it.
@@ -33,18 +34,21 @@ def matmul(
     narrower. Subnormals, infinities and NaNs follow the record. INT8 pairs give INT32 and take such
     a `c`; their sum is exact modulo 2^32.
 
+    A `tiling` sums K in another order, in which the bits of a row may depend on where it is (see
+    `kernels.tiling`); "library" is the choice of Ascend's library for m, k and n. Every matrix of a
+    batch is tiled by itself.
+
     The result does not depend on jit, vmap or batching. Reverse-mode derivatives are those of a
-    matrix product, computed with the same arithmetic.
+    matrix product, computed with the same arithmetic and tiling ("library" chooses anew for their
+    shapes).
 
     Raises:
-        TypeError: a dtype that the unit does not take, or `c` not of the accumulator's.
+        TypeError: a dtype that the unit does not take, `c` not of the accumulator's, or a `tiling`
+            of another kind.
         ValueError: shapes that do not fit.
-        NotImplementedError: a `tiling`, or FP32 operands on a unit without an FP32 mode.
+        NotImplementedError: FP32 operands on a unit without an FP32 mode.
     """
-    if tiling is not None:
-        raise NotImplementedError(
-            "matmul: Tiling is not modelled yet; pass tiling=None (ascending K)"
-        )
+    check(tiling)
     a, b = _array(a), _array(b)
     unit = arithmetic.mode(a.dtype.name, b.dtype.name)
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
@@ -79,7 +83,7 @@ def matmul(
         c = jnp.broadcast_to(c, out_shape).reshape(size, *out_shape[-2:])
     a = jnp.broadcast_to(a, batch + a.shape[-2:]).reshape(size, *a.shape[-2:])
     b = jnp.broadcast_to(b, batch + b.shape[-2:]).reshape(size, *b.shape[-2:])
-    total = multiply(a, b, c, unit)
+    total = multiply(a, b, c, unit, tiling)
     if a.dtype != jnp.int8:
         total = fixpipe.round_to(total, out_dtype or jnp.float32)
     elif out_dtype not in (None, jnp.int32):
@@ -97,34 +101,46 @@ def _array(x: ArrayLike) -> Array:
     return jnp.asarray(x)
 
 
-def multiply(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+def multiply(
+    a: Array,
+    b: Array,
+    c: Array | None,
+    arithmetic: Arithmetic,
+    tiling: Tiling | str | None = None,
+) -> Array:
     """The core: `[batch, m, k] x [batch, k, n] + [batch, m, n]` to FP32, or INT8 to INT32."""
+    check(tiling)
     if a.dtype == jnp.int8:
-        return _batchable(arithmetic, c is not None)(a, b, *([] if c is None else [c]))
-    return _differentiable(arithmetic, a, b, c)
+        return _batchable(arithmetic, None, c is not None)(a, b, *([] if c is None else [c]))
+    return _differentiable(arithmetic, tiling, a, b, c)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _differentiable(arithmetic: Arithmetic, a: Array, b: Array, c: Array | None) -> Array:
-    return _batchable(arithmetic, c is not None)(a, b, *([] if c is None else [c]))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _differentiable(
+    arithmetic: Arithmetic, tiling: Tiling | str | None, a: Array, b: Array, c: Array | None
+) -> Array:
+    return _batchable(arithmetic, tiling, c is not None)(a, b, *([] if c is None else [c]))
 
 
 def _forward(
-    arithmetic: Arithmetic, a: Array, b: Array, c: Array | None
+    arithmetic: Arithmetic, tiling: Tiling | str | None, a: Array, b: Array, c: Array | None
 ) -> tuple[Array, tuple[Array, Array, bool]]:
-    return _differentiable(arithmetic, a, b, c), (a, b, c is not None)
+    return _differentiable(arithmetic, tiling, a, b, c), (a, b, c is not None)
 
 
 def _backward(
-    arithmetic: Arithmetic, saved: tuple[Array, Array, bool], cotangent: Array
+    arithmetic: Arithmetic,
+    tiling: Tiling | str | None,
+    saved: tuple[Array, Array, bool],
+    cotangent: Array,
 ) -> tuple[Array, Array, Array | None]:
     """Two products of the FP32 cotangent, hence in FP32 mode, each rounded once to the operand's
     type.
     """
     a, b, has_c = saved
     mode = arithmetic.mode("float32", "float32")
-    to_a = multiply(cotangent, floats.to_float32(b).swapaxes(1, 2), None, mode)
-    to_b = multiply(floats.to_float32(a).swapaxes(1, 2), cotangent, None, mode)
+    to_a = multiply(cotangent, floats.to_float32(b).swapaxes(1, 2), None, mode, tiling)
+    to_b = multiply(floats.to_float32(a).swapaxes(1, 2), cotangent, None, mode, tiling)
     to_c = cotangent if has_c else None
     return fixpipe.round_to(to_a, a.dtype), fixpipe.round_to(to_b, b.dtype), to_c
 
@@ -133,16 +149,17 @@ _differentiable.defvjp(_forward, _backward)
 
 
 @cache
-def _batchable(arithmetic: Arithmetic, has_c: bool) -> Callable[..., Array]:
+def _batchable(
+    arithmetic: Arithmetic, tiling: Tiling | str | None, has_c: bool
+) -> Callable[..., Array]:
     """`_compute` for one record; `vmap` adds to its batch dimension, so that branches on data stay
     branches.
     """
 
     @jax.custom_batching.custom_vmap
     def compute(*operands: Array) -> Array:
-        return (
-            _compute(*operands, None, arithmetic) if not has_c else _compute(*operands, arithmetic)
-        )
+        a, b, c = operands if has_c else (*operands, None)
+        return _compute(a, b, c, arithmetic, tiling)
 
     @compute.def_vmap
     def batched(size: int, in_batched: list[bool], *operands: Array) -> tuple[Array, bool]:
@@ -157,8 +174,10 @@ def _batchable(arithmetic: Arithmetic, has_c: bool) -> Callable[..., Array]:
     return compute
 
 
-@partial(jax.jit, static_argnums=3)
-def _compute(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+@partial(jax.jit, static_argnums=(3, 4))
+def _compute(
+    a: Array, b: Array, c: Array | None, arithmetic: Arithmetic, tiling: Tiling | str | None
+) -> Array:
     if a.dtype == jnp.int8:
         total = lax.dot_general(
             a, b, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.int32
@@ -167,6 +186,19 @@ def _compute(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Arr
     shape = (a.shape[0], a.shape[1], b.shape[2])
     if 0 in shape or a.shape[2] == 0:
         return jnp.zeros(shape, jnp.float32) if c is None else c
+    dtype = "float32" if "float32" in (a.dtype.name, b.dtype.name) else a.dtype.name
+    plan = resolve(tiling, shape[1], a.shape[2], shape[2], dtype)
+    if plan is None:
+        return _ascending(a, b, c, arithmetic)
+    return tiled.accumulate(
+        a, b, c, plan, arithmetic.products, partial(_ascending, arithmetic=arithmetic)
+    )
+
+
+def _ascending(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+    """Floating-point operands, K in ascending order; no size is 0."""
+    if a.dtype != b.dtype:  # FP32 mode: both are FP32 numbers before the unit reads them
+        a, b = floats.to_float32(a), floats.to_float32(b)
     a, b = operands.read(a, arithmetic), operands.read(b, arithmetic)
     if c is not None and arithmetic.specials == "saturate":
         c = operands.saturate(c)

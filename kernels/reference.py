@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kernels.arithmetic import Arithmetic
+from kernels.arithmetic import FP32_FMA_CHAIN, Arithmetic
+from kernels.tiling import Chain, Tiling, check, k_order, resolve
 
 # dtype name: (fraction bits, exponent bias, bits of the exponent field)
 _FORMATS = {"bfloat16": (7, 127, 8), "float16": (10, 15, 5), "float32": (23, 127, 8)}
@@ -37,14 +38,21 @@ class _Term:
 
 
 def matmul(
-    a: ArrayLike, b: ArrayLike, c: ArrayLike | None = None, *, arithmetic: Arithmetic
+    a: ArrayLike,
+    b: ArrayLike,
+    c: ArrayLike | None = None,
+    *,
+    arithmetic: Arithmetic,
+    tiling: Tiling | str | None = None,
 ) -> NDArray[np.float32] | NDArray[np.int32]:
     """`a[..., m, k] @ b[..., k, n] + c` in FP32, as the matrix unit of `arithmetic` computes it.
 
     NumPy arrays of BF16, FP16 or FP32 (FP32 mode if either is); batch dimensions broadcast. K
     ascends in steps of `arithmetic.products`, the last one filled up with +0 products; `c` (FP32,
     default +0) is the first accumulator. INT8 gives INT32 (and takes such a `c`), modulo 2^32.
+    A `tiling` (or "library", for Ascend's choice) sums K in its own order.
     """
+    check(tiling)
     a, b = np.asarray(a), np.asarray(b)
     arithmetic = arithmetic.mode(a.dtype.name, b.dtype.name)
     if a.dtype == np.int8:
@@ -53,6 +61,7 @@ def matmul(
         a, b = _as_float32(a), _as_float32(b)
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
+    plan = resolve(tiling, m, k, n, a.dtype.name)
     a = np.broadcast_to(a, batch + (m, k))
     b = np.broadcast_to(b, batch + (k, n))
     start = np.zeros((), np.float32) if c is None else np.asarray(c, np.float32)
@@ -66,10 +75,43 @@ def matmul(
         for j in range(n)
     }
     for index in np.ndindex(words.shape):
-        words[index] = dot(
-            rows[index[:-1]], columns[index[:-2] + index[-1:]], int(words[index]), arithmetic
-        )
+        row, column = rows[index[:-1]], columns[index[:-2] + index[-1:]]
+        if plan is None:
+            words[index] = dot(row, column, int(words[index]), arithmetic)
+        else:
+            tile = index[-2] // plan.base_m, index[-1] // plan.base_n
+            order = k_order(plan, m, k, n, *tile)
+            words[index] = dot_in_order(row, column, int(words[index]), order, arithmetic)
     return words.view(np.float32)
+
+
+def dot_in_order(
+    row: list[_Term],
+    column: list[_Term],
+    c: int,
+    order: tuple[tuple[Chain, ...], ...],
+    arithmetic: Arithmetic,
+) -> int:
+    """As `dot`, K in an order of `kernels.tiling`: sums of parts, each of chains of pieces.
+
+    Every piece is filled up to whole steps by itself. C starts the first chain, +0 the others.
+    Sums are added by FP32 additions to nearest even, whatever the unit does.
+    """
+    total = None
+    for part in order:
+        subtotal = None
+        for chain in part:
+            for start, stop in chain:
+                c = dot(row[start:stop], column[start:stop], c, arithmetic)
+            subtotal, c = c if subtotal is None else _add_words(subtotal, c), 0
+        assert subtotal is not None
+        total = subtotal if total is None else _add_words(total, subtotal)
+    return c if total is None else total
+
+
+def _add_words(x: int, y: int) -> int:
+    """An FP32 addition outside the unit: to nearest even, IEEE."""
+    return _add(decode(x, "float32"), y, FP32_FMA_CHAIN)
 
 
 def dot(row: list[_Term], column: list[_Term], c: int, arithmetic: Arithmetic) -> int:

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 import kernels
-from tests.kernel_inputs import BF16, words
+from tests.kernel_inputs import BF16, FP16, words
 
 FOLDER = Path(os.environ.get("CM384_SILICON_DIR") or "missing")
 # Each row is one hardware step.
 FILES = [
     ("h100_bf16.npz", kernels.NVIDIA_HOPPER),
     ("h100_bf16_subnormal.npz", kernels.NVIDIA_HOPPER),
+    ("a100_bf16.npz", kernels.NVIDIA_AMPERE),
+    ("a100_fp16.npz", kernels.NVIDIA_AMPERE),
+    ("v100_fp16.npz", kernels.NVIDIA_VOLTA),
 ]
 
 
@@ -26,7 +29,8 @@ def test_recorded_results(name, arithmetic, function):
         pytest.skip(f"CM384_SILICON_DIR does not name a folder with {name}")
     with np.load(FOLDER / name) as data:
         a, b, c, d = (data[key] for key in "abcd")
-    a, b = (x.view(np.float32).astype(BF16) for x in (a, b))
+    dtype = FP16 if "fp16" in name else BF16
+    a, b = (x.view(np.float32).astype(dtype) for x in (a, b))
     got = function(
         a[:, None, :], b[:, :, None], c.view(np.float32)[:, None, None], arithmetic=arithmetic
     )

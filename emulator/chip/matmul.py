@@ -118,6 +118,27 @@ def matmul_time(
     return _matmul_time(m, k, n, on, name, b_layout, batch, OUT_BYTES.get(out_name, 4))
 
 
+def die_share(
+    m: int,
+    k: int,
+    n: int,
+    on: Machine,
+    dtype: str = "bfloat16",
+    batch: int = 1,
+    out_dtype: str | None = None,
+) -> tuple[int, int, int]:
+    """How `matmul_time` divides a product over a device's dies: the (m, n, batch) of the first die.
+    At most one of them is smaller than the device's; the last die has what remains.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: as `matmul_time`.
+    """
+    time = matmul_time(m, k, n, on, dtype, batch=batch, out_dtype=out_dtype)
+    out = OUT_BYTES.get(time.dtype if out_dtype is None else dtype_name(out_dtype), 4)
+    die = _busiest_die(m, k, n, on, time.dtype, "nd", batch, out)
+    return die.m, die.n, die.batch
+
+
 def _size(name: str, value: int) -> int:
     try:
         size = operator.index(value)
@@ -143,21 +164,7 @@ def _matmul_time(
 ) -> MatmulTime:
     _check(on, dtype, b_layout)
     chip, dies = on.chip, on.dies_per_device
-    candidates = {(m, n, batch)}
-    if dies > 1:
-        candidates = {
-            (m, n, -(-batch // dies)),
-            (-(-m // dies), n, batch),
-            (m, -(-n // dies), batch),
-        }
-    engines = engines_of(chip)
-    die = min(
-        (
-            _die_time(mm, k, nn, bb, chip, engines, dtype, b_layout, out)
-            for mm, nn, bb in candidates
-        ),
-        key=lambda t: t.time_s,
-    )
+    die = _busiest_die(m, k, n, on, dtype, b_layout, batch, out)
     item = ITEM_BYTES[dtype]
     flops = 2 * batch * m * k * n
     nbytes = batch * ((m * k + k * n) * item + m * n * out)
@@ -177,6 +184,23 @@ def _matmul_time(
         quoted_flops_per_s=quoted,
         time_s=max(die.time_s, bound),
         bound_s=bound,
+    )
+
+
+def _busiest_die(
+    m: int, k: int, n: int, on: Machine, dtype: str, b_layout: str, batch: int, out: int
+) -> MatmulTime:
+    """The first die's share under the quickest division of batch, M or N (the first of equals)."""
+    dies = on.dies_per_device
+    shares = {  # a dict, unlike a set, has an order
+        (m, n, -(-batch // dies)): None,
+        (-(-m // dies), n, batch): None,
+        (m, -(-n // dies), batch): None,
+    }
+    engines = engines_of(on.chip)
+    return min(
+        (_die_time(mm, k, nn, bb, on.chip, engines, dtype, b_layout, out) for mm, nn, bb in shares),
+        key=lambda t: t.time_s,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,10 @@ from emulator.program.values import Evaluator, Settings
 def emulate(
     fun: Callable[..., Any],
     on: Machine,
-    arithmetic: kernels.Arithmetic | str | None = None,
+    arithmetic: kernels.Arithmetic | str | os.PathLike[str] | None = None,
     algorithms: Mapping[str, Any] | None = None,
     vector: str = "exact",
+    tiling: kernels.Tiling | str | None = None,
 ) -> Callable[..., Any]:
     """`fun` as the machine computes it: matmuls on its matrix unit, collectives in their
     algorithm's order.
@@ -37,17 +39,25 @@ def emulate(
     Args:
         fun: the program.
         on: the machine, such as `em.cloudmatrix384()`.
-        arithmetic: how matmuls sum. None is the machine's own; `"native"` leaves matmuls to XLA.
+        arithmetic: how matmuls sum: a record, the name of a preset or candidate
+            ("ASCEND_910C/late_addend"), or a file that `cm384 probe` wrote. None is the machine's
+            own; `"native"` leaves matmuls to XLA.
         algorithms: operation -> algorithm name (or a function group -> Schedule). Only those of
             `all_reduce` and `reduce_scatter` change bits. Others are the machine's choice.
         vector: "exact" gives element-wise work and floating sums bits that do not depend on
             batching or fusion; "native" leaves them to XLA.
+        tiling: the order in which matmuls sum K. None ascends. "library" is what Ascend's library
+            chooses for each device's (or die's) own m, k and n, so that the bits of a row may
+            depend on where it is; a `kernels.Tiling` is used for every matmul. A package's two dies
+            divide a matmul as in the time model. Outside `shard_map` a matmul counts as one
+            device's; convolutions ascend.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind; the message names it.
-        NotImplementedError: (when called) the program contains a primitive without a meaning here.
+        NotImplementedError: "library" on another machine than Ascend's; or (when called) the
+            program contains a primitive without a meaning here.
     """
-    settings = make_settings(on, arithmetic, algorithms, vector)
+    settings = make_settings(on, arithmetic, algorithms, vector, tiling=tiling)
     plain = getattr(fun, "program", fun)
     if not callable(plain):
         raise TypeError(f"emulate: fun must be callable, got {type(fun).__name__}")
@@ -107,6 +117,7 @@ def make_settings(
     algorithms: Mapping[str, Any] | None = None,
     vector: str = "exact",
     counting: bool = False,
+    tiling: Any = None,
 ) -> Settings:
     """Checked settings from the arguments of `emulate`."""
     if not isinstance(on, Machine):
@@ -119,21 +130,39 @@ def make_settings(
         chosen = arithmetic
     elif isinstance(arithmetic, str) and arithmetic == "native":
         chosen = None
+    elif isinstance(arithmetic, str | os.PathLike):
+        chosen = kernels.arithmetic_file.named(arithmetic)
     else:
         raise TypeError(
-            'arithmetic must be None, "native" or a kernels.Arithmetic like kernels.ASCEND_910C, '
-            f"got {arithmetic!r}"
+            'arithmetic must be None, "native", a kernels.Arithmetic like kernels.ASCEND_910C, its '
+            f"name, or an arithmetic file, got {arithmetic!r}"
         )
     if vector not in ("exact", "native"):
         raise ValueError(f'vector must be "exact" or "native", got {vector!r}')
+    _check_tiling(tiling, chosen, on)
     pairs = tuple(sorted(check_algorithms(algorithms).items()))
     return Settings(
         machine=on,
         arithmetic=chosen,
+        tiling=tiling,
         algorithms=pairs,
         exact_vector=vector == "exact",
         counting=counting,
     )
+
+
+def _check_tiling(tiling: Any, arithmetic: kernels.Arithmetic | None, on: Machine) -> None:
+    kernels.tiling.check(tiling)
+    if tiling is not None and arithmetic is None:
+        raise ValueError(
+            f'tiling={tiling!r} is for matmuls that are emulated, got arithmetic="native", which '
+            "leaves them to XLA; leave one of the two out"
+        )
+    if tiling == "library" and not on.arithmetic.startswith("ASCEND"):
+        raise NotImplementedError(
+            f'tiling="library": how the library of {on.name} cuts matmuls is not modelled; pass a '
+            "kernels.Tiling or None"
+        )
 
 
 def evaluate(
@@ -259,6 +288,7 @@ def evaluate_with_counts(
     arithmetic: Any = None,
     algorithms: Mapping[str, Any] | None = None,
     vector: str = "exact",
+    tiling: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
     """The values of a program for `args`, and what only values can tell, by site name (see
     `trace.dynamic_sites`).
@@ -266,7 +296,7 @@ def evaluate_with_counts(
     A `while` counts the mean of its trips per execution, a `cond` the share of each branch. Sites
     that were never reached are absent.
     """
-    settings = make_settings(on, arithmetic, algorithms, vector, counting=True)
+    settings = make_settings(on, arithmetic, algorithms, vector, counting=True, tiling=tiling)
     leaves = jax.tree.leaves((tuple(args), {}))
     inputs = [_not_a_shape(x) for x, d in zip(leaves, program.dynamic, strict=True) if d]
     outs, counted = evaluate(program.jaxpr, inputs, settings)

@@ -4,6 +4,9 @@ A mesh axis that both operands vary over becomes a batch dimension; one that onl
 varies over makes the matmul taller, one that only the right operand varies over makes it wider. No
 axis is ever summed over, so the bits are those of each device's own matmul. (The two dies of a
 package divide M or N, never K, and so change no bits.)
+
+With a tiling the bits of a row depend on where it is: there every mesh axis is a batch dimension,
+and each die has its own part of the rows or columns.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 import kernels
-from emulator.program.folded import Folded, FoldedMesh
+from emulator.chip import die_share
+from emulator.program.folded import Folded, FoldedMesh, spread, union_axes
 
 
 def dot_general(
@@ -71,6 +76,63 @@ def _dot(
         *range(starts[5], out.ndim),
     ]
     return Folded(lax.transpose(out, [*(position[a] for a in axes), *local]), axes)
+
+
+def tiled_dot_general(
+    eqn: Any, lhs: Folded, rhs: Folded, mesh: FoldedMesh, settings: Any
+) -> Folded:
+    """One `dot_general` equation for all devices, each with its own tiles."""
+    axes = union_axes(mesh, (lhs, rhs))
+    lhs, rhs = spread(lhs, axes, mesh), spread(rhs, axes, mesh)
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = eqn.params["dimension_numbers"]
+    lhs_shape, rhs_shape = lhs.local_shape, rhs.local_shape
+    rows = [d for d in range(len(lhs_shape)) if d not in (*lhs_contract, *lhs_batch)]
+    columns = [d for d in range(len(rhs_shape)) if d not in (*rhs_contract, *rhs_batch)]
+    batch_shape = [lhs_shape[d] for d in lhs_batch]
+    sizes = [math.prod(lhs_shape[d] for d in dims) for dims in (lhs_batch, rows, lhs_contract)]
+    (batch, m, k), n = sizes, math.prod(rhs_shape[d] for d in columns)
+    names = {jnp.result_type(v.array).name for v in (lhs, rhs)}
+    if not (batch and m and k and n) or not names <= set(kernels.floats.FLOAT_DTYPES):
+        return dot_general(eqn, lhs, rhs, mesh, settings.arithmetic)
+    lead = len(axes)
+    a = _ordered(lhs.array, lead, (*lhs_batch, *rows, *lhs_contract)).reshape(-1, m, k)
+    b = _ordered(rhs.array, lead, (*rhs_batch, *rhs_contract, *columns)).reshape(-1, k, n)
+    name = names.pop() if len(names) == 1 else "float32"
+    out = _dies(a, b, name, batch, eqn, settings)
+    shape = [*mesh.shape(axes), *batch_shape, *(lhs_shape[d] for d in rows)]
+    return Folded(out.reshape(*shape, *(rhs_shape[d] for d in columns)), axes)
+
+
+def _dies(a: Array, b: Array, dtype: str, batch: int, eqn: Any, settings: Any) -> Array:
+    """`a[.., m, k] @ b[.., k, n]`, rows or columns divided over the dies of each device."""
+    (_, m, k), n, on = a.shape, b.shape[2], settings.machine
+    unit = dtype if dtype != "float32" else on.chip.fp32_mode
+    out_type = eqn.outvars[0].aval.dtype.name
+    die_m, die_n, _ = die_share(m, k, n, on, unit, batch, out_type)
+
+    def product(a: Array, b: Array) -> Array:
+        tiling = settings.tiling
+        if isinstance(tiling, str):
+            cores = on.chip.cube_cores
+            tiling = kernels.tiling.library(a.shape[1], k, b.shape[2], dtype, cores=cores)
+        return kernels.dot_general(
+            a,
+            b,
+            (((2,), (1,)), ((0,), (0,))),
+            arithmetic=settings.arithmetic,
+            tiling=tiling,
+            precision=eqn.params["precision"],
+            preferred_element_type=eqn.params["preferred_element_type"],
+        )
+
+    if die_m < m:
+        return jnp.concatenate([product(a[:, i : i + die_m], b) for i in range(0, m, die_m)], 1)
+    return jnp.concatenate([product(a, b[..., i : i + die_n]) for i in range(0, n, die_n)], 2)
+
+
+def _ordered(x: Any, lead: int, dims: tuple[int, ...]) -> Array:
+    """Local dimensions in another order, behind `lead` device axes."""
+    return lax.transpose(jnp.asarray(x), [*range(lead), *(lead + d for d in dims)])
 
 
 def conv_general_dilated(

@@ -38,7 +38,8 @@ class Settings:
     """What a program is evaluated with. Hashable: it is part of the key under which compiled
     programs are kept.
 
-    `arithmetic` is None when matmuls are left to XLA ("native"). `algorithms` are (operation, name
+    `arithmetic` is None when matmuls are left to XLA ("native"). `tiling` is None, "library" or a
+    Tiling: in which order matmuls sum K. `algorithms` are (operation, name
     or callable) pairs; operations not named get the machine's choice. `exact_vector` keeps element-
     wise bits independent of batching and fusion. `counting` also returns trip counts and branches
     taken.
@@ -46,6 +47,7 @@ class Settings:
 
     machine: Machine
     arithmetic: kernels.Arithmetic | None
+    tiling: kernels.Tiling | str | None = None
     algorithms: tuple[tuple[str, Any], ...] = ()
     exact_vector: bool = True
     counting: bool = False
@@ -351,6 +353,8 @@ def _dot_general(self: Evaluator, eqn: Any, values: list[Folded], path: str) -> 
     if self.settings.arithmetic is None:
         return self.each_device(eqn, values)
     lhs, rhs = values
+    if self.settings.tiling is not None:
+        return [matmul_rules.tiled_dot_general(eqn, lhs, rhs, self.mesh, self.settings)]
     return [matmul_rules.dot_general(eqn, lhs, rhs, self.mesh, self.settings.arithmetic)]
 
 

@@ -1,0 +1,128 @@
+"""Loops for sums along K: the result is cut into tiles that stay in a cache, and K into blocks of
+a few steps.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from kernels import floats
+from kernels.arithmetic import Arithmetic
+
+SIZE = 16  # products added between two passes over the accumulators
+_TILE = 1 << 17  # elements of a tile
+_COLUMNS = 1024  # of a tile
+
+
+def size_of(k: int, products: int) -> int:
+    """Products of a block: whole steps, about `SIZE` products, no more than there are."""
+    return products * min(max(1, SIZE // products), -(-k // products))
+
+
+def pad(a: Array, b: Array, size: int, arithmetic: Arithmetic) -> tuple[Array, Array]:
+    """Operands with K filled up to whole blocks.
+
+    A short step is filled up with products +0. Whole steps of nothing but -0 change no accumulator
+    that is the result of a step; where inputs are flushed they change none that a step reads, so
+    they come first there.
+    """
+    k = a.shape[-1]
+    short = -k % arithmetic.products
+    rest = -(k + short) % size
+    if short == 0 and rest == 0:
+        return a, b
+    idle = (0, rest) if arithmetic.subnormal_inputs == "keep" else (rest, 0)
+    minus_zero = np.array(1 << (8 * a.dtype.itemsize - 1), unsigned(a))
+    x, y = (lax.bitcast_convert_type(v, unsigned(v)) for v in (a, b))  # floats might be rounded
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, short)))
+    x = jnp.pad(x, ((0, 0), (0, 0), idle), constant_values=minus_zero)
+    y = jnp.pad(y, ((0, 0), (0, short), (0, 0)))
+    y = jnp.pad(y, ((0, 0), idle, (0, 0)))
+    return lax.bitcast_convert_type(x, a.dtype), lax.bitcast_convert_type(y, b.dtype)
+
+
+def unsigned(x: Array) -> np.dtype:
+    """The type of the words of `x`."""
+    return np.dtype(np.uint32 if x.dtype.itemsize == 4 else np.uint16)
+
+
+Place = tuple[tuple[Array, Array, Array], tuple[int, int, int]]
+
+
+def over_tiles(
+    a: Array,
+    b: Array,
+    c: Array | None,
+    size: int,
+    plan: tuple[Array, ...],
+    advance: Callable[..., Array],
+    finish: Callable[[Array, Place], Array],
+) -> Array:
+    """FP32 results `[batch, m, n]` after all blocks.
+
+    Args:
+        a, b, c: operands, K padded to whole blocks, and the first accumulators.
+        size: products of a block.
+        plan: arrays with one entry per block.
+        advance: `advance(c, x, y, *plan)` takes FP32 words `[g, r, s]` of accumulators and
+            `[g, r, size]` and `[g, size, s]` of a block's operands; gives the words after it.
+        finish: `finish(words, place)` gives a tile's results from its last words; `place` is where
+            it starts and its shape.
+
+    Tiles at the end overlap the ones before them, and compute some results twice.
+    """
+    batch, m, k = a.shape
+    n = b.shape[-1]
+    columns = min(n, _COLUMNS)
+    rows = min(m, max(1, _TILE // columns))
+    group = min(batch, max(1, _TILE // (rows * columns)))
+    counts = [math.ceil(x / y) for x, y in ((batch, group), (m, rows), (n, columns))]
+    shape = group, rows, columns
+    # XLA:CPU does whatever moves BF16 numbers about in FP32; their words it leaves alone.
+    a_words, b_words = (lax.bitcast_convert_type(x, unsigned(x)) for x in (a, b))
+
+    def part(words: Array, like: Array, start: tuple, sizes: tuple) -> Array:
+        found = lax.dynamic_slice(words, start, sizes)
+        return floats.bits32(lax.bitcast_convert_type(found, like.dtype))
+
+    def tile(index: Array, out: Array) -> Array:
+        first = jnp.minimum(index // (counts[2] * counts[1]) * group, batch - group)
+        row = jnp.minimum(index // counts[2] % counts[1] * rows, m - rows)
+        column = jnp.minimum(index % counts[2] * columns, n - columns)
+        corner = first, row, column
+
+        def body(c: Array, block: tuple[Array, ...]) -> tuple[Array, None]:
+            start, *rest = block
+            x = part(a_words, a, (first, row, start), (group, rows, size))
+            y = part(b_words, b, (first, start, column), (group, size, columns))
+            return advance(c, x, y, *rest), None
+
+        words = jnp.zeros(shape, jnp.uint32)
+        if c is not None:
+            words = floats.bits32(lax.dynamic_slice(c, corner, shape))
+        starts = jnp.arange(0, k, size, dtype=jnp.int32)
+        words, _ = lax.scan(body, words, (starts, *plan))
+        found = floats.from_bits32(finish(words, (corner, shape)))
+        return lax.dynamic_update_slice(out, found, corner)
+
+    out = jnp.zeros((batch, m, n), jnp.float32)
+    return lax.fori_loop(jnp.int32(0), jnp.int32(math.prod(counts)), tile, out)
+
+
+def outer(x: Array, y: Array, index: int) -> Array:
+    """The products of column `index` of `x[g, r, s]` and its row of `y[g, s, t]`."""
+    return x[:, :, index, None] * y[:, None, index, :]
+
+
+def in_float64(x: Array, y: Array, part: int) -> tuple[Array, Array]:
+    """FP64 operands of a block, `part` products at a time: `[parts, g, r, part]` and
+    `[parts, g, part, s]`.
+    """
+    group, rows, size = x.shape
+    x = floats.to_float64(x).reshape(group, rows, size // part, part).transpose(2, 0, 1, 3)
+    y = floats.to_float64(y).reshape(group, size // part, part, -1).transpose(1, 0, 2, 3)
+    return x, y

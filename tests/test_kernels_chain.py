@@ -1,0 +1,171 @@
+"""Chains of fused multiply-adds: the twin against the definition, on each of its ways."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+import kernels
+from kernels import FP32_FMA_CHAIN, X86_AVX512_BF16, Arithmetic, blocks, extents
+from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
+
+_FLUSHING = Arithmetic(
+    name="inputs flushed, results kept, saturating",
+    products=3,
+    summation="chain",
+    subnormal_inputs="flush",
+    specials="saturate",
+    overflow="saturate",
+    zero="ieee",
+)
+_ODD = Arithmetic(
+    name="results flushed toward zero, infinite products",
+    products=5,
+    summation="chain",
+    rounding="toward_zero",
+    subnormal_inputs="plus_zero",
+    subnormal_results="flush",
+    product_overflow="inf",
+    overflow="saturate",
+    nan_rule="propagate",
+    nan=0xFFC00000,
+    zero="ieee",
+)
+_SEQUENTIAL = kernels.ASCEND_910C_CANDIDATES["sequential"]
+
+CASES = [
+    (FP32_FMA_CHAIN, BF16),
+    (FP32_FMA_CHAIN, FP16),
+    (FP32_FMA_CHAIN, FP32),
+    (X86_AVX512_BF16, BF16),
+    (_SEQUENTIAL, BF16),
+    (_FLUSHING, BF16),
+    (_ODD, BF16),
+    (replace(_ODD, name="FP32", dtypes=("float32",), subnormal_results="keep"), FP32),
+]
+case = pytest.mark.parametrize("arithmetic, dtype", CASES, ids=lambda x: x.name)
+
+
+def near(exponents, rng, rows, k, dtype):
+    """Numbers of these exponents; C as large as their products."""
+    low, high = exponents
+    with np.errstate(over="ignore", under="ignore"):
+        scale = 2.0 ** rng.integers(low, high, (2, rows, k))
+        a, b = (rng.normal(size=(2, rows, k)) * scale).astype(np.float32).astype(dtype)
+        scale = 2.0 ** rng.integers(max(2 * low, -149), min(2 * high, 127), rows)
+        c = (rng.normal(size=rows) * scale).astype(np.float32)
+    return a[:, None, :], b[:, :, None], c[:, None, None]
+
+
+def inputs(rows, k, dtype):
+    """Every generator's, and numbers near both ends of FP32; C always given."""
+    for seed, name in enumerate(GENERATORS):
+        a, b, c = draw(name, seed, rows, k, dtype)
+        yield name, a, b, np.zeros((rows, 1, 1), np.float32) if c is None else c
+    rng = np.random.default_rng(1)
+    ranges = (-12, -3), (-9, 8) if dtype == FP16 else (58, 66), (-80, -60), (-126, 1)
+    for exponents in ranges[:2] if dtype == FP16 else ranges:
+        yield exponents, *near(exponents, rng, rows, k, dtype)
+
+
+def check(name, a, b, c, arithmetic):
+    expected = words(kernels.reference.matmul(a, b, c, arithmetic=arithmetic))
+    got = words(kernels.matmul(a, b, c, arithmetic=arithmetic))
+    wrong = np.argwhere(expected != got)
+    assert not len(wrong), (
+        f"{name}: {len(wrong)} of {got.size} differ, first at {wrong[0]}: "
+        f"{expected[tuple(wrong[0])]:#010x} expected, {got[tuple(wrong[0])]:#010x} got"
+    )
+
+
+@case
+def test_single_dots(arithmetic, dtype):
+    for name, a, b, c in inputs(64, 35, dtype):
+        check(name, a, b, c, arithmetic)
+
+
+@pytest.mark.parametrize("arithmetic, dtype", CASES[2:4], ids=lambda x: x.name)
+def test_matrices_without_c(arithmetic, dtype):
+    for name in GENERATORS:
+        a, b, _ = draw_matrices(name, 2, 9, 37, 11, dtype)
+        check(name, a, b, None, arithmetic)
+
+
+@pytest.mark.parametrize("arithmetic", [X86_AVX512_BF16, FP32_FMA_CHAIN], ids=lambda x: x.name)
+def test_tiles_jit_and_vmap_keep_bits(arithmetic, monkeypatch):
+    a, b, c = draw_matrices("raw", 3, 3 * 20, 40, 24, BF16)
+    a[30:], b[:, 12:] = draw_matrices("wide", 4, 30, 40, 12, BF16)[:2]
+    a, c = a.reshape(3, 20, 40), c.reshape(3, 20, 24)
+
+    def product(x, y, z):
+        return kernels.matmul(x, y, z, arithmetic=arithmetic)
+
+    whole = words(product(a, b, c))
+    assert (words(jax.jit(jax.vmap(product, (0, None, 0)))(a, b, c)) == whole).all()
+    columns = words(np.stack([product(a[0], b[:, j : j + 1], c[0, :, j : j + 1]) for j in (0, 23)]))
+    assert (columns[:, :, 0] == whole[0][:, [0, 23]].T).all()
+    monkeypatch.setattr(blocks, "_TILE", 7 * 10)
+    monkeypatch.setattr(blocks, "_COLUMNS", 10)
+    jax.clear_caches()
+    assert (words(product(a, b, c)) == whole).all()
+
+
+def ways_of(a, b, c, arithmetic):
+    with jax.enable_x64(True):
+        a, b = (jax.numpy.asarray(x)[None] for x in (a, b))
+        c = None if c is None else jax.numpy.asarray(c)[None]
+        size = blocks.size_of(a.shape[-1], arithmetic.products)
+        found = extents.ways(extents.extents(a, b, c, size), arithmetic)[0]
+    return set(np.asarray(found).tolist())
+
+
+@pytest.mark.parametrize(
+    "exponents, dtype, way",
+    [
+        ((-6, 6), BF16, extents.PLAIN),
+        ((-56, -52), BF16, extents.SCALED),
+        ((-80, -70), BF16, extents.LOW),
+        ((58, 66), BF16, extents.HIGH),
+        ((-126, 127), BF16, extents.WIDE),
+        ((-6, 6), FP16, extents.PLAIN),
+        ((-6, 6), FP32, extents.CLOSE),
+        ((-80, -70), FP32, extents.WIDE),
+    ],
+)
+def test_every_way_is_taken_and_right(exponents, dtype, way):
+    a, b, _ = near(exponents, np.random.default_rng(5), 16, 32, dtype)
+    a, b = a[:, 0, :], b[:, :, 0].T.copy()
+    assert ways_of(a, b, None, FP32_FMA_CHAIN) == {way}
+    check(exponents, a, b, None, FP32_FMA_CHAIN)
+
+
+def test_narrow_data_in_fp32_take_the_plain_way():
+    a, b, _ = draw_matrices("normal", 6, 16, 32, 16, BF16)
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    assert ways_of(a, b, None, FP32_FMA_CHAIN) == {extents.PLAIN}
+    check("narrow", a, b, None, FP32_FMA_CHAIN)
+
+
+def test_a_sum_near_the_middle_is_rounded_once():
+    """c + p is just above the middle of two FP32 numbers, by less than FP64 sees."""
+    p = np.float32(1 + 2.0**-23)
+    a = np.array([[2.0**-24, 2.0**-40 * p]], np.float32)
+    b = np.array([[1.0], [2.0**-40 * p]], np.float32)
+    c = np.ones((1, 1), np.float32)
+    for sign in (1, -1):
+        a[0, 1] *= sign
+        check("middle", a[:, ::-1].copy(), b[::-1].copy(), c, FP32_FMA_CHAIN)
+        one = np.array([[2.0**-24 + 2.0**-47]], np.float32)
+        check("middle", one, np.array([[1 + sign * 2.0**-23]], np.float32), c, FP32_FMA_CHAIN)
+
+
+def test_below_the_smallest_normal_number_c_may_lie_above_it():
+    """C = 2^-126 + 2^-149 and a product that reaches across, with bits below 2^-149."""
+    last = np.arange(1, 200)
+    c = np.float32(2.0**-126) + np.arange(40, dtype=np.float32)[:, None] * np.float32(2.0**-149)
+    a = np.full((40, 1), -(2.0**-70)).astype(BF16)
+    b = (last * 2.0**-82).astype(BF16)[None]
+    c = np.broadcast_to(c, (40, 199)).copy()
+    for arithmetic in (FP32_FMA_CHAIN, X86_AVX512_BF16, _SEQUENTIAL, _FLUSHING):
+        check(arithmetic.name, a, b, c, arithmetic)

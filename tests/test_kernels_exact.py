@@ -1,0 +1,209 @@
+"""Exact sums: every record of the family against the definition, and which way computes what."""
+
+import collections
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kernels
+from kernels import Arithmetic, arithmetic, exact, repair, split
+from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
+
+ASCEND = kernels.ASCEND_910C
+CANDIDATES = arithmetic.ASCEND_910C_CANDIDATES
+
+
+def unit(products: int, **fields) -> Arithmetic:
+    name = ", ".join(f"{key}={value}" for key, value in fields.items())
+    return Arithmetic(
+        name=f"L={products}, {name}",
+        products=products,
+        dtypes=("bfloat16", "float16", "float32"),
+        **fields,
+    )
+
+
+FAMILY = [
+    (ASCEND, BF16),
+    (ASCEND, FP16),
+    (ASCEND, FP32),
+    (kernels.ASCEND_910C_HF32, FP32),
+    (kernels.AMD_CDNA1, BF16),
+    (kernels.AMD_CDNA1, FP16),
+    *[
+        (CANDIDATES[key], BF16)
+        for key in (
+            "products_8",
+            "products_4",
+            "late_addend",
+            "toward_zero",
+            "flush_inputs",
+            "saturation",
+        )
+    ],
+    (unit(1, zero="ieee"), BF16),
+    (unit(2, zero="ieee", subnormal_inputs="flush"), FP32),
+    (unit(3, zero="ieee", subnormal_inputs="plus_zero", addend="late"), BF16),
+    (unit(4, subnormal_results="flush", rounding="toward_zero"), FP32),
+    (unit(5, product_overflow="inf", overflow="saturate", specials="saturate"), BF16),
+    (unit(6, subnormal_results="flush", product_overflow="inf", nan=0x7FFADBAD), BF16),
+    (unit(8, rounding="toward_zero", addend="late", zero="ieee", overflow="saturate"), FP32),
+    (unit(64, rounding="toward_zero", zero="ieee"), BF16),
+]
+family = pytest.mark.parametrize(
+    ("record", "dtype"), FAMILY, ids=[f"{record.name}-{dtype.name}" for record, dtype in FAMILY]
+)
+
+
+def check(a, b, c, record):
+    expected = words(kernels.reference.matmul(a, b, c, arithmetic=record))
+    got = words(kernels.matmul(a, b, c, arithmetic=record))
+    wrong = np.argwhere(expected != got)
+    assert not len(wrong), (
+        f"{len(wrong)} of {got.size} differ, first at {wrong[0]}: "
+        f"{expected[tuple(wrong[0])]:#010x} expected, {got[tuple(wrong[0])]:#010x} got"
+    )
+
+
+def stacked(drawn):
+    """All generators in one batch."""
+    a, b, c = zip(*drawn, strict=True)
+    shape = a[0].shape[:-1] + b[0].shape[-1:]
+    c = [np.zeros(shape, np.float32) if x is None else x for x in c]
+    return np.stack(a), np.stack(b), np.stack(c)
+
+
+@family
+def test_single_dots(record, dtype):
+    check(*stacked([draw(name, 21, 24, 37, dtype) for name in GENERATORS]), record)
+
+
+@family
+def test_matrices(record, dtype):
+    a, b, c = stacked([draw_matrices(name, 22, 6, 40, 7, dtype) for name in GENERATORS])
+    check(a, b, c, record)
+
+
+@pytest.mark.parametrize(
+    ("record", "dtype"), [(ASCEND, BF16), (ASCEND, FP32)], ids=["BF16", "FP32"]
+)
+def test_tiles_of_every_shape(record, dtype, monkeypatch):
+    """Small tiles that do not divide the result: the last ones overlap those before."""
+    monkeypatch.setattr(exact, "_TILE", 70)
+    monkeypatch.setattr(exact, "_WIDTH", 8)
+    jax.clear_caches()
+    a, b, c = stacked([draw_matrices(name, 23, 19, 36, 21, dtype) for name in GENERATORS])
+    check(a, b, c, record)
+    check(a[:, :3], b, c[:, :3], record)
+    check(a[:, :, :20], b[:, :20, :5], c[:, :, :5], record)
+    jax.clear_caches()
+
+
+def ways(a, b, record=ASCEND) -> dict[str, int]:
+    """How many blocks went which way, and how many repairs there were; the result is right."""
+    counts = collections.Counter()
+    a, b = np.asarray(a), np.asarray(b)
+    mode = record.mode(a.dtype.name, b.dtype.name)
+
+    def counted(name, original):
+        def function(*arguments):
+            jax.debug.callback(lambda _: counts.update([name]), arguments[0][0, 0, 0])
+            return original(*arguments)
+
+        return function
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module, attribute in (
+            ("plain", exact, "_plain"),
+            ("checked", exact, "_checked"),
+            ("split", split, "steps"),
+            ("repair", repair, "repair"),
+        ):
+            patch.setattr(module, attribute, counted(name, getattr(module, attribute)))
+        out = jax.jit(lambda x, y: exact.accumulate(x, y, None, mode))(a[None], b[None])
+        out = words(out)[0]
+    jax.effects_barrier()
+    some = np.random.default_rng(0).permutation(len(a))[:3]
+    expected = words(kernels.reference.matmul(a[some], b[:, :9], arithmetic=record))
+    assert np.array_equal(out[some, :9], expected)
+    return dict(counts)
+
+
+def test_each_way_is_taken_by_what_it_is_for():
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(2, 128, 128)).astype(np.float32)
+    a, b = normal.astype(BF16)
+    assert ways(a, b) == {"plain": 8}
+    assert ways(a * BF16.type(2**-60), b) == {"plain": 8}
+    wide = (normal * 2.0 ** rng.integers(-12, 13, normal.shape)).astype(BF16)
+    assert set(ways(*wide)) == {"checked"}
+    gradients = (1e-8 * normal[0] * np.exp(3 * normal[1])).astype(BF16)
+    assert set(ways(gradients, b)) == {"checked"}
+    assert ways(*normal)["checked"] == 8  # a block that fails is split
+    assert set(ways(*np.round(8 * normal))) == {"plain"}
+    tiny = (normal * 2.0**-74).astype(BF16)
+    assert ways(*tiny) == {"split": 8}
+    special = a.copy()
+    special[5, 7], special[7, 9] = np.inf, np.nan
+    assert ways(special, b) == {"split": 8}
+
+
+def test_overflow_and_subnormal_results_need_no_repair():
+    rng = np.random.default_rng(1)
+    a, b = (rng.normal(size=(2, 64, 64)) * 2.0**63).astype(BF16)
+    assert ways(a, b) == {"split": 4}
+    a, b = (rng.normal(size=(2, 64, 64)) * 2.0**-70).astype(BF16)
+    assert ways(a, b) == {"split": 4}
+
+
+def test_far_dust_beside_a_tie_is_repaired():
+    a, b = np.zeros((40, 16), BF16), np.zeros((16, 30), BF16)
+    a[:, :3] = [1, 2.0**-12, 2.0**-60]
+    b[:3] = np.array([[1], [2.0**-12], [2.0**-60]])
+    assert ways(a, b) == {"checked": 1, "split": 1, "repair": 1}
+    out = words(kernels.matmul(a, b))
+    assert (out == 0x3F800001).all()  # 1 + 2^-24 + 2^-120
+    a[:7, 2] *= -1
+    out = words(kernels.matmul(a, b))
+    assert (out[:7] == 0x3F800000).all() and (out[7:] == 0x3F800001).all()
+
+
+def test_a_tiny_accumulator_beside_a_tie_is_not_dropped():
+    """Both blocks are exact by themselves; 16 + 2^-20 + C with C = 2^-50 has 54 bits."""
+    a, b = np.zeros((20, 32), BF16), np.zeros((32, 20), BF16)
+    a[:, [0, 1, 2, 16, 17]] = [1, 1, 2.0**-25, 4, 2.0**-10]
+    b[[0, 1, 2, 16, 17]] = np.array([[1], [-1], [2.0**-25], [4], [2.0**-10]])
+    assert ways(a, b) == {"plain": 2, "split": 2}
+    assert (words(kernels.matmul(a, b)) == 0x41800001).all()
+
+
+def test_few_and_many_specials():
+    a, b, _ = draw_matrices("normal_without_c", 9, 70, 32, 90, BF16)
+    a[3, 5], b[7, 11] = np.inf, np.nan
+    check(a, b, None, ASCEND)
+    a[:] = np.inf
+    check(a, b, None, ASCEND)
+
+
+def test_repairs_of_many_elements():
+    """More than one round, and bad elements side by side."""
+    rng = np.random.default_rng(3)
+    a = np.zeros((70, 20), BF16)
+    b = np.zeros((20, 90), BF16)
+    a[:, :3] = [1, 2.0**-12, 2.0**-60]
+    b[:3] = np.array([[1], [2.0**-12], [2.0**-60]])
+    a[:, 2] *= rng.choice([-1, 0, 1], 70)
+    a[:, 16] = rng.choice([0, 2.0**-12], 70)
+    b[16] = 2.0**-13
+    for record in (ASCEND, dataclasses.replace(ASCEND, rounding="toward_zero")):
+        check(a, b, None, record)
+
+
+def test_no_way_depends_on_jit():
+    a, b, c = draw_matrices("wide", 24, 33, 64, 35, BF16)
+    product = jax.jit(lambda *x: kernels.matmul(*x))
+    assert np.array_equal(words(product(a, b, c)), words(kernels.matmul(a, b, c)))
+    assert np.array_equal(words(product(jnp.asarray(a), b)), words(kernels.matmul(a, b)))
