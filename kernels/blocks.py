@@ -15,7 +15,7 @@ from kernels.arithmetic import Arithmetic
 
 SIZE = 16  # products added between two passes over the accumulators
 _TILE = 1 << 17  # elements of a tile
-_COLUMNS = 1024  # of a tile
+_COLUMNS = 256  # of a tile: a block of b stays in the first-level cache
 
 
 def size_of(k: int, products: int) -> int:

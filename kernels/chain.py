@@ -1,8 +1,8 @@
 """The twin for chains of fused multiply-adds onto C: `[batch, m, k] x [batch, k, n]`.
 
-Each block of K takes one of the ways of `extents`. `CLOSE` is for products that FP32 does not hold:
-a result that may have been rounded twice becomes NaN, and its block is done again the `WIDE` way.
-NaNs are told apart in the end: which operand's NaN wins depends on positions alone.
+Each block of K takes one of the ways of `extents`; where all of them are `PLAIN`, a loop without
+choices does it. NaNs are told apart in the end: which operand's NaN wins depends on positions
+alone.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,16 @@ def _accumulate(
         nan = _nan_of(place, c, nans, arithmetic)
         return jnp.where(magnitude > floats.INF, nan, words)
 
-    return blocks.over_tiles(a, b, c, size, plan, advance, finish)
+    def advance_plain(c: Array, x: Array, y: Array) -> Array:
+        x, y = (_in_order(v, axis, arithmetic) for v, axis in ((x, 2), (y, 1)))
+        x, y = lax.optimization_barrier((floats.from_bits32(x), floats.from_bits32(y)))
+        return floats.bits32(_plain(floats.from_bits32(c), x, y))
+
+    return lax.cond(
+        jnp.all(way == extents.PLAIN),
+        lambda: blocks.over_tiles(a, b, c, size, (), advance_plain, finish),
+        lambda: blocks.over_tiles(a, b, c, size, plan, advance, finish),
+    )
 
 
 def _bits(x: Array, arithmetic: Arithmetic) -> int:
@@ -103,8 +112,7 @@ def _branches(arithmetic: Arithmetic, narrow: bool) -> list[Callable[..., Array]
         return singles.scale_down(found, scale)
 
     def close(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
-        careful = lambda: _wide(c, x, y, arithmetic, narrow)  # noqa: E731
-        return _unless_nan(jnp.bool_(True), lambda: _close(c, x, y), c, careful)
+        return _close(c, x, y)
 
     def wide(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
         # Accumulators that are infinite or NaN only see which operands are.
@@ -201,21 +209,15 @@ def _parts(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _close(c: Array, x: Array, y: Array) -> Array:
-    """Words of the results, NaN where FP64 may have rounded a sum onto the middle of two FP32
-    numbers.
-    """
-
-    def body(c: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
-        x, y = operands
-        for index in range(x.shape[-1]):
-            total = c.astype(jnp.float64) + blocks.outer(x, y, index)
-            bits = lax.bitcast_convert_type(total, jnp.int64)
-            middle = (bits & np.int64((1 << 29) - 1)) == np.int64(1 << 28)
-            c = jnp.where(middle, jnp.float32(jnp.nan), total.astype(jnp.float32))  # RNE
-        return c, None
-
-    found, _ = lax.scan(body, floats.from_bits32(c), _parts(x, y))
-    return floats.bits32(found)
+    """Words of the results: FP64 sums rounded to odd, then to nearest."""
+    total = floats.from_bits32(c)
+    x, y = lax.optimization_barrier((floats.to_float64(x), floats.to_float64(y)))
+    for index in range(x.shape[-1]):
+        addend, product = total.astype(jnp.float64), blocks.outer(x, y, index)  # exact: 48 bits
+        found = addend + product
+        found = singles.to_odd(found, singles.lost(addend, product, found))
+        total = found.astype(jnp.float32)  # RNE
+    return floats.bits32(total)
 
 
 def _wide(c: Array, x: Array, y: Array, arithmetic: Arithmetic, narrow: bool) -> Array:

@@ -52,7 +52,7 @@ class _Proof(NamedTuple):
 
     plain: Array  # its sums are exact in FP64
     maybe_plain: Array  # they are if the accumulators are small enough at that time
-    ordinary: Array  # nothing is subnormal, infinite or NaN
+    ordinary: Array  # nothing in any block is subnormal, infinite or NaN
     total: Array  # a bound on the sum of the products' magnitudes
     limit: Array  # below it FP64 sums are exact
 
@@ -72,23 +72,32 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
     if short:
         a = jnp.pad(a, ((0, 0), (0, 0), (0, short)))
         b = jnp.pad(b, ((0, 0), (0, short), (0, 0)))
+    k = a.shape[2]
+    if _block_size(k // arithmetic.products, arithmetic) == k:
+        # A block that is all of k would not depend on the loops below, and XLA would compute every
+        # way's sums before them.
+        a = jnp.pad(a, ((0, 0), (0, 0), (0, k)))
+        b = jnp.pad(b, ((0, 0), (0, k), (0, 0)))
     with jax.enable_x64(True):
-        found, unknown = _tiles(a, b, c, arithmetic)
+        found, unknown = _tiles(a, b, c, k, arithmetic)
 
         def last_resort(state: tuple[Array, Array]) -> tuple[Array, Array]:
             mark = split.unknown_word(arithmetic)
-            return repair.repair(state[0], mark, a, b, c, arithmetic), jnp.bool_(False)
+            operands = a[:, :, :k], b[:, :k]
+            return repair.repair(state[0], mark, *operands, c, arithmetic), jnp.bool_(False)
 
         # A loop and not a conditional: it leaves the results where they are.
         return lax.while_loop(lambda state: state[1], last_resort, (found, unknown))[0]
 
 
-def _tiles(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> tuple[Array, Array]:
-    """Results of all tiles, and whether any of them holds an unknown element."""
+def _tiles(
+    a: Array, b: Array, c: Array | None, k: int, arithmetic: Arithmetic
+) -> tuple[Array, Array]:
+    """Results of all tiles, and whether any holds an unknown element; `k` products count."""
     shape = (a.shape[0], a.shape[1], b.shape[2])
     tiling = _tiling(shape)
     tiles = int(np.prod(tiling.counts))
-    ranges_a, ranges_b = _operand_ranges(a, b, tiling)
+    ranges_a, ranges_b = _operand_ranges(a, b, k, tiling)
     mark = split.unknown_word(arithmetic)
     kept = arithmetic.operand_fraction_bits or 23
     wide = a.dtype == jnp.float32 and kept > 12  # products longer than FP16's
@@ -111,7 +120,7 @@ def _tiles(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> tuple
             ordinary=proof.ordinary & ~careful,
         )
         found = _all_blocks(
-            start, _block_of(a, b, corner, tiling.sizes, arithmetic), wide, proof, arithmetic
+            start, _block_of(a, b, k, corner, tiling.sizes, arithmetic), wide, proof, arithmetic
         )
         # A plain sum that had to round is NaN: then all blocks of the tile are split.
         again = jnp.any(proof.maybe_plain) & _holds_nan(found)
@@ -156,11 +165,12 @@ def _start(
 # Proofs.
 
 
-def _operand_ranges(a: Array, b: Array, tiling: _Tiling) -> tuple[ranges.Ranges, ranges.Ranges]:
+def _operand_ranges(
+    a: Array, b: Array, k: int, tiling: _Tiling
+) -> tuple[ranges.Ranges, ranges.Ranges]:
     """Ranges of the rows and of the columns of each tile; the first axis counts them."""
     batches, rows, columns = tiling.counts
     depth, height, width = tiling.sizes
-    k = a.shape[2]
 
     def of_rows(index: Array) -> ranges.Ranges:
         corner = (index // rows * depth, index % rows * height, jnp.int32(0))
@@ -191,7 +201,7 @@ def _prove(
     # Cauchy and Schwarz bound every partial sum; each accumulator's rounding adds a little.
     reach = (rows[2] * columns[2] + first_top) * np.exp(steps * 2.0**-21)
     # Rounding never makes a last place finer, so all accumulators are multiples of 2^lowest.
-    lowest = jnp.minimum(lax.cummin(last), first_last)
+    lowest = jnp.minimum(jnp.min(last), first_last)
     ordinary = (lowest >= -126) & (reach < 2.0**127)
     if arithmetic.addend == "late" and arithmetic.rounding != "nearest_even":
         ordinary &= False  # two roundings, of which FP64 alone does not do the second
@@ -243,12 +253,17 @@ def _block_size(steps: int, arithmetic: Arithmetic) -> int:
 
 
 def _block_of(
-    a: Array, b: Array, corner: tuple[Array, ...], sizes: tuple[int, ...], arithmetic: Arithmetic
+    a: Array,
+    b: Array,
+    k: int,
+    corner: tuple[Array, ...],
+    sizes: tuple[int, ...],
+    arithmetic: Arithmetic,
 ) -> Callable[[Array], Block]:
     """A function that gives the operands of block i in FP64."""
     batch, row, column = corner
     depth, height, width = sizes
-    size = _block_size(a.shape[2] // arithmetic.products, arithmetic)
+    size = _block_size(k // arithmetic.products, arithmetic)
 
     def block(index: Array) -> Block:
         x = _slice(a, (batch, row, index * size), (depth, height, size))
@@ -286,7 +301,7 @@ def _all_blocks(
         return unfinished(state) & state.fits
 
     def is_checked(state: _State) -> Array:
-        may_be = _at(proof.ordinary, state.position) & (state.position >= state.retry)
+        may_be = proof.ordinary & (state.position >= state.retry)
         return unfinished(state) & ~state.fits & may_be
 
     def is_split(state: _State) -> Array:

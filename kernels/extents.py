@@ -33,8 +33,8 @@ class Extent(NamedTuple):
     Attributes:
         a_low, a_top, b_low, b_top: smallest and largest magnitude of an operand that is not 0.
         low, top: the same of a product (bounds).
-        reach: a bound on every sum so far, C and roundings included.
-        last: exponent of the lowest bit that may be set in a product or C so far.
+        reach: a bound on every sum, C and roundings included.
+        last: exponent of the lowest bit that may be set in any product or C.
         width: bits that the significand of a product may need.
     """
 
@@ -78,8 +78,8 @@ def extents(a: Array, b: Array, c: Array | None, size: int) -> Extent:
         b_top=most(b_top),
         low=least(a_low * b_low),
         top=most(bound),
-        reach=(start_top + jnp.cumsum(sums)) * growth,
-        last=lax.cummin(jnp.minimum(least(last), start_last)),
+        reach=jnp.full_like(sums, (start_top + jnp.sum(sums)) * growth),
+        last=jnp.full_like(last, jnp.minimum(jnp.min(last), start_last), shape=sums.shape),
         width=most(a_width + b_width),
     )
 

@@ -61,9 +61,14 @@ def steps(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
     for index, top in enumerate(tops):
         part = slice(index * arithmetic.products, (index + 1) * arithmetic.products)
         terms = _Terms(x[:, :, part], minus_x[:, :, part], y[:, part, :], top)
-        c, doubtful = _step(_read(c, arithmetic), terms, arithmetic)
+        if _is_usual(arithmetic):
+            words, doubtful = _usual_step(c, terms, arithmetic)
+            c = floats.to_float64(words)
+        else:
+            c, doubtful = _step(_read(c, arithmetic), terms, arithmetic)
+            words = _store(c, arithmetic)
         unknown = unknown | doubtful
-    return jnp.where(unknown, mark, _store(c, arithmetic))
+    return jnp.where(unknown, mark, words)
 
 
 def _tops(x: Array, y: Array, products: int) -> tuple[Array, ...]:
@@ -99,8 +104,62 @@ def _read(c: Array, arithmetic: Arithmetic) -> Array:
     return c
 
 
+def _is_usual(arithmetic: Arithmetic) -> bool:
+    """Whether `_usual_step` is for this record."""
+    keeps = arithmetic.subnormal_inputs == arithmetic.subnormal_results == "keep"
+    plain = arithmetic.specials == "ieee" and arithmetic.overflow == "inf"
+    fused = arithmetic.addend == "fused" and arithmetic.rounding == "nearest_even"
+    return keeps and plain and fused and arithmetic.zero == "positive"
+
+
+def _usual_step(c: Array, terms: _Terms, arithmetic: Arithmetic) -> tuple[Array, Array]:
+    """The words of the next accumulators, and which of them are in doubt: fewer instructions than
+    `_step` for records that keep subnormals and round to nearest.
+    """
+    parts = _sum(c, terms, arithmetic)
+    high, low, special = parts.high, parts.low, parts.total
+    bits = lax.bitcast_convert_type(high, jnp.int64)
+    # Rounded to odd, the sum is no false tie when it is rounded to FP32.
+    moved = bits + jnp.where((bits ^ lax.bitcast_convert_type(low, jnp.int64)) < 0, -1, 1)
+    odd = jnp.where((low != 0) & ((bits & 1) == 0), moved, bits)
+    magnitude = jnp.abs(lax.bitcast_convert_type(odd, jnp.float64))
+    # The last place of 2^(52 - 149) is that of subnormals: its last bits count them.
+    count = lax.bitcast_convert_type(magnitude + 2.0 ** (52 - 149), jnp.int64).astype(jnp.uint32)
+    tiny = magnitude < _LOWEST
+    word = jnp.where(tiny, count, floats.bits32(magnitude.astype(jnp.float32)))  # RNE
+    finite = jnp.isfinite(special)
+    word = jnp.where(finite, word, floats.INF)
+    sign = lax.bitcast_convert_type(jnp.where(finite, high, special), jnp.int64) < 0
+    word = word | jnp.where(sign & (word != 0), floats.SIGN, jnp.uint32(0))
+    word = jnp.where(special != special, np.uint32(arithmetic.nan), word)
+    # Only at a tie does the sign of `low` decide. Coarser places have their ties among these.
+    tie = (bits & ((1 << 29) - 1)) == (1 << 28)
+    tie |= tiny & ((bits & ((1 << 28) - 1)) == 0)
+    doubtful = (jnp.abs(high) < parts.error * 2.0**54) | (tie & (jnp.abs(low) <= parts.error))
+    return word, doubtful
+
+
 def _rounded_sum(c: Array | None, terms: _Terms, arithmetic: Arithmetic) -> tuple[Array, Array]:
     """The sum of the products and `c`, rounded to FP32, and where that is in doubt."""
+    parts = _sum(c, terms, arithmetic)
+    high, low, error = parts.high, parts.low, parts.error
+    rounded, boundary = _round(high, low, parts.total, arithmetic, parts.plain)
+    # All comparisons with a NaN are false: specials are never in doubt.
+    doubtful = (jnp.abs(high) < error * 2.0**54) | (boundary & (jnp.abs(low) <= error))
+    return rounded, doubtful
+
+
+class _Sum(NamedTuple):
+    """The sum of a step, before it is rounded."""
+
+    high: Array  # the sum rounded to FP64
+    low: Array  # what that lost
+    error: Array  # a bound on what `low` lacks; -1 where nothing
+    total: Array  # not finite where the sum is not
+    plain: Array | None  # has the sign of an exact zero
+
+
+def _sum(c: Array | None, terms: _Terms, arithmetic: Arithmetic) -> _Sum:
     x, minus_x, y, top = terms
     count = x.shape[-1]
     # The sum of all magnitudes is below half of `top`, so that `grid` stays in one binade.
@@ -141,11 +200,7 @@ def _rounded_sum(c: Array | None, terms: _Terms, arithmetic: Arithmetic) -> tupl
     other = products_top * ((added + 1) * 2.0**-55)
     error = jnp.where(error < other, error, other)
     error = jnp.where(exact, -1.0, error)
-    low = _lost(upper, rest, high)
-    rounded, boundary = _round(high, low, total, arithmetic, plain)
-    # All comparisons with a NaN are false: specials are never in doubt.
-    doubtful = (jnp.abs(high) < error * 2.0**54) | (boundary & (jnp.abs(low) <= error))
-    return rounded, doubtful
+    return _Sum(high, _lost(upper, rest, high), error, total, plain)
 
 
 def _round(

@@ -8,18 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
+from tests.kernel_inputs import BF16, FP32, GENERATORS, draw_matrices, words
 
 PRESETS = [kernels.ASCEND_910C, kernels.FP32_FMA_CHAIN, kernels.NVIDIA_HOPPER]
-DTYPES = [BF16, FP16, FP32]
 
 preset = pytest.mark.parametrize("arithmetic", PRESETS, ids=lambda p: p.name)
-dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
-generator = pytest.mark.parametrize("name", GENERATORS)
 
 
 @preset
-@pytest.mark.parametrize("k", [1, 2, 3, 15, 16, 17, 33])
+@pytest.mark.parametrize("k", [1, 3, 17])
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 def test_no_c_is_a_c_of_plus_zero(dtype, k, arithmetic):
     """Where XLA would take `0 + x` for x, and a product beyond FP32 for a fused multiply-add."""
@@ -45,24 +42,10 @@ def check(a, b, c, arithmetic):
 
 
 @preset
-@dtype
-@generator
-def test_single_dots(arithmetic, dtype, name):
-    check(*draw(name, seed=1, rows=400, k=32, dtype=dtype), arithmetic)
-
-
-@preset
-@dtype
-@generator
-def test_matrices(arithmetic, dtype, name):
-    check(*draw_matrices(name, seed=2, m=18, k=37, n=21, dtype=dtype), arithmetic)
-
-
-@preset
 @settings(max_examples=25)
 @given(
     st.sampled_from(sorted(GENERATORS)),
-    st.sampled_from(DTYPES),
+    st.sampled_from([BF16, FP32]),
     st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 9)),
     st.integers(0, 2**32 - 1),
 )
@@ -121,24 +104,86 @@ def test_k_splits_chain_at_whole_steps(arithmetic):
     assert (words(chained) == words(kernels.matmul(a, b, c, arithmetic=arithmetic))).all()
 
 
-@pytest.mark.parametrize("arithmetic", [PRESETS[0], PRESETS[2]], ids=lambda p: p.name)
+FUSED = [
+    kernels.ASCEND_910C,
+    kernels.ASCEND_910C_CANDIDATES["late_addend"],
+    kernels.NVIDIA_HOPPER,
+    kernels.NVIDIA_AMPERE,
+    kernels.AMD_CDNA3,
+]
+
+
+@pytest.mark.parametrize("arithmetic", FUSED, ids=lambda p: p.name)
 def test_order_matters_between_steps_only(arithmetic):
     a, b, _ = draw_matrices("cancelling", 7, 30, 64, 30, BF16)
     rng = np.random.default_rng(0)
-    inside = np.concatenate([16 * s + rng.permutation(16) for s in range(4)])
+    width = arithmetic.products
+    inside = np.concatenate([width * s + rng.permutation(width) for s in range(64 // width)])
     across = rng.permutation(64)
-    whole = words(kernels.matmul(a, b, arithmetic=arithmetic))
-    assert (words(kernels.matmul(a[:, inside], b[inside], arithmetic=arithmetic)) == whole).all()
-    assert (words(kernels.matmul(a[:, across], b[across], arithmetic=arithmetic)) != whole).any()
+    orders = [np.arange(64), inside, across]
+    products = kernels.matmul(  # one batch
+        np.stack([a[:, order] for order in orders]),
+        np.stack([b[order] for order in orders]),
+        arithmetic=arithmetic,
+    )
+    whole, moved_inside, moved_across = words(products)
+    assert (moved_inside == whole).all()
+    assert (moved_across != whole).any()
 
 
-@preset
+SYMMETRIC = [
+    kernels.ASCEND_910C,
+    kernels.FP32_FMA_CHAIN,
+    kernels.X86_AVX512_BF16,
+    kernels.NVIDIA_HOPPER,
+    kernels.AMD_CDNA1,
+    kernels.AMD_CDNA2,
+    kernels.ASCEND_910C_CANDIDATES["guard_2_truncate"],
+]
+ONE_SIDED = [kernels.AMD_CDNA3, kernels.ASCEND_910C_CANDIDATES["guard_2_floor"]]
+
+
+def with_sign_and_scale(arithmetic, name):
+    """Words of a product, of its negation, and of it with `a` and `c` times 2^9."""
+    a, b, c = draw_matrices(name, 8, 12, 48, 20, BF16)
+    c = np.zeros((12, 20), np.float32) if c is None else c
+    big = BF16.type(2**9), np.float32(2**9)
+    products = kernels.matmul(
+        np.stack([a, -a, a * big[0]]), b, np.stack([c, -c, c * big[1]]), arithmetic=arithmetic
+    )
+    return np.asarray(products)
+
+
+@pytest.mark.parametrize("arithmetic", SYMMETRIC + ONE_SIDED, ids=lambda p: p.name)
 def test_negation_and_scaling_by_powers_of_two(arithmetic):
-    a, b, c = draw_matrices("normal", 8, 12, 48, 20, BF16)
-    plain = kernels.matmul(a, b, c, arithmetic=arithmetic)
-    assert (words(kernels.matmul(-a, b, -c, arithmetic=arithmetic)) == words(-plain)).all()
-    scaled = kernels.matmul(a * BF16.type(2**9), b, c * np.float32(2**9), arithmetic=arithmetic)
-    assert (words(scaled) == words(plain * np.float32(2**9))).all()
+    for name in ("normal", "wide"):
+        plain, negated, scaled = with_sign_and_scale(arithmetic, name)
+        assert (words(scaled) == words(plain * np.float32(2**9))).all()
+        same = words(negated) == words(-plain)
+        if arithmetic in SYMMETRIC:
+            assert same.all()
+        elif name == "wide":  # what is cut toward minus infinity has a direction
+            assert not same.all()
+
+
+@pytest.mark.parametrize("arithmetic", SYMMETRIC + ONE_SIDED, ids=lambda p: p.name)
+def test_every_bf16_code(arithmetic):
+    """All 65,536 codes as one operand, beside a few as the other and in C."""
+    codes = np.arange(1 << 16, dtype=np.uint16).view(BF16)
+    a = np.zeros((1 << 16, 16), BF16)
+    a[:, 3] = codes
+    b = np.zeros((16, 3), BF16)
+    b[3] = np.array([1.0, -3.0, 2.0**-40], BF16)
+    c = np.array([[-0.0, 1.0, 2.0**-149]], np.float32)
+    got = words(kernels.matmul(a, b, np.repeat(c, len(a), 0), arithmetic=arithmetic))
+    some = np.unique(np.concatenate([np.arange(0, 1 << 16, 97), np.arange(0x7F70, 0x7FA0)]))
+    start = np.repeat(c, len(some), 0)
+    expected = kernels.reference.matmul(a[some], b, start, arithmetic=arithmetic)
+    assert (got[some] == words(expected)).all()
+    # Alone, times one and onto -0, a code comes back: what the record's rules leave of it.
+    magnitude = np.arange(1 << 16) & 0x7FFF
+    normal = (magnitude >= 0x80) & (magnitude < 0x7F80)
+    assert (got[normal, 0] == np.arange(1 << 16)[normal] << 16).all()
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)])

@@ -197,6 +197,7 @@ def test_every_changed_parameter_is_caught(name):
     assert missed == set(survivors(unit)) & set(changes)
 
 
+@pytest.mark.slow  # a compilation for each of them
 def test_the_twin_has_every_units_bits_on_the_gates_inputs():
     """What the gate catches in the definition it would catch in the twin."""
     for unit in UNITS.values():
