@@ -15,6 +15,8 @@ from jaxtyping import Array
 from kernels import floats, operands
 from kernels.arithmetic import Arithmetic
 
+_MINUS_ZERO = np.int64(-(2**63))
+
 
 def dots(rows: Array, columns: Array, c: Array, arithmetic: Arithmetic) -> Array:
     """FP32 words of `n` output elements. All arguments are FP32 words (uint32).
@@ -52,8 +54,7 @@ def _step(x: Array, y: Array, c: Array, arithmetic: Arithmetic) -> Array:
 
 def finish(terms: Array, arithmetic: Arithmetic) -> Array:
     """The FP32 words of the exact sums of `terms[t, n]` (FP64), specials included."""
-    # FP64 has range to spare: a plain sum is infinite or NaN only because of the operands, and
-    # it is -0 only if all terms are.
+    # FP64 has range to spare: a plain sum is infinite or NaN only because of the operands.
     plain = lax.reduce(terms, np.float64(-0.0), lax.add, (0,))
     special = ~jnp.isfinite(plain)
     terms = jnp.where(special, 0.0, terms)
@@ -69,7 +70,10 @@ def finish(terms: Array, arithmetic: Arithmetic) -> Array:
     if arithmetic.zero == "positive":
         word = jnp.where((word & floats.MAGNITUDE) == 0, jnp.uint32(0), word)
     else:
-        word = jnp.where((total == 0) & minus, floats.SIGN, word)
+        # As integers: XLA does not keep the sign of zero in every sum.
+        minus_zero = jnp.all(lax.bitcast_convert_type(terms, jnp.int64) == _MINUS_ZERO, axis=0)
+        exact_zero = jnp.where(minus_zero, floats.SIGN, jnp.uint32(0))
+        word = jnp.where(total == 0, exact_zero, word)
     infinity = jnp.where(minus, floats.SIGN | floats.INF, floats.INF)
     word = jnp.where(special, infinity, word)
     return jnp.where(jnp.isnan(plain), jnp.uint32(arithmetic.nan), word)

@@ -7,7 +7,8 @@ every block of k one of three ways is taken:
   only rounding is the one to FP32 that the unit makes;
 - checked, for FP32 operands, whose products are too long for such proofs: each element bounds its
   FP64 error and asks whether the rounding to FP32 could depend on it (Ziv's test);
-- split (`kernels.split`) for everything else, and for a block that the test does not pass.
+- split (`kernels.split`) for everything else, and for a block that the test does not pass; once
+  every accumulator of a tile is infinite or NaN, only what can still change that.
 
 An element that even these sums leave in doubt is computed again alone (`kernels.repair`).
 """
@@ -280,6 +281,7 @@ class _State(NamedTuple):
     position: Array  # the next block
     words: Array  # accumulators
     fits: Array  # whether the next block is plain
+    settled: Array  # whether every accumulator is infinite or NaN
     retry: Array  # the first block that may be checked; the others are split at once
     pause: Array  # blocks to wait after the next failure
 
@@ -293,6 +295,7 @@ def _all_blocks(
 ) -> Array:
     """Words of a tile's accumulators after all blocks."""
     count = proof.plain.shape[0]
+    settles = arithmetic.overflow == "inf" and arithmetic.product_overflow == "keep"
 
     def unfinished(state: _State) -> Array:
         return state.position < count
@@ -305,7 +308,10 @@ def _all_blocks(
         return unfinished(state) & ~state.fits & may_be
 
     def is_split(state: _State) -> Array:
-        return unfinished(state) & ~is_plain(state) & ~is_checked(state)
+        return unfinished(state) & ~is_plain(state) & ~is_checked(state) & ~state.settled
+
+    def is_settled(state: _State) -> Array:
+        return unfinished(state) & state.settled
 
     def advanced(state: _State, words: Array) -> _State:
         index = state.position + 1
@@ -327,16 +333,21 @@ def _all_blocks(
         return lax.cond(failed, lambda: failure, lambda: advanced(success, words))
 
     def split_up(state: _State) -> _State:
-        return advanced(state, split.steps(state.words, *block(state.position), arithmetic))
+        words = split.steps(state.words, *block(state.position), arithmetic)
+        return advanced(state, words)._replace(settled=settles & _no_finite(state.words))
+
+    def settled(state: _State) -> _State:
+        return advanced(state, _settled(state.words, *block(state.position), arithmetic))
 
     def body(state: _State) -> _State:
         # Loops, because a loop keeps its accumulators in place and a conditional copies them.
         state = lax.while_loop(is_plain, plain, looked_at(state))
         state = lax.while_loop(is_checked, checked, state)
-        return lax.while_loop(is_split, split_up, state)
+        state = lax.while_loop(is_split, split_up, state)
+        return lax.while_loop(is_settled, settled, state)
 
     first = jnp.int32(0)
-    state = _State(first, start, jnp.bool_(False), first, jnp.int32(1))
+    state = _State(first, start, jnp.bool_(False), jnp.bool_(False), first, jnp.int32(1))
     return lax.while_loop(unfinished, body, state).words
 
 
@@ -408,6 +419,25 @@ def _checked(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmeti
         found = low if arithmetic.addend == "fused" else c + low
         c = jnp.where(low == high, found, jnp.float32(jnp.nan))  # rounding is monotone
     return floats.bits32(c)
+
+
+def _no_finite(words: Array) -> Array:
+    magnitude = lax.bitcast_convert_type(words & floats.MAGNITUDE, jnp.int32)
+    return jnp.min(magnitude) >= floats.INF.astype(np.int32)
+
+
+def _settled(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
+    """The steps of a block where every accumulator is infinite or NaN: these see only which
+    operands are, and which are zero.
+    """
+    mark = split.unknown_word(arithmetic)
+    kinds = (jnp.where(jnp.isfinite(v), jnp.sign(v), v).astype(jnp.float32) for v in (x, y))
+    x, y = lax.optimization_barrier(tuple(kinds))
+    c = floats.from_bits32(words)
+    for total in _dots(x, y, arithmetic.products):
+        c = c + total
+    found = jnp.where(jnp.isnan(c), np.uint32(arithmetic.nan), floats.bits32(c))
+    return jnp.where(words == mark, mark, found)
 
 
 def _kept(before: Array, after: Array) -> Array:

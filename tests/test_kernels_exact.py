@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import Arithmetic, arithmetic, exact, repair, split
+from kernels import Arithmetic, arithmetic, distill, exact, operands, repair, split
 from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
 
 ASCEND = kernels.ASCEND_910C
@@ -79,6 +79,29 @@ def stacked(drawn):
 @family
 def test_single_dots(record, dtype):
     check(*stacked([draw(name, 21, 24, 37, dtype) for name in GENERATORS]), record)
+
+
+@family
+def test_the_last_resort_alone(record, dtype):
+    """What computes single elements, asked for all of them."""
+    a, b, c = stacked([draw(name, 3, 40, 2 * record.products, dtype) for name in GENERATORS])
+    expected = words(kernels.reference.matmul(a, b, c, arithmetic=record))
+    mode = record.mode(dtype.name, dtype.name)
+    steps = (-1, 2, mode.products) if a.shape[-1] == 2 * mode.products else None
+    if steps is None:  # a mode with other steps
+        steps = (-1, a.shape[-1] // mode.products, mode.products)
+
+    def dots(a, b, c):
+        rows = operands.read(a, mode).reshape(steps).transpose(1, 2, 0)
+        columns = operands.read(b, mode).reshape(steps).transpose(1, 2, 0)
+        return distill.dots(
+            kernels.floats.bits32(rows),
+            kernels.floats.bits32(columns),
+            kernels.floats.bits32(c.reshape(-1)),
+            mode,
+        )
+
+    assert (np.asarray(jax.jit(dots)(a, b, c)) == expected.reshape(-1)).all()
 
 
 @family
