@@ -121,7 +121,7 @@ def _branches(arithmetic: Arithmetic, narrow: bool) -> list[Callable[..., Array]
         least = 2.0**26 * singles.scaled_least(scale)
         return lax.cond(
             settled,
-            lambda: floats.bits32(_plain(floats.from_bits32(c), _kind(x), _kind(y))),
+            lambda: floats.bits32(_plain(floats.from_bits32(c), *_kinds(x, y))),
             lambda: _unless_nan(
                 firm,
                 lambda: _firm(c, left, right, scale, least, False),
@@ -244,12 +244,15 @@ def _wide(c: Array, x: Array, y: Array, arithmetic: Arithmetic, narrow: bool) ->
     return singles.to_words(found)
 
 
-def _kind(words: Array) -> Array:
+def _kinds(x: Array, y: Array) -> list[Array]:
     """+-1 for finite FP32 words but zeros; these, infinities and NaNs as they are."""
-    magnitude = words & floats.MAGNITUDE
-    one = (words & floats.SIGN) | np.uint32(0x3F800000)
-    finite = (magnitude > 0) & (magnitude < floats.INF)
-    return floats.from_bits32(jnp.where(finite, one, words))
+    kinds = []
+    for words in (x, y):
+        magnitude = words & floats.MAGNITUDE
+        one = (words & floats.SIGN) | np.uint32(0x3F800000)
+        finite = (magnitude > 0) & (magnitude < floats.INF)
+        kinds.append(floats.from_bits32(jnp.where(finite, one, words)))
+    return lax.optimization_barrier(kinds)  # else formed again for each product
 
 
 # NaNs.
