@@ -165,13 +165,17 @@ def _accumulate(
         x, y = (floats.bits32(lax.bitcast_convert_type(z, dtype)) for z in (x, y))
         left = aligned_step.decode(x, grid, grid.up, specials)
         right = aligned_step.decode(y, grid, 0, specials)
-        # Decoded once for a whole row or column, not once for each output element.
-        left, right = lax.optimization_barrier((left, right))
+        x_signs = left.sign.reshape(batch, 1, layout.per_block, products, m)
+        y_signs = right.sign.reshape(batch, tiles, layout.per_block, products, width)
+        x_signs, y_signs = (aligned_step.packed_signs(sign) for sign in (x_signs, y_signs))
+        # All this is done once for a whole row or column, not once for each output element.
+        left, right, x_signs, y_signs = lax.optimization_barrier((left, right, x_signs, y_signs))
         for place in range(layout.per_block):
             chosen = range(place * products, (place + 1) * products)
             rows = [_row(left, p, m) for p in chosen]
             columns = [_column(right, p, width) for p in chosen]
-            after = aligned_step.step(rows, columns, c, grid, specials)
+            signs = x_signs[:, :, place, :, None] ^ y_signs[:, :, place, None, :]
+            after = aligned_step.step(rows, columns, signs, c, grid, specials)
             if layout.steps % layout.per_block:  # the last block has steps too many
                 after = jnp.where(index * layout.per_block + place < layout.steps, after, c)
             c = after

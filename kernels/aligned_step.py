@@ -105,6 +105,14 @@ def _sign(words: Array, grid: Grid) -> Array:
     return -(words >> 31).astype(grid.lane)
 
 
+def packed_signs(sign: Array) -> Array:
+    """Signs `[..., products, n]` of a step, 0 or -1, as the bits of words `[..., n]`."""
+    products = sign.shape[-2]
+    word = jnp.uint32 if products <= 32 else jnp.uint64
+    place = jnp.arange(products, dtype=word)[:, None]
+    return jnp.sum((sign & 1).astype(word) << place, axis=-2, dtype=word)
+
+
 def _signed(magnitude: Array, sign: Array) -> Array:
     return (magnitude ^ sign) - sign
 
@@ -116,12 +124,15 @@ def _kind(words: Array) -> Array:
     return floats.from_bits32(jnp.where(ordinary, words & floats.SIGN | 0x3F800000, words))
 
 
-def step(x: list[Operands], y: list[Operands], c: Array, grid: Grid, specials: bool) -> Array:
+def step(
+    x: list[Operands], y: list[Operands], signs: Array, c: Array, grid: Grid, specials: bool
+) -> Array:
     """The FP32 words of C after one step.
 
     Args:
         x, y: the operands of each product, in shapes that broadcast to C's; the significands of
             one of them are shifted left by `grid.up`.
+        signs: those of the products, packed.
         c: FP32 words; without `specials` no NaN, and infinite only after an overflow.
         grid: how terms are held.
         specials: whether a term may be infinite or NaN, or the sign of a zero matters.
@@ -135,14 +146,17 @@ def step(x: list[Operands], y: list[Operands], c: Array, grid: Grid, specials: b
         top = jnp.maximum(top, a.exponent + b.exponent)
     if fused:
         top = jnp.maximum(top, exponent)
-    total = _sum_of_products(x, y, top, grid)
+    total = _sum_of_products(x, y, signs, top, grid)
     unit = top - grid.cut
     if fused:
         sign = _sign(addend, grid)
         count = significand.astype(grid.lane) << max(0, grid.cut - 23)
-        count = _signed(count, sign) if arithmetic.alignment == "floor" else count
         places = top - exponent + max(0, 23 - grid.cut)
-        negative, magnitude = _add(total, _align(count, places, sign, grid))
+        if arithmetic.alignment == "floor":
+            term = _aligned(_signed(count, sign), places, grid)
+        else:
+            term = _signed(_aligned(count, places, grid), sign)
+        negative, magnitude = _add(total, term)
     elif arithmetic.addend == "joined":
         negative, magnitude, unit = _join(total, top, addend, grid)
     else:
@@ -171,27 +185,31 @@ def _read(c: Array, arithmetic: Arithmetic) -> Array:
     return jnp.where((c & floats.MAGNITUDE) < (1 << 23), sign, c)
 
 
-def _sum_of_products(x: list[Operands], y: list[Operands], top: Array, grid: Grid) -> Array:
+def _sum_of_products(
+    x: list[Operands], y: list[Operands], signs: Array, top: Array, grid: Grid
+) -> Array:
     """Their sum as a count of 2^(top - cut): in a lane, or in int64 where a lane is too short."""
     sums = []
     for first in range(0, len(x), grid.group):
         total = jnp.zeros(top.shape, grid.lane)
         for a, b in zip(x[first : first + grid.group], y[first : first + grid.group], strict=True):
             places = top - (a.exponent + b.exponent) + grid.down
-            total += _align(a.significand * b.significand, places, a.sign ^ b.sign, grid)
+            kept = _aligned(a.significand * b.significand, places, grid)
+            # The complement of a negative term is one less than the term.
+            total += kept if grid.arithmetic.alignment == "floor" else kept ^ a.sign ^ b.sign
         sums.append(total)
-    if len(sums) == 1:
-        return sums[0]
-    return functools.reduce(jnp.add, [total.astype(jnp.int64) for total in sums])
+    if len(sums) > 1:
+        sums = [total.astype(jnp.int64) for total in sums]
+    if grid.arithmetic.alignment != "floor":
+        sums.append(lax.population_count(signs).astype(sums[0].dtype))
+    return functools.reduce(jnp.add, sums)
 
 
-def _align(count: Array, places: Array, sign: Array, grid: Grid) -> Array:
-    """`+-count * 2^-places` cut to an integer. With `floor` the count has its sign already."""
-    limit = 8 * count.dtype.itemsize - 1
+def _aligned(count: Array, places: Array, grid: Grid) -> Array:
+    """`count * 2^-places` cut to an integer. The count has its sign with `floor`, else none."""
     if grid.arithmetic.alignment == "nearest_even":
-        return _signed(encode.cut(count, places, "nearest_even"), sign)
-    kept = count >> encode.at_most(places, limit).astype(count.dtype)
-    return kept if grid.arithmetic.alignment == "floor" else _signed(kept, sign)
+        return jnp.where(places > 0, encode.cut(count, places, "nearest_even"), count)
+    return count >> encode.at_most(places, 8 * count.dtype.itemsize - 1).astype(count.dtype)
 
 
 def _add(total: Array, term: Array) -> tuple[Array, Array]:

@@ -28,18 +28,15 @@ def at_most(distance: Array, limit: int) -> Array:
 
 
 def cut(magnitude: Array, places: Array, rounding: str) -> Array:
-    """`magnitude * 2^-places` (both not negative, any number of places) as an integer."""
+    """`magnitude * 2^-places` (not negative; any number of places but zero) as an integer."""
+    if rounding == "toward_zero":
+        return magnitude >> places.astype(magnitude.dtype)  # by too many places: 0
     bits = 8 * magnitude.dtype.itemsize
-    if rounding == "nearest_even":
-        below = at_most(jnp.maximum(places - 1, 0), bits - 1).astype(magnitude.dtype)
-        kept = magnitude >> below
-        inexact = ((kept << below) != magnitude).astype(magnitude.dtype)
-        rounded = (kept >> 1) + (kept & ((kept >> 1) | inexact) & 1)  # RNE
-        rounded = jnp.where(places > bits, 0, rounded)
-    else:
-        shifted = magnitude >> at_most(places, bits - 1).astype(magnitude.dtype)
-        rounded = jnp.where(places >= bits, 0, shifted)  # RZ
-    return jnp.where(places <= 0, magnitude, rounded)
+    below = at_most(places - 1, bits - 1).astype(magnitude.dtype)
+    kept = magnitude >> below
+    inexact = ((kept << below) != magnitude).astype(magnitude.dtype)
+    rounded = (kept >> 1) + (kept & ((kept >> 1) | inexact) & 1)  # RNE
+    return jnp.where(places > bits, 0, rounded)
 
 
 def finish(
@@ -56,29 +53,34 @@ def finish(
         arithmetic: its `rounding`, `overflow`, `subnormal_results` and `zero` are used.
     """
     bits = 8 * magnitude.dtype.itemsize
-    width = bits - lax.clz(magnitude).astype(jnp.int32)
-    shift = jnp.maximum(width - 24 + unit, -149) - unit
-    kept = cut(magnitude, jnp.maximum(shift, 0), arithmetic.rounding)
-    kept = (kept << jnp.clip(-shift, 0, 24).astype(kept.dtype)).astype(jnp.uint32)
-    exponent = unit + shift  # of the last place
-    word = kept + (jnp.maximum(exponent + 149, 0).astype(jnp.uint32) << 23)
-    word = jnp.where(kept < (1 << 23), kept, word)
-    largest = floats.INF if arithmetic.overflow == "inf" else floats.INF - 1
-    word = jnp.where(word >= floats.INF, largest, word)
+    blank = lax.clz(magnitude)
+    normal = magnitude << blank  # a leading one, or zero
+    place = unit + (bits - 24) - blank.astype(jnp.int32)  # of the last of its 24 first bits
+    field = jnp.maximum(place + 149, 0)  # of the exponent, but for the leading one
+    kept = cut(normal, bits - 24 + field - (place + 149), arithmetic.rounding)
+    word = kept.astype(jnp.uint32) + (field.astype(jnp.uint32) << 23)
+    word = jnp.minimum(word, floats.INF if arithmetic.overflow == "inf" else floats.INF - 1)
+    zero = kept == 0
     if arithmetic.subnormal_results == "flush":
-        word = jnp.where(_is_tiny(magnitude, width, unit, arithmetic.rounding), 0, word)
-    signed = word | (negative.astype(jnp.uint32) << 31)
+        zero |= _is_tiny(normal, place, arithmetic.rounding)
+    sign = negative.astype(jnp.uint32) << 31
     if arithmetic.zero == "positive":
-        return jnp.where(word == 0, jnp.uint32(0), signed)
+        return jnp.where(zero, jnp.uint32(0), word | sign)
     assert minus_zero is not None
-    return jnp.where(magnitude == 0, minus_zero.astype(jnp.uint32) << 31, signed)
+    minus_zero = minus_zero.astype(jnp.uint32) << 31
+    return jnp.where(zero, jnp.where(magnitude == 0, minus_zero, sign), word | sign)
 
 
-def _is_tiny(magnitude: Array, width: Array, unit: Array, rounding: str) -> Array:
-    """Whether the sum, rounded to 24 bits as if exponents had no limit, is below 2^-126."""
-    top = width - 1 + unit
-    carries = cut(magnitude, jnp.maximum(width - 24, 0), rounding) == (1 << 24)
-    return (top < -127) | ((top == -127) & ~carries)
+def _is_tiny(normal: Array, place: Array, rounding: str) -> Array:
+    """Whether the sum, rounded to 24 bits as if exponents had no limit, is below 2^-126.
+
+    Args:
+        normal: its magnitude with a leading one, or zero.
+        place: the exponent of the last of the 24 first bits.
+        rounding: as in the record.
+    """
+    carries = cut(normal, jnp.int32(8 * normal.dtype.itemsize - 24), rounding) == (1 << 24)
+    return (place < -150) | ((place == -150) & ~carries)
 
 
 def add(x: Array, y: Array, arithmetic: Arithmetic) -> Array:

@@ -23,9 +23,7 @@ UNITS = [
     if mode is not None and mode.fraction_bits is not None and dtype.name in mode.dtypes
 ]
 UNITS += [
-    (unit, BF16)
-    for unit in kernels.ASCEND_910C_CANDIDATES.values()
-    if unit.fraction_bits is not None
+    (kernels.ASCEND_910C_CANDIDATES[name], BF16) for name in ("guard_2_truncate", "guard_4_floor")
 ]
 
 
@@ -39,47 +37,62 @@ CASES = list({_sums(unit, dtype): (unit, dtype) for unit, dtype in UNITS}.values
 
 ALIGNED = dataclasses.replace(NVIDIA_HOPPER, name="custom", **dict.fromkeys(MODES))
 ANY = ("bfloat16", "float16", "float32")
-JOINED = {"addend": "joined", "sum_fraction_bits": 30}
+IEEE = {"zero": "ieee"}  # looks for specials always, so that there is one path to compile
 CUSTOM: dict[str, tuple[dict[str, object], np.dtype]] = {
-    "one product": ({"products": 1, "fraction_bits": 23}, BF16),
-    "64 products": ({"products": 64, "fraction_bits": 23, "rounding": "nearest_even"}, BF16),
-    "odd step": ({"products": 5, "fraction_bits": 24, "alignment": "nearest_even"}, FP16),
-    "coarse": ({"products": 3, "fraction_bits": 1, "alignment": "floor"}, BF16),
-    "coarse, to nearest": ({"fraction_bits": 5, "alignment": "nearest_even"}, FP16),
-    "widest int32 lane": ({"fraction_bits": 29, "zero": "ieee"}, FP16),
-    "widest, to nearest": ({"fraction_bits": 28, "alignment": "nearest_even"}, BF16),
-    "int64 lane": ({"fraction_bits": 30, "zero": "ieee", "subnormal_results": "flush"}, BF16),
-    "finest": ({"products": 64, "fraction_bits": 48, "alignment": "nearest_even"}, FP32),
-    "uncut FP32": ({"products": 8, "fraction_bits": 40, "min_exponent": -126}, FP32),
-    "15-bit FP32": ({"fraction_bits": 25, "operand_fraction_bits": 14}, FP32),
-    "16-bit FP32": ({"fraction_bits": 25, "operand_fraction_bits": 15}, FP32),
-    "late": ({"addend": "late", "subnormal_results": "flush", "zero": "ieee"}, BF16),
-    "late, to nearest": ({"addend": "late", "rounding": "nearest_even"}, FP16),
-    "late, saturating": ({"addend": "late", "overflow": "saturate", "products": 8}, BF16),
+    "one product, coarse": (
+        {"products": 1, "fraction_bits": 1, "alignment": "floor", **IEEE},
+        BF16,
+    ),
+    "64 products": (
+        {"products": 64, "fraction_bits": 23, "rounding": "nearest_even", **IEEE},
+        BF16,
+    ),
+    "odd step": ({"products": 5, "fraction_bits": 5, "alignment": "nearest_even"}, FP16),
+    "widest int32 lane": ({"fraction_bits": 29, **IEEE}, FP16),
+    "widest, to nearest": ({"fraction_bits": 28, "alignment": "nearest_even", **IEEE}, BF16),
+    "int64 lane": ({"fraction_bits": 30, "subnormal_results": "flush", **IEEE}, BF16),
+    "finest": (
+        {"products": 64, "fraction_bits": 48, "alignment": "nearest_even", **IEEE},
+        FP32,
+    ),
+    "15-bit FP32": ({"fraction_bits": 25, "operand_fraction_bits": 14, **IEEE}, FP32),
+    "late": ({"addend": "late", "subnormal_results": "flush", **IEEE}, BF16),
+    "late, to nearest, saturating": (
+        {"addend": "late", "rounding": "nearest_even", "overflow": "saturate", "products": 8},
+        BF16,
+    ),
     "flush": (
         {
             "subnormal_inputs": "flush",
             "subnormal_results": "flush",
             "rounding": "nearest_even",
             "min_exponent": -400,
-            "zero": "ieee",
+            **IEEE,
         },
         BF16,
     ),
-    "plus zero": ({"subnormal_inputs": "plus_zero", "zero": "ieee"}, FP16),
+    "plus zero": ({"subnormal_inputs": "plus_zero", **IEEE}, FP16),
     "saturating": ({"specials": "saturate", "overflow": "saturate"}, BF16),
-    "overflow": ({"product_overflow": "inf", "overflow": "saturate"}, BF16),
-    "overflow, FP32": ({"product_overflow": "inf", "fraction_bits": 40, "products": 4}, FP32),
-    "joined": ({**JOINED, "addend_fraction_bits": 20, "result_fraction_bits": 24}, BF16),
+    "overflow": ({"product_overflow": "inf", "overflow": "saturate", **IEEE}, BF16),
+    "overflow, FP32": (
+        {
+            "product_overflow": "inf",
+            "fraction_bits": 40,
+            "products": 4,
+            "min_exponent": -126,
+            **IEEE,
+        },
+        FP32,
+    ),
     "joined, finest": (
         {
             "addend": "joined",
-            "products": 64,
+            "products": 20,
             "fraction_bits": 48,
             "sum_fraction_bits": 48,
             "addend_fraction_bits": 48,
             "result_fraction_bits": 48,
-            "zero": "ieee",
+            **IEEE,
         },
         FP32,
     ),
@@ -91,6 +104,7 @@ CUSTOM: dict[str, tuple[dict[str, object], np.dtype]] = {
             "addend_fraction_bits": 9,
             "result_fraction_bits": 2,
             "alignment": "floor",
+            **IEEE,
         },
         BF16,
     ),
@@ -106,6 +120,19 @@ def everything(rows: int, k: int, dtype: np.dtype):
     return a, b, c
 
 
+def check_both_paths(parts, arithmetic):
+    """Once as they are, and once with the first row in place of rows that have specials or may
+    have products that overflow.
+    """
+    with np.errstate(invalid="ignore"):  # NaN
+        plain = [np.abs(x.astype(np.float64)) < 2.0**60 for x in parts]
+    rows = np.all([x.all((1, 2)) for x in plain], axis=0)
+    assert rows[0] and not rows.all()
+    check(*parts, arithmetic)
+    if arithmetic.zero != "ieee":
+        check(*(np.where(rows[:, None, None], x, x[:1]) for x in parts), arithmetic)
+
+
 def check(a, b, c, arithmetic, multiply=kernels.matmul):
     expected = words(reference.matmul(a, b, c, arithmetic=arithmetic))
     got = words(multiply(a, b, c, arithmetic=arithmetic))
@@ -118,14 +145,14 @@ def check(a, b, c, arithmetic, multiply=kernels.matmul):
 
 @pytest.mark.parametrize("unit,dtype", CASES, ids=lambda x: x.name)
 def test_every_unit(unit, dtype):
-    check(*everything(30, 37, dtype), unit)
+    check_both_paths(everything(20, 2 * unit.products + 5, dtype), unit)
 
 
 @pytest.mark.parametrize("name", CUSTOM)
 def test_other_records(name):
     changes, dtype = CUSTOM[name]
     unit = dataclasses.replace(ALIGNED, dtypes=ANY, **changes)
-    check(*everything(24, min(2 * unit.products + 1, 70), dtype), unit)
+    check_both_paths(everything(20, min(2 * unit.products + 1, 70), dtype), unit)
 
 
 def test_an_fp16_operand_beside_an_fp32_one_is_read_as_fp32():
@@ -133,7 +160,7 @@ def test_an_fp16_operand_beside_an_fp32_one_is_read_as_fp32():
     a, _, _ = draw_matrices("subnormal_inputs", 9, 8, 20, 17, FP16)
     _, b, _ = draw_matrices("normal", 9, 8, 20, 17, FP32)
     unit = dataclasses.replace(
-        ALIGNED, dtypes=ANY, subnormal_inputs="flush", operand_fraction_bits=6
+        ALIGNED, dtypes=ANY, subnormal_inputs="flush", operand_fraction_bits=6, **IEEE
     )
     check(a, b, None, unit)
 
@@ -143,27 +170,26 @@ def test_lanes_are_what_the_records_above_say():
         return Grid(dataclasses.replace(ALIGNED, **CUSTOM[name][0]), precision, -126)
 
     assert grid("widest int32 lane", 11).lane == grid("15-bit FP32", 15).lane == jnp.int32
-    assert grid("int64 lane", 8).lane == grid("16-bit FP32", 16).lane == jnp.int64
+    assert grid("int64 lane", 8).lane == grid("15-bit FP32", 16).lane == jnp.int64
     assert Grid(NVIDIA_HOPPER, 8, -126).group == 16
     assert Grid(kernels.ASCEND_910C_CANDIDATES["guard_4_floor"], 8, -126).group == 4
 
 
-@pytest.mark.parametrize("unit", [NVIDIA_HOPPER, AMD_CDNA3], ids=lambda unit: unit.name)
+@pytest.mark.parametrize(
+    "unit", [dataclasses.replace(ALIGNED, **IEEE), AMD_CDNA3], ids=lambda unit: unit.name
+)
 def test_largest_sums_do_not_wrap_around(unit):
     """All products as large as their exponent allows, with C of the same and of the other sign."""
-    top = float(np.float32(np.array(0x3FFF, np.uint16).view(BF16)))
+    top = float(np.array(0x3FFF, np.uint16).view(FP16))
     signs = np.array([1.0, -1.0])[:, None]
     a, b = np.full((2, 64), top) * signs, np.full((64, 3), top)
     largest = np.float32(2.0 - 2.0**-23)
     c = np.array([[largest, -largest, 0.0]] * 2, np.float32)
-    check(a.astype(BF16), b.astype(BF16), c, unit)
-    top = float(np.array(0x3FFF, np.uint16).view(FP16))
-    a, b = np.full((2, 64), top) * signs, np.full((64, 3), top)
     check(a.astype(FP16), b.astype(FP16), c, unit)
 
 
-def paths(a, b, c, arithmetic: Arithmetic) -> list[bool]:
-    """Which paths ran: `True` where they looked for specials."""
+def paths(inputs, arithmetic: Arithmetic) -> list[bool]:
+    """Which path each of the inputs took, to right results: `True` where it looked for specials."""
     taken = []
     original = aligned._accumulate
 
@@ -173,39 +199,33 @@ def paths(a, b, c, arithmetic: Arithmetic) -> list[bool]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aligned, "_accumulate", counting)
-        args = [None if x is None else jnp.asarray(x)[None] for x in (a, b, c)]
-        jax.block_until_ready(jax.jit(lambda *x: aligned.accumulate(*x, arithmetic))(*args))
-    jax.effects_barrier()
+        product = jax.jit(lambda *parts: aligned.accumulate(*parts, arithmetic))
+        for parts in inputs:
+            check(*parts, arithmetic, lambda *x, arithmetic: product(*(y[None] for y in x))[0])
+            jax.effects_barrier()
     return taken
 
 
-def test_finite_inputs_take_the_plain_path():
-    for name in ("raw_finite", "tiny_with_zeros"):
-        a, b, c = draw_matrices(name, 4, 6, 32, 20, BF16)
-        assert paths(a, b, c, NVIDIA_HOPPER) == [False]
-    a, b, c = draw_matrices("normal", 4, 6, 32, 20, BF16)
-    assert paths(a, b, c, AMD_CDNA3) == [False]
-
-
 def test_an_infinity_anywhere_takes_the_other_path():
+    names = ("raw_finite", "tiny_with_zeros", "normal", "normal", "normal")
+    inputs = [draw_matrices(name, 4, 6, 32, 20, BF16) for name in names]
+    inputs[1] = (*inputs[1][:2], np.zeros((6, 20), np.float32))
     for place in range(3):
-        parts = draw_matrices("normal", 4, 6, 32, 20, BF16)
-        parts[place][-1, -1] = -np.inf
-        assert paths(*parts, NVIDIA_HOPPER) == [True]
-        check(*parts, NVIDIA_HOPPER)
+        inputs[2 + place][place][-1, -1] = -np.inf
+    assert paths(inputs, NVIDIA_HOPPER) == [False, False, True, True, True]
 
 
-@pytest.mark.parametrize("exponents,special", [((62, 63), False), ((63, 63), True)])
-def test_a_product_that_could_overflow_takes_the_other_path(exponents, special):
-    parts = np.ones((6, 32)), np.ones((32, 20))
-    for x, exponent in zip(parts, exponents, strict=True):
-        x[0, 0] = 1.9921875 * 2.0**exponent
-    a, b = (x.astype(BF16) for x in parts)
-    assert paths(a, b, None, AMD_CDNA3) == [special]
-    check(a, b, None, AMD_CDNA3)
-    a[1, 1], b[1, 1] = 2.0**64, 2.0**63  # just below, and one just at, the limit
-    b[1, 2] = 2.0**64
-    check(a, b, None, AMD_CDNA3)
+def test_a_product_that_could_overflow_takes_the_other_path():
+    zero = np.zeros((6, 20), np.float32)
+    inputs = [draw_matrices("normal", 4, 6, 32, 20, BF16)]
+    for exponents in ((62, 63), (63, 63), (64, 64)):
+        parts = np.ones((6, 32)), np.ones((32, 20))
+        for x, exponent in zip(parts, exponents, strict=True):
+            x[0, 0] = 1.9921875 * 2.0**exponent
+        inputs.append((*(x.astype(BF16) for x in parts), zero))
+    a, b, _ = inputs[-1]
+    a[1, 1], b[1, 1], b[1, 2] = 2.0**64, 2.0**63, 2.0**64  # just below, and just at, the limit
+    assert paths(inputs, AMD_CDNA3) == [False, False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -217,9 +237,9 @@ def test_any_shape(shape):
     """Tiles with and without padding, few columns, and blocks with steps too many."""
     m, k, n = shape
     a, b, c = draw_matrices("cancelling" if k > 1 else "wide", 5, m, k, n, BF16)
-    units = [NVIDIA_HOPPER]
+    units = [dataclasses.replace(ALIGNED, **IEEE)]
     if k in (17, 40):
-        units.append(dataclasses.replace(ALIGNED, products=3, fraction_bits=20))
+        units.append(dataclasses.replace(ALIGNED, products=3, fraction_bits=20, **IEEE))
     for unit in units:
         whole = words(kernels.matmul(a, b, c, arithmetic=unit))
         rng = np.random.default_rng(0)
@@ -227,30 +247,34 @@ def test_any_shape(shape):
         picked = a[rows][:, None, :], b.T[columns][:, :, None], c[rows, columns][:, None, None]
         expected = words(reference.matmul(*picked, arithmetic=unit))[:, 0, 0]
         assert (whole[rows, columns] == expected).all()
-        without = words(kernels.matmul(a, b, arithmetic=unit))
-        zero = words(kernels.matmul(a, b, np.zeros((m, n), np.float32), arithmetic=unit))
-        assert (without == zero).all()
+        if n == 129:
+            without = words(kernels.matmul(a, b, arithmetic=unit))
+            zero = words(kernels.matmul(a, b, np.zeros((m, n), np.float32), arithmetic=unit))
+            assert (without == zero).all()
 
 
 def test_batches_jit_and_vmap_keep_bits():
-    a, b, _ = draw_matrices("wide", 6, 7 * 20, 24, 7 * 20, BF16)
-    a, b = a.reshape(7, 20, 24), b.reshape(24, 7, 20).swapaxes(0, 1)
+    unit = dataclasses.replace(ALIGNED, **IEEE)
+    a, b, _ = draw_matrices("wide", 6, 7 * 6, 24, 7 * 20, BF16)
+    a, b = a.reshape(7, 6, 24), b.reshape(24, 7, 20).swapaxes(0, 1)
 
     def product(x, y):
-        return kernels.matmul(x, y, arithmetic=AMD_CDNA3)
+        return kernels.matmul(x, y, arithmetic=unit)
 
     whole = words(product(a, b))
-    check(a[:, :3], b, None, AMD_CDNA3)
+    check(a, b, None, unit)
     assert (words(jax.jit(product)(a, b)) == whole).all()
     assert (words(jax.vmap(product)(a, b)) == whole).all()
     assert (words(np.stack([product(x, y) for x, y in zip(a, b, strict=True)])) == whole).all()
 
 
-@pytest.mark.parametrize("changes", [{}, {"rounding": "nearest_even", "overflow": "saturate"}])
+@pytest.mark.parametrize(
+    "changes", [IEEE, {}, {"rounding": "nearest_even", "overflow": "saturate", **IEEE}]
+)
 @pytest.mark.parametrize("results", ["keep", "flush"])
 @pytest.mark.parametrize("integer", [np.uint32, np.uint64])
 def test_integers_are_rounded_as_in_the_definition(integer, results, changes):
-    unit = dataclasses.replace(ALIGNED, subnormal_results=results, zero="ieee", **changes)
+    unit = dataclasses.replace(ALIGNED, subnormal_results=results, **changes)
     rng = np.random.default_rng(7)
     bits = 8 * np.dtype(integer).itemsize
     magnitude = rng.integers(0, 2**bits, 4000, dtype=integer) >> rng.integers(0, bits, 4000).astype(
