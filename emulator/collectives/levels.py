@@ -13,7 +13,8 @@ hierarchical ones run these for many groups side by side (`parallel`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,25 @@ def travel(
             )
         )
     return rounds
+
+
+Hops = Callable[[int], Sequence[Sequence[tuple[int, int]]]]
+
+
+def there_and_back(hops: Hops) -> tuple[Callable[..., Any], Callable[..., list[Round]]]:
+    """The two functions of a level that spreads by `hops(members)`, as in `travel`, and reduces by
+    the same steps backwards, to the owners.
+    """
+
+    def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
+        owners = np.arange(len(blocks))
+        steps = [[hop[::-1] for hop in step] for step in reversed(hops(len(members)))]
+        return travel(members, blocks, owners, steps, reduce=True), owners
+
+    def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> list[Round]:
+        return travel(members, blocks, holders, hops(len(members)), reduce=False)
+
+    return reduce, spread
 
 
 def send(

@@ -9,24 +9,7 @@ al. (1997).
 
 from __future__ import annotations
 
-import numpy as np
-
-from emulator.collectives.levels import Blocks, travel
-from emulator.collectives.schedule import IntArray, Round
-
-
-def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
-    """Ends at the owners."""
-    owners = np.arange(len(blocks))
-    steps = [
-        [(destination, source) for source, destination in hops] for hops in _hops(len(members))
-    ]
-    return travel(members, blocks, owners, steps[::-1], reduce=True), owners
-
-
-def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> list[Round]:
-    """From the holders."""
-    return travel(members, blocks, holders, _hops(len(members)), reduce=False)
+from emulator.collectives.levels import there_and_back
 
 
 def _hops(m: int) -> list[list[tuple[int, int]]]:
@@ -35,3 +18,6 @@ def _hops(m: int) -> list[list[tuple[int, int]]]:
         [(-at, -at - distance) for at in range(min(distance, m - distance))]
         for distance in distances
     ]
+
+
+reduce, spread = there_and_back(_hops)

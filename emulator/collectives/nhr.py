@@ -10,24 +10,7 @@ Source: HCCL's documentation of NHR, ceil(log2 n) alpha + (n-1)/n of the bytes (
 
 from __future__ import annotations
 
-import numpy as np
-
-from emulator.collectives.levels import Blocks, travel
-from emulator.collectives.schedule import IntArray, Round
-
-
-def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
-    """Ends at the owners."""
-    owners = np.arange(len(blocks))
-    steps = [
-        [(destination, source) for source, destination in hops] for hops in _hops(len(members))
-    ]
-    return travel(members, blocks, owners, steps[::-1], reduce=True), owners
-
-
-def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> list[Round]:
-    """From the holders."""
-    return travel(members, blocks, holders, _hops(len(members)), reduce=False)
+from emulator.collectives.levels import there_and_back
 
 
 def _hops(m: int) -> list[list[tuple[int, int]]]:
@@ -36,3 +19,6 @@ def _hops(m: int) -> list[list[tuple[int, int]]]:
         [(at, at + distance) for at in range(0, m - distance, 2 * distance)]
         for distance in reversed(distances)
     ]
+
+
+reduce, spread = there_and_back(_hops)
