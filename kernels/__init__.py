@@ -1,6 +1,6 @@
 """The arithmetic of one matrix unit: what it is, and matrix products that have its bits."""
 
-from kernels import fixpipe, floats, reference
+from kernels import arithmetic_file, fixpipe, floats, fractal, probe, reference, tiling
 from kernels.arithmetic import (
     AMD_CDNA1,
     AMD_CDNA2,
@@ -21,6 +21,7 @@ from kernels.arithmetic import (
 )
 from kernels.dot import dot_general
 from kernels.matmul import matmul
+from kernels.tiling import Tiling
 
 __all__ = [
     "AMD_CDNA1",
@@ -39,9 +40,14 @@ __all__ = [
     "PRESETS",
     "X86_AVX512_BF16",
     "Arithmetic",
+    "Tiling",
+    "arithmetic_file",
     "dot_general",
     "fixpipe",
     "floats",
+    "fractal",
     "matmul",
+    "probe",
     "reference",
+    "tiling",
 ]

@@ -85,6 +85,9 @@ def over_tiles(
     # XLA:CPU does whatever moves BF16 numbers about in FP32; their words it leaves alone.
     a_words, b_words = (lax.bitcast_convert_type(x, unsigned(x)) for x in (a, b))
 
+    # +0, but only data can tell: XLA takes `0 + x` for x, which is wrong where x is -0.
+    nothing = ((a_words[0, 0, 0] | 1) == 0).astype(jnp.uint32)
+
     def part(words: Array, like: Array, start: tuple, sizes: tuple) -> Array:
         found = lax.dynamic_slice(words, start, sizes)
         return floats.bits32(lax.bitcast_convert_type(found, like.dtype))
@@ -101,7 +104,7 @@ def over_tiles(
             y = part(b_words, b, (first, start, column), (group, size, columns))
             return advance(c, x, y, *rest), None
 
-        words = jnp.zeros(shape, jnp.uint32)
+        words = jnp.full(shape, nothing)
         if c is not None:
             words = floats.bits32(lax.dynamic_slice(c, corner, shape))
         starts = jnp.arange(0, k, size, dtype=jnp.int32)

@@ -159,7 +159,7 @@ def _fused_multiply_add(x: _Term, y: _Term, c: int, arithmetic: Arithmetic) -> i
 
 def _add(x: _Term, y: int, arithmetic: Arithmetic) -> int:
     """An FP32 addition. Its operands are read as they are: flushing is for inputs of a step."""
-    return _sum([x, decode(y, "float32")], replace(arithmetic, fraction_bits=None))
+    return _sum([x, decode(y, "float32")], arithmetic, exact=True)
 
 
 def _joined(products: list[_Term], addend: _Term, arithmetic: Arithmetic) -> int:
@@ -269,12 +269,12 @@ def _product(x: _Term, y: _Term, arithmetic: Arithmetic) -> _Term:
     return _Term("finite", sign, significand, exponent, x.top + y.top)
 
 
-def _sum(terms: list[_Term], arithmetic: Arithmetic) -> int:
-    """Align, add, round: the FP32 word of the sum of the terms."""
+def _sum(terms: list[_Term], arithmetic: Arithmetic, *, exact: bool = False) -> int:
+    """Align (unless `exact`), add, round: the FP32 word of the sum of the terms."""
     special = _special(terms, arithmetic)
     if special is not None:
         return special
-    if arithmetic.fraction_bits is None:
+    if exact or arithmetic.fraction_bits is None:
         unit = min(term.exponent for term in terms)
         total = sum(term.signed << (term.exponent - unit) for term in terms)
     else:

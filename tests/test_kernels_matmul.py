@@ -16,7 +16,7 @@ preset = pytest.mark.parametrize("arithmetic", PRESETS, ids=lambda p: p.name)
 
 
 @preset
-@pytest.mark.parametrize("k", [1, 3, 17])
+@pytest.mark.parametrize("k", [1, 17])
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 def test_no_c_is_a_c_of_plus_zero(dtype, k, arithmetic):
     """Where XLA would take `0 + x` for x, and a product beyond FP32 for a fused multiply-add."""

@@ -495,8 +495,10 @@ def test_bad_arguments_are_named() -> None:
     f = lambda x: x  # noqa: E731
     with pytest.raises(TypeError, match="on must be a Machine"):
         em.emulate(f, "cloudmatrix")
-    with pytest.raises(TypeError, match="arithmetic must be"):
+    with pytest.raises(ValueError, match="unknown arithmetic 'bf16'.*ASCEND_910C"):
         em.emulate(f, PACKAGE, arithmetic="bf16")
+    with pytest.raises(TypeError, match="arithmetic must be"):
+        em.emulate(f, PACKAGE, arithmetic=16)
     with pytest.raises(ValueError, match="unknown operation 'allreduce'.*all_reduce"):
         em.emulate(f, PACKAGE, algorithms={"allreduce": "ring"})
     with pytest.raises(ValueError, match="unknown algorithm 'rings'.*ring"):

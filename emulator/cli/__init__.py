@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from emulator.cli import info, run, times
+from emulator.cli import info, probe, run, times
 
 app = typer.Typer(
     name="cm384",
@@ -20,6 +20,7 @@ app.command("info")(info.info)
 app.command("run")(run.run)
 app.command("collectives")(times.collectives)
 app.command("matmul")(times.matmul)
+app.command("probe")(probe.probe)
 
 
 def main() -> None:

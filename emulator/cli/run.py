@@ -44,6 +44,13 @@ def run(
     dp: Annotated[
         int | None, typer.Option(min=1, help="transformer: replicas (default: all devices).")
     ] = None,
+    arithmetic: Annotated[
+        str | None,
+        typer.Option(
+            help="How matmuls sum: a preset such as NVIDIA_HOPPER, ASCEND_910C/late_addend, a file "
+            "from cm384 probe, or native. Default: the machine's own."
+        ),
+    ] = None,
 ) -> None:
     """Run a program on the virtual machine and say what it computes and how long it takes there.
 
@@ -56,11 +63,11 @@ def run(
     if trace is not None and not trace.parent.is_dir():
         raise ValueError(f"--trace {trace}: there is no folder {trace.parent}")
     if program == "transformer":
-        answer = _transformer(on, size or "tiny", steps, dp, tp, estimate)
+        answer = _transformer(on, size or "tiny", steps, dp, tp, estimate, arithmetic)
     elif program == "matmul":
-        answer = _matmul(on, size, estimate)
+        answer = _matmul(on, size, estimate, arithmetic)
     elif ":" in program:
-        answer = _own(on, program, estimate)
+        answer = _own(on, program, estimate, arithmetic)
     else:
         raise ValueError(
             f"unknown program {program!r}; known: {', '.join(WORKLOADS)}, "
@@ -76,7 +83,13 @@ def run(
 
 
 def _transformer(
-    on: Machine, size: str, steps: int, dp: int | None, tp: int, shapes_only: bool
+    on: Machine,
+    size: str,
+    steps: int,
+    dp: int | None,
+    tp: int,
+    shapes_only: bool,
+    arithmetic: str | None,
 ) -> Estimate:
     import jax
 
@@ -105,13 +118,19 @@ def _transformer(
                 f"size {size}: parameters and optimizer state are {capacity(needed)}, too much to "
                 f"compute values with on this host; add --estimate"
             )
-        _train(on, config, step, dp, tp, steps)
+        _train(on, config, step, dp, tp, steps, arithmetic)
     with err.status("reading the program for its time"):
         return em.estimate(step, *shapes, on=on)
 
 
 def _train(
-    on: Machine, config: Any, step: Callable[..., Any], dp: int, tp: int, steps: int
+    on: Machine,
+    config: Any,
+    step: Callable[..., Any],
+    dp: int,
+    tp: int,
+    steps: int,
+    arithmetic: str | None,
 ) -> None:
     """Trains twice from the same start, matmuls in the machine's arithmetic and in XLA's."""
     import jax
@@ -124,16 +143,15 @@ def _train(
         text = transformer.batches(config, dp)
         tokens = next(text)
     runs = {}
-    for label, arithmetic in ((on.arithmetic, None), ("native XLA", "native")):
-        emulated = jax.jit(em.emulate(step, on=on, arithmetic=arithmetic))
+    own = arithmetic or on.arithmetic
+    for label, chosen in ((own, arithmetic), ("native XLA", "native")):
+        emulated = jax.jit(em.emulate(step, on=on, arithmetic=chosen))
         with err.status(f"compiling the step for {on.mesh(dp=dp, tp=tp).size} devices, {label}"):
             began = time.perf_counter()
             runs[label] = emulated.lower(*start, tokens).compile()
             wall_s = time.perf_counter() - began
         out.print(f"compiled with matmuls in {label} arithmetic in {wall_s:.1f} s on this host")
-    head = (
-        f"{'step':>4}  {'loss, ' + on.arithmetic:>20}  {'loss, native XLA':>18}  wall on this host"
-    )
+    head = f"{'step':>4}  {'loss, ' + own:>20}  {'loss, native XLA':>18}  wall on this host"
     out.print("\n" + head)
     states = {label: start for label in runs}
     for number in range(1, steps + 1):
@@ -150,7 +168,7 @@ def _train(
         tokens = next(text)
 
 
-def _matmul(on: Machine, size: str | None, shapes_only: bool) -> Estimate:
+def _matmul(on: Machine, size: str | None, shapes_only: bool, arithmetic: str | None) -> Estimate:
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -171,6 +189,13 @@ def _matmul(on: Machine, size: str | None, shapes_only: bool) -> Estimate:
         soft_wrap=True,
     )
     if not shapes_only:
+        if arithmetic == "native":
+            raise ValueError(
+                "--arithmetic native: XLA's bits depend on the shape, and this program compares "
+                "bits between divisions; name a unit"
+            )
+        unit = kernels.arithmetic_file.named(arithmetic or on.arithmetic)
+        out.print(f"  values in {unit.name} arithmetic", soft_wrap=True)
         a, b = matmul.operands(rows)
 
         def tiles() -> Any:
@@ -180,17 +205,18 @@ def _matmul(on: Machine, size: str | None, shapes_only: bool) -> Estimate:
                 on=on,
                 in_axes=(None, None),
                 axis_size=x * y,
+                arithmetic=unit,
             )
             return matmul.assemble(jax.jit(per_device)(a, b), x, y)
 
         ways: dict[str, Callable[[], Any]] = {
-            "undivided": lambda: kernels.matmul(a, b, arithmetic=getattr(kernels, on.arithmetic)),
-            "shard_map": lambda: jax.jit(em.emulate(product, on=on))(a, b),
+            "undivided": lambda: kernels.matmul(a, b, arithmetic=unit),
+            "shard_map": lambda: jax.jit(em.emulate(product, on=on, arithmetic=unit))(a, b),
             "pmap": tiles,
         }
         bits = {}
         for name, way in ways.items():
-            with err.status(f"{name}, arithmetic {on.arithmetic}"):
+            with err.status(f"{name}, arithmetic {unit.name}"):
                 began = time.perf_counter()
                 bits[name] = np.asarray(jax.block_until_ready(way())).view(np.uint32)
                 wall_s = time.perf_counter() - began
@@ -205,7 +231,7 @@ def _matmul(on: Machine, size: str | None, shapes_only: bool) -> Estimate:
     return em.estimate(product, shape, shape, on=on)
 
 
-def _own(on: Machine, target: str, shapes_only: bool) -> Estimate:
+def _own(on: Machine, target: str, shapes_only: bool, arithmetic: str | None) -> Estimate:
     import jax
 
     import emulator as em
@@ -222,7 +248,7 @@ def _own(on: Machine, target: str, shapes_only: bool) -> Estimate:
         )
     with err.status(f"running {target} on {on.name}"):
         began = time.perf_counter()
-        answer = em.run(function, *args, on=on)
+        answer = em.run(function, *args, on=on, arithmetic=arithmetic)
         wall_s = time.perf_counter() - began
     table = Table(title=f"values, computed in {wall_s:.2f} s on this host", title_justify="left")
     for column in ("output", "dtype", "shape", "value"):

@@ -52,10 +52,12 @@ def run(
     arithmetic: Any = None,
     algorithms: Mapping[str, Any] | None = None,
     fusion: str = "fused",
+    tiling: Any = None,
 ) -> Run:
     """What `fun(*args)` computes on the machine `on`, and everything that `estimate` says.
 
-    `arithmetic` is the machine's own if None; "native" leaves matmuls to XLA. Trip counts and
+    `arithmetic` is the machine's own if None; "native" leaves matmuls to XLA. `tiling` is that of
+    `em.emulate`; it changes values, not times. Trip counts and
     branches that depend on values are counted while the values are computed. As under `jax.jit`, a
     function is traced once for equal shapes.
     """
@@ -66,7 +68,7 @@ def run(
     counts = _never_reached(program)
     # What cannot be costed is said before any value is computed.
     costs = _costs(program, args, on, algorithms, counts, fusion)
-    value, counted = evaluate_with_counts(program, args, on, arithmetic, algorithms)
+    value, counted = evaluate_with_counts(program, args, on, arithmetic, algorithms, tiling=tiling)
     if counted:
         costs = _costs(program, args, on, algorithms, counts | counted, fusion)
     return Run(**_answer(costs, _name(fun), on), value=value, counts=counted)

@@ -1,0 +1,195 @@
+"""A matrix unit's answers to the probes, and whether a hypothesis predicts them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels import reference
+from kernels.arithmetic import Arithmetic
+from kernels.probe.inputs import Tile
+
+RESULTS = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+"""Types of results that are understood; FP64 ones are rounded to FP32."""
+
+_NAN = -1  # any NaN, where results are narrower than FP32
+
+
+class Probe(NamedTuple):
+    """One output: row i and column j of a tile."""
+
+    tile: int
+    i: int
+    j: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A probe that contradicts a hypothesis: the FP32 words expected and received."""
+
+    probe: str
+    i: int
+    j: int
+    expected: int
+    got: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.probe} [{self.i}, {self.j}]: got {self.got & 0xFFFFFFFF:08x}, "
+            f"expected {self.expected & 0xFFFFFFFF:08x}"
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Answers:
+    """Tiles and the words a unit gave for them; `dtype` of the operands, `result` of the answers.
+
+    Narrow results (BF16, FP16) are FP32 sums rounded once to nearest even.
+    """
+
+    dtype: str
+    result: str
+    tiles: Sequence[Tile]
+    words: list[NDArray[np.int64]]
+    any_nan: bool = False  # NaNs count as equal
+    hard: list[Probe] = field(default_factory=list)  # probes that contradicted a hypothesis: asked
+    # first from then on
+    _decoded: dict[Any, Any] = field(default_factory=dict)
+
+    def probes(
+        self, groups: Sequence[str], limit: int | None = None, thorough: bool = False
+    ) -> list[Probe]:
+        """The probes of these groups, the hard ones first and the others in a fixed mixed order
+        in which every tile has its turn, up to `limit`; with `thorough` and all those of thorough
+        tiles.
+        """
+        rng = np.random.default_rng(7)
+        turns, whole = [], []
+        for number, tile in enumerate(self.tiles):
+            if tile.group in groups:
+                m, n = self.words[number].shape
+                outputs = [Probe(number, int(x) // n, int(x) % n) for x in rng.permutation(m * n)]
+                if thorough and tile.thorough:
+                    whole += outputs
+                else:
+                    turns += [(k, *probe) for k, probe in enumerate(outputs)]
+        mixed = [Probe(*rest) for _, *rest in sorted(turns)[:limit]]
+        return list(dict.fromkeys([*self.hard_ones(groups), *mixed, *whole]))
+
+    def hard_ones(self, groups: Sequence[str]) -> list[Probe]:
+        return [probe for probe in self.hard if self.tiles[probe.tile].group in groups]
+
+    def got(self, probe: Probe) -> int:
+        return self._one_nan(int(self.words[probe.tile][probe.i, probe.j]))
+
+    def predict(self, arithmetic: Arithmetic, probe: Probe) -> int:
+        """The word that a unit with this arithmetic would give."""
+        tile = self.tiles[probe.tile]
+        row = self._operands((probe.tile, "a", probe.i), tile.a[probe.i], arithmetic)
+        column = self._operands((probe.tile, "b", probe.j), tile.b[:, probe.j], arithmetic)
+        c = 0 if tile.c is None else int(tile.c[probe.i, probe.j].view(np.uint32))
+        return self._one_nan(narrow(_dot(row, column, c, arithmetic), self.result))
+
+    def _one_nan(self, word: int) -> int:
+        return _NAN if self.any_nan and (word & 0x7FFFFFFF) > 0x7F800000 else word
+
+    def first_miss(self, arithmetic: Arithmetic, probes: Iterable[Probe]) -> Probe | None:
+        """The first probe that contradicts `arithmetic`."""
+        return next(self.misses(arithmetic, probes), None)
+
+    def misses(self, arithmetic: Arithmetic, probes: Iterable[Probe]) -> Iterator[Probe]:
+        return (p for p in probes if self.predict(arithmetic, p) != self.got(p))
+
+    def failure(self, arithmetic: Arithmetic, probe: Probe) -> Failure:
+        return Failure(
+            probe=self.tiles[probe.tile].name,
+            i=probe.i,
+            j=probe.j,
+            expected=self.predict(arithmetic, probe),
+            got=self.got(probe),
+        )
+
+    def _operands(self, where: Any, x: NDArray, arithmetic: Arithmetic) -> Any:
+        """A row or column as the unit reads it; kept, and so is every word once read."""
+        rules = arithmetic.subnormal_inputs, arithmetic.specials
+        if (rules, where) not in self._decoded:
+            known = self._decoded.setdefault(rules, {})
+            found = []
+            for word in np.ascontiguousarray(x).view(np.uint16).tolist():
+                if word not in known:
+                    term = reference.decode(word, self.dtype)
+                    known[word] = reference._read(term, self.dtype, arithmetic)
+                found.append(known[word])
+            self._decoded[rules, where] = found
+        return self._decoded[rules, where]
+
+
+def narrow(word: int, result: str) -> int:
+    """An FP32 word as the word of a result of type `result`, rounded to nearest even."""
+    if result == "float32":
+        return word
+    with np.errstate(all="ignore"):
+        value = np.uint32(word).view(np.float32).astype(RESULTS[result])
+    return _NAN if np.isnan(value) else int(value.view(np.uint16))
+
+
+def words_of(results: Any, shape: tuple[int, int], where: str) -> tuple[str, NDArray[np.int64]]:
+    """The type and the words of an array of results.
+
+    Raises:
+        TypeError, ValueError: results that are not a float array of this shape.
+    """
+    array = np.asarray(results)
+    if array.shape != shape:
+        raise ValueError(f"{where}: expected results of shape {shape}, got {array.shape}")
+    if array.dtype == np.float64:
+        with np.errstate(all="ignore"):
+            array = array.astype(np.float32)
+    if array.dtype.name not in RESULTS:
+        raise TypeError(
+            f"{where}: expected float32 results (or {', '.join(list(RESULTS)[1:])}), "
+            f"got {array.dtype}; convert them"
+        )
+    if array.dtype == np.float32:
+        return "float32", np.ascontiguousarray(array).view(np.uint32).astype(np.int64)
+    words = np.ascontiguousarray(array).view(np.uint16).astype(np.int64)
+    return array.dtype.name, np.where(np.isnan(array.astype(np.float32)), _NAN, words)
+
+
+def _dot(row: Any, column: Any, c: int, arithmetic: Arithmetic) -> int:
+    """`reference.dot`, without work that cannot change bits: of the products +0 in a fused step one
+    is enough, and when one step of nothing else has left C alone, so do the ones right after it.
+    """
+    pairs = list(zip(row, column, strict=True))
+    size = arithmetic.products
+    nothing = reference.decode(0, "float32")
+    pairs += [(nothing, nothing)] * (-len(pairs) % size)
+    steps = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    if arithmetic.summation == "chain":
+        steps = [[pair] for step in steps for pair in reversed(step)]
+    settled = None
+    for step in steps:
+        busy = [pair for pair in step if not _is_plus_zero(*pair)]
+        if not busy and c == settled:
+            continue
+        before = c
+        if arithmetic.summation == "fused" and len(busy) < len(step):
+            step = [*busy, (nothing, nothing)]
+        c = reference.step(step, c, arithmetic)
+        settled = c if not busy and c == before else None
+    return c
+
+
+def _is_plus_zero(x: Any, y: Any) -> bool:
+    return (
+        (not x.significand or not y.significand)
+        and x.sign == y.sign
+        and x.kind == y.kind == "finite"
+    )

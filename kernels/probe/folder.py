@@ -1,0 +1,151 @@
+"""Probes as files: products to compute on a device without JAX, and what it answered.
+
+A probe folder holds `inputs.npz` (operands as words), `run_probe.py` (NumPy, and PyTorch where the
+device needs it) and, once that has run, `outputs.npz`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernels.probe import inputs
+from kernels.probe.answers import RESULTS, Answers, words_of
+from kernels.probe.inputs import Tile
+
+_FORMAT = "cm384 probe 1"
+_INPUTS, _OUTPUTS, _SCRIPT = "inputs.npz", "outputs.npz", "run_probe.py"
+
+
+def write(folder: str | os.PathLike[str], *, dtype: str = "bfloat16", force: bool = False) -> Path:
+    """Writes the probes and the script that runs them; answers of an earlier run are removed.
+
+    Raises:
+        ValueError: the folder holds something else and `force` is not set, or an unknown `dtype`.
+        OSError: it cannot be written.
+    """
+    if dtype not in inputs.DTYPES:
+        raise ValueError(f"probe: dtype must be bfloat16 or float16, got {dtype!r}")
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder for the probes")
+    ours = not folder.exists() or not any(folder.iterdir()) or (folder / _INPUTS).is_file()
+    if not ours and not force:
+        raise ValueError(
+            f"{folder} is not empty and not a probe folder; name another one, or add --force"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tiles = inputs.tiles(dtype, with_c=False)
+    arrays: dict[str, Any] = {
+        "format": np.array(_FORMAT),
+        "dtype": np.array(dtype),
+        "tiles": np.array(json.dumps([_about(tile) for tile in tiles])),
+    }
+    for number, tile in enumerate(tiles):
+        arrays[f"a{number}"] = np.ascontiguousarray(tile.a).view(np.uint16)
+        arrays[f"b{number}"] = np.ascontiguousarray(tile.b).view(np.uint16)
+    with tempfile.TemporaryDirectory(prefix=".probe", dir=folder) as part:
+        np.savez_compressed(Path(part) / _INPUTS, **arrays)
+        shutil.copyfile(Path(__file__).with_name(_SCRIPT), Path(part) / _SCRIPT)
+        (folder / _OUTPUTS).unlink(missing_ok=True)
+        for name in (_SCRIPT, _INPUTS):
+            os.replace(Path(part) / name, folder / name)
+    return folder
+
+
+def _about(tile: Tile) -> dict[str, Any]:
+    return {"name": tile.name, "group": tile.group, "thorough": tile.thorough}
+
+
+def read(folder: str | os.PathLike[str]) -> Answers:
+    """The probes of a folder and what the device answered.
+
+    Raises:
+        FileNotFoundError: no probe folder, or the script has not been run there.
+        ValueError: a damaged file; the message names it and what is wrong with it.
+    """
+    folder = Path(folder)
+    if not (folder / _INPUTS).is_file():
+        raise FileNotFoundError(
+            f"{folder} is not a probe folder: it has no {_INPUTS}; "
+            f"`cm384 probe --write {folder}` makes one"
+        )
+    if not (folder / _OUTPUTS).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {_OUTPUTS}: run `python {folder / _SCRIPT}` on the device first"
+        )
+    dtype, tiles = _tiles(folder / _INPUTS)
+    outputs = _arrays(folder / _OUTPUTS)
+    about = _json(outputs, "about", folder / _OUTPUTS)
+    checksum = hashlib.sha256((folder / _INPUTS).read_bytes()).hexdigest()
+    if not isinstance(about, dict) or about.get("inputs") != checksum:
+        raise ValueError(
+            f"{folder / _OUTPUTS} belongs to other inputs than {_INPUTS} holds now; "
+            f"run {_SCRIPT} again"
+        )
+    result = about.get("result")
+    if result not in RESULTS:
+        raise ValueError(
+            f"{folder / _OUTPUTS}: expected results in {', '.join(RESULTS)}, got {result!r}"
+        )
+    words = []
+    for number, tile in enumerate(tiles):
+        shape = tile.a.shape[0], tile.b.shape[1]
+        found = outputs.get(f"d{number}")
+        stored = np.uint32 if result == "float32" else np.uint16
+        where = f"{folder / _OUTPUTS}, probe {number} ({tile.name})"
+        if found is None:
+            raise ValueError(f"{where} is missing; run {_SCRIPT} again")
+        if found.dtype != stored or found.shape != shape:
+            raise ValueError(
+                f"{where}: expected {np.dtype(stored)} words of shape {shape}, "
+                f"got {found.dtype} of shape {found.shape}"
+            )
+        words.append(words_of(found.view(RESULTS[result]), shape, where)[1])
+    return Answers(dtype, result, tiles, words)
+
+
+def _tiles(path: Path) -> tuple[str, list[Tile]]:
+    arrays = _arrays(path)
+    if str(arrays.get("format")) != _FORMAT:
+        raise ValueError(f'{path}: expected the format "{_FORMAT}", got {arrays.get("format")}')
+    dtype = str(arrays.get("dtype"))
+    if dtype not in inputs.DTYPES:
+        raise ValueError(f"{path}: expected operands in bfloat16 or float16, got {dtype}")
+    kind = inputs.DTYPES[dtype]
+    tiles = []
+    for number, entry in enumerate(_json(arrays, "tiles", path)):
+        operands = [arrays.get(f"{which}{number}") for which in "ab"]
+        for which, x in zip("ab", operands, strict=True):
+            if x is None or x.dtype != np.uint16 or x.ndim != 2:
+                raise ValueError(f"{path}: {which}{number} is missing or not a matrix of words")
+        a, b = operands
+        assert a is not None and b is not None
+        if a.shape[1] != b.shape[0]:
+            raise ValueError(f"{path}: shapes {a.shape} and {b.shape} of probe {number} do not fit")
+        tiles.append(Tile(a=a.view(kind), b=b.view(kind), **entry))
+    if not any(tile.group == "order" for tile in tiles):
+        raise ValueError(f"{path}: the probe of the order of summation is missing")
+    return dtype, tiles
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # NumPy, zipfile and zlib each have their own
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _json(arrays: dict[str, Any], name: str, path: Path) -> Any:
+    try:
+        return json.loads(str(arrays[name]))
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged: its entry {name!r} is missing or unreadable"
+        ) from error

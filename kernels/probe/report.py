@@ -1,0 +1,116 @@
+"""What answers say: the record that predicts them, and why."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from kernels.arithmetic import FP32_FMA_CHAIN, Arithmetic
+from kernels.probe import explain, foreign, inputs, order, search
+from kernels.probe.answers import Answers, Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the probes say about a matrix unit.
+
+    Attributes:
+        arithmetic: the record that predicts all answers; None if none of the known families does.
+        same_as: the presets and candidates that the probes cannot tell from it.
+        evidence: for each parameter, the answers that contradict its other values.
+        ambiguous: for each parameter that is not settled, the values that predict the same answers.
+        failing: without a record, the probes that contradict the nearest one.
+        resembles: without a record, a design outside the known families that predicts all answers.
+        notes: remarks on answers that the record leaves open, such as the words of NaNs.
+        dtype, result: types of the operands and of the answers.
+        with_c: whether probes started at a C of their own.
+        compared: how many answers the record was compared with.
+    """
+
+    arithmetic: Arithmetic | None
+    same_as: tuple[str, ...] = ()
+    evidence: dict[str, str]
+    ambiguous: dict[str, str]
+    failing: tuple[Failure, ...] = ()
+    resembles: str | None = None
+    notes: tuple[str, ...] = ()
+    dtype: str
+    result: str
+    with_c: bool
+    compared: int
+
+    def __str__(self) -> str:
+        if self.arithmetic is None:
+            shown = "\n".join(f"  {failure}" for failure in self.failing[:8])
+            more = f"; it behaves as {self.resembles}" if self.resembles else ""
+            return (
+                f"none of the known families{more}. {len(self.failing)} of {self.compared} probes "
+                f"contradict the nearest record, such as\n{shown}"
+            )
+        lines = [f"{name}: {text}" for name, text in self.ambiguous.items()]
+        return "\n".join([self.arithmetic.source, *lines])
+
+
+class UnknownArithmetic(ValueError):
+    """None of the known families predicts the answers; `report` has the failing probes."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(str(report))
+        self.report = report
+
+
+def judge(answers: Answers) -> Report:
+    """What answers say, whoever gave them."""
+    found = search.search(answers)
+    said: dict[str, Any] = {
+        "dtype": answers.dtype,
+        "result": answers.result,
+        "with_c": any(tile.c is not None for tile in answers.tiles),
+        "compared": len(answers.probes(tuple(inputs.GROUPS), search.VERIFIED, thorough=True)),
+    }
+    if found.arithmetic is None:
+        return Report(
+            arithmetic=None,
+            evidence={"products": order.describe(answers)},
+            ambiguous={},
+            failing=found.failing,
+            resembles=foreign.resembled(answers),
+            **said,
+        )
+    unit, same_as = explain.known(answers, found.arithmetic)
+    evidence, ambiguous = explain.explain(answers, unit)
+    counted = order.describe(answers)
+    evidence["products"] = f"{evidence.get('products', unit.products)}; {counted}"
+    return Report(
+        arithmetic=_named(unit, same_as, ambiguous, said),
+        same_as=tuple(same_as),
+        evidence=evidence,
+        ambiguous=ambiguous,
+        notes=(found.any_nan,) if found.any_nan else (),
+        **said,
+    )
+
+
+def _named(
+    found: Arithmetic, same_as: list[str], ambiguous: dict[str, str], said: dict[str, Any]
+) -> Arithmetic:
+    """The record with its provenance, and an FP32 mode that was not probed."""
+    open_ones = "; ".join(f"{name} ({text})" for name, text in ambiguous.items())
+    source = (
+        f"kernels.probe: {said['compared']} outputs for {said['dtype']} operands predicted without "
+        f"a difference{', C given' if said['with_c'] else ''}. "
+        f"Same as: {', '.join(same_as) or 'no preset'}. Ambiguous: {open_ones or 'nothing'}"
+    )
+    fp32 = dataclasses.replace(
+        FP32_FMA_CHAIN,
+        name="probed FP32",
+        dtypes=("float32",),
+        evidence="assumed",
+        source="not probed: FP32 fused multiply-adds in ascending order",
+    )
+    return dataclasses.replace(
+        found,
+        name=f"probed ({same_as[0]})" if same_as else "probed",
+        fp32=fp32,
+        evidence="measured",
+        source=source,
+    )

@@ -1,0 +1,548 @@
+"""Recovering an arithmetic from answers alone, in this process and by way of files."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import emulator as em
+import kernels
+from emulator.cli import main
+from kernels import arithmetic_file, probe
+from kernels.probe import box, explain, folder, foreign, inputs
+from kernels.probe.answers import Answers, narrow, words_of
+from tests.kernel_inputs import BF16, FP16, GENERATORS, words
+
+UNITS = {
+    **kernels.PRESETS,
+    **{unit.name: unit for unit in kernels.ASCEND_910C_CANDIDATES.values()},
+}
+
+
+class OnDemand:
+    """The words of a tile's outputs, by the definition; computed when they are asked for."""
+
+    def __init__(self, tile: inputs.Tile, unit: kernels.Arithmetic) -> None:
+        self.tile, self.unit = tile, unit.mode(tile.a.dtype.name, tile.b.dtype.name)
+        self.shape = tile.a.shape[0], tile.b.shape[1]
+        self.operands: dict[tuple[str, int], list] = {}
+        self.known: dict[tuple[int, int], int] = {}
+
+    def __getitem__(self, at: tuple[int, int]) -> int:
+        if at not in self.known:
+            i, j = at
+            c = 0 if self.tile.c is None else int(self.tile.c[i, j].view(np.uint32))
+            row = self._decoded(("row", i), self.tile.a[i])
+            column = self._decoded(("column", j), self.tile.b[:, j])
+            self.known[at] = kernels.reference.dot(row, column, c, self.unit)
+        return self.known[at]
+
+    def _decoded(self, where: tuple[str, int], x: np.ndarray) -> list:
+        if where not in self.operands:
+            self.operands[where] = [kernels.reference._operand(value, self.unit) for value in x]
+        return self.operands[where]
+
+
+def answers_of(unit: kernels.Arithmetic, dtype: str, with_c: bool) -> Answers:
+    """What the definition answers; whole tiles only where the search looks at them as a whole."""
+    tiles = inputs.tiles(dtype, with_c)
+    found = [
+        words(kernels.reference.matmul(t.a, t.b, t.c, arithmetic=unit)).astype(np.int64)
+        if t.group in ("order", "top", "specials")
+        else OnDemand(t, unit)
+        for t in tiles
+    ]
+    return Answers(dtype, "float32", tiles, found)  # type: ignore[arg-type]
+
+
+def parameters(unit: kernels.Arithmetic) -> dict[str, object]:
+    return {field: getattr(unit, field) for field in explain.PARAMETERS}
+
+
+def custom(seed: int) -> kernels.Arithmetic:
+    """A unit that nobody has built."""
+    rng = random.Random(seed)
+    kind = rng.choice("exact aligned aligned aligned late joined joined chain tree".split())
+    fields: dict[str, object] = {
+        "products": rng.choice([1, 2, 3, 4, 5, 8, 16, 32]),
+        "rounding": rng.choice(["nearest_even", "toward_zero"]),
+        "subnormal_inputs": rng.choice(["keep", "flush", "plus_zero"]),
+        "subnormal_results": rng.choice(["keep", "keep", "flush"]),
+        "product_overflow": rng.choice(["keep", "inf"]),
+        "overflow": rng.choice(["inf", "saturate"]),
+        "nan": rng.choice([0x7FC00000, 0x7FFFFFFF, 0xFFC00000, rng.randint(0x7F800001, 2**31 - 1)]),
+        "zero": rng.choice(["positive", "ieee"]),
+    }
+    if fields["overflow"] == "saturate":
+        fields["specials"] = rng.choice(["ieee", "saturate"])
+    if kind == "chain":
+        fields |= {"summation": "chain", "nan_rule": rng.choice(["word", "propagate"])}
+    elif kind == "tree":
+        products = rng.choice([1, 2, 4, 8, 16, 32])
+        fields |= {"summation": "tree", "addend": "late", "products": products}
+    elif kind in ("late", "joined"):
+        fields["addend"] = kind
+    if kind in ("aligned", "joined") or (kind == "late" and rng.random() < 0.6):
+        fields["fraction_bits"] = rng.randint(*((14, 36) if kind == "joined" else (10, 48)))
+        fields["alignment"] = rng.choice(["truncate", "floor", "nearest_even"])
+        lowest = rng.choice([-400, -175, -160])
+        fields["min_exponent"] = rng.choice([-400, -126, -133, *[rng.randint(lowest, -126)] * 3])
+    if kind == "joined":
+        for field, low in (("sum", 20), ("addend", 20), ("result", 22)):
+            fields[f"{field}_fraction_bits"] = rng.randint(low, 44)
+    return kernels.Arithmetic(name=f"custom {seed}", **fields)  # type: ignore[arg-type]
+
+
+def assert_same_bits(
+    unit: kernels.Arithmetic, found: kernels.Arithmetic, dtype: np.dtype, with_c: bool, seed: int
+) -> None:
+    """On adversarial sums that no probe has; a box that takes no C is asked without one."""
+    for number, (name, draw) in enumerate(GENERATORS.items()):
+        for k in (1 + seed % 7, 40):
+            a, b, c = draw(np.random.default_rng([seed, number]), 100, k, dtype)
+            c = c[:, None, None] if with_c and c is not None else None
+            expected, got = (
+                words(kernels.reference.matmul(a[:, None], b[:, :, None], c, arithmetic=x))
+                for x in (unit, found)
+            )
+            assert (expected == got).all(), (name, k, np.argwhere(expected != got)[:3, 0], found)
+
+
+def recovered(
+    unit: kernels.Arithmetic, dtype: str = "bfloat16", with_c: bool = False, seed: int = 0
+) -> probe.Report:
+    """What is not recovered must be called ambiguous, and must not show."""
+    report = probe.judge(answers_of(unit, dtype, with_c))
+    assert report.arithmetic is not None, str(report)
+    truth, found = parameters(unit.mode(dtype, dtype)), parameters(report.arithmetic)
+    assert_same_bits(unit, report.arithmetic, BF16 if dtype == "bfloat16" else FP16, with_c, seed)
+    for field in ("products", "fraction_bits", "rounding"):
+        assert truth[field] == found[field] or report.ambiguous, (field, truth, found)
+    return report
+
+
+def test_hopper_is_recovered_with_evidence() -> None:
+    def hopper(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return kernels.reference.matmul(a, b, arithmetic=kernels.NVIDIA_HOPPER)
+
+    report = probe.investigate(hopper)
+    assert report.same_as == ("NVIDIA_HOPPER", "NVIDIA_BLACKWELL")
+    assert report.ambiguous == {} and report.notes == () and not report.with_c
+    assert {"products", "fraction_bits", "min_exponent", "nan"} <= set(report.evidence)
+    assert "not 24" in report.evidence["fraction_bits"]
+
+
+def test_a_unit_that_is_no_preset_is_recovered() -> None:
+    unit = replace(
+        kernels.NVIDIA_HOPPER,
+        name="x",
+        products=8,
+        fraction_bits=27,
+        alignment="floor",
+        rounding="nearest_even",
+        min_exponent=-130,
+    )
+    report = recovered(unit)
+    assert report.same_as == ()
+    assert parameters(report.arithmetic) == parameters(unit)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_joined_unit_with_other_widths_is_recovered_with_c() -> None:
+    unit = replace(
+        kernels.AMD_CDNA3,
+        name="x",
+        products=4,
+        fraction_bits=23,
+        sum_fraction_bits=38,
+        addend_fraction_bits=30,
+        result_fraction_bits=26,
+    )
+    report = recovered(unit, with_c=True)
+    assert report.with_c
+    wrong = {x for x, y in parameters(unit).items() if y != parameters(report.arithmetic)[x]}
+    assert wrong <= set(report.ambiguous)
+
+
+def case(seed: int) -> dict[str, object]:
+    """FP16 for some, a C for half of them."""
+    return {
+        "dtype": "float16" if seed % 6 == 5 else "bfloat16",
+        "with_c": seed % 2 == 0,
+        "seed": seed,
+    }
+
+
+# Joined addends take longest to find: their widths are searched one after the other.
+QUICK = [seed for seed in range(1000, 1020) if custom(seed).addend != "joined"][:6]
+
+
+@pytest.mark.parametrize("seed", QUICK)
+def test_custom_units_are_recovered(seed: int) -> None:
+    recovered(custom(seed), **case(seed))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100))
+def test_many_custom_units_are_recovered(seed: int) -> None:
+    recovered(custom(seed), **case(seed))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_c", [False, True])
+@pytest.mark.parametrize("name", UNITS)
+def test_every_unit_is_recovered(name: str, with_c: bool) -> None:
+    dtype = "bfloat16" if "bfloat16" in UNITS[name].dtypes else "float16"
+    report = recovered(UNITS[name], dtype, with_c)
+    assert name in report.same_as or name == "ASCEND_910C_HF32"
+
+
+def test_a_c_is_found_by_the_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box, "judge", lambda answers: answers)
+    given: list[np.ndarray | None] = []
+
+    def by_place(x: np.ndarray, y: np.ndarray, start: np.ndarray) -> np.ndarray:
+        return by_name(x, y, c=start)
+
+    def by_name(a: np.ndarray, b: np.ndarray, *, c: np.ndarray | None = None) -> np.ndarray:
+        given.append(c)
+        return np.zeros((a.shape[0], b.shape[1]), np.float32)
+
+    def without(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return by_name(a, b)
+
+    for multiply in (by_place, by_name):
+        answers = probe.investigate(multiply, dtype="bfloat16")
+        for c, tile in zip(given, answers.tiles, strict=True):
+            assert c is not None and c.dtype == np.float32
+            if tile.c is None:
+                assert not c.any()
+            else:
+                assert (c.view(np.uint32) == tile.c.view(np.uint32)).all()
+        assert any(tile.c is not None for tile in answers.tiles)
+        given.clear()
+    for multiply, takes_c in ((without, None), (by_name, False)):
+        answers = probe.investigate(multiply, dtype="bfloat16", takes_c=takes_c)
+        assert all(c is None for c in given) and all(tile.c is None for tile in answers.tiles)
+
+
+class Rounded:
+    """Words of BF16 results, from FP32 ones."""
+
+    def __init__(self, found: np.ndarray | OnDemand) -> None:
+        self.found, self.shape = found, found.shape
+
+    def __getitem__(self, at: tuple[int, int]) -> int:
+        return narrow(int(self.found[at]), "bfloat16")
+
+    def astype(self, dtype: type) -> np.ndarray:
+        m, n = self.shape
+        return np.array([[self[i, j] for j in range(n)] for i in range(m)]).astype(dtype)
+
+
+def test_rounded_results_are_understood() -> None:
+    """A library that returns BF16 shows less, but nothing that is wrong."""
+    unit = kernels.NVIDIA_HOPPER
+    answers = answers_of(unit, "bfloat16", with_c=False)
+    answers.result = "bfloat16"
+    for number, found in enumerate(answers.words):
+        answers.words[number] = Rounded(found)  # type: ignore[call-overload]
+    report = probe.judge(answers)
+    assert report.result == "bfloat16" and report.arithmetic is not None, str(report)
+    assert "NVIDIA_HOPPER" in report.same_as
+    assert "nan" in report.ambiguous
+
+
+def test_words_of_nans_do_not_decide_the_family() -> None:
+    """NaNs of many words, as operands leave them: all else is recovered, and it is said."""
+    unit = kernels.NVIDIA_HOPPER
+    answers = answers_of(unit, "bfloat16", with_c=False)
+    for tile, found in zip(answers.tiles, answers.words, strict=True):
+        if tile.group == "specials":
+            nan = np.argwhere((found & 0x7FFFFFFF) > 0x7F800000)
+            for i, j in nan:
+                found[i, j] = 0x7FC00000 | (i * 5 + j) << 3
+    report = probe.judge(answers)
+    assert report.arithmetic is not None, str(report)
+    assert "nan" in report.ambiguous and "NaN" in report.notes[0]
+    truth, found = parameters(unit), parameters(report.arithmetic)
+    assert {x for x in truth if truth[x] != found[x]} <= {"nan", "nan_rule"}
+
+
+def half_precision(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """An accumulator of FP16: no family of ours."""
+    total = np.zeros((a.shape[0], b.shape[1]), np.float16)
+    for k in range(a.shape[1]):
+        total += (a[:, k : k + 1].astype(np.float32) * b[k].astype(np.float32)).astype(np.float16)
+    return total.astype(np.float32)
+
+
+def test_a_unit_of_no_known_family_is_refused_with_the_failing_probes() -> None:
+    with pytest.raises(probe.UnknownArithmetic, match="none of the known families") as refused:
+        probe.identify(half_precision)
+    report = refused.value.report
+    assert report.arithmetic is None and report.failing
+    assert all(failure.expected != failure.got for failure in report.failing)
+
+
+def test_one_wrong_answer_is_noticed() -> None:
+    tiles = inputs.tiles("bfloat16", with_c=False)[:2]
+    unit = kernels.NVIDIA_HOPPER
+    words = [
+        words_of(kernels.reference.matmul(t.a, t.b, arithmetic=unit), (16, t.b.shape[1]), t.name)[1]
+        for t in tiles
+    ]
+    answers = Answers("bfloat16", "float32", tiles, words)
+    probes = answers.probes(("order", "sums"))
+    assert answers.first_miss(unit, probes) is None
+    words[1][3, 5] ^= 1
+    miss = answers.first_miss(unit, probes)
+    assert miss is not None and (miss.tile, miss.i, miss.j) == (1, 3, 5)
+
+
+def test_amx_is_named() -> None:
+    tiles = [t for t in inputs.tiles("bfloat16", with_c=False) if t.group == "dense"]
+    words = []
+    for tile in tiles:
+        whole = np.zeros((16, 16), np.float32)
+        whole[:4, :4] = foreign._amx(tile)
+        words.append(words_of(whole, (16, 16), tile.name)[1])
+    answers = Answers("bfloat16", "float32", tiles, words)
+    assert foreign.resembled(answers) == foreign.AMX
+    words[0][2, 2] ^= 1
+    assert foreign.resembled(answers) is None
+
+
+@pytest.mark.parametrize("result", [np.zeros((2, 2), np.float32), np.zeros((16, 128), np.int32)])
+def test_results_that_are_no_products_are_refused(result: np.ndarray) -> None:
+    with pytest.raises((ValueError, TypeError), match="expected .*results"):
+        probe.identify(lambda a, b: result)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_an_arithmetic_file_holds_a_record(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "unit.json"
+    arithmetic_file.save(UNITS[name], path)
+    assert arithmetic_file.load(path) == UNITS[name]
+    assert arithmetic_file.named(name) == UNITS[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected an arithmetic file in JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"format": "cm384 arithmetic 1", "name": "x"}', "'products' is missing"),
+        ('{"format": "cm384 arithmetic 1", "name": "x", "products": 0}', "products must be"),
+        ('{"format": "cm384 arithmetic 1", "name": "x", "products": 4, "k": 1}', "unknown field"),
+        ('{"format": "cm384 arithmetic 1", "name": "x", "products": 4, "nan": "z"}', "nan must"),
+        ('{"format": "cm384 arithmetic 1", "name": "x", "products": 4, "fp32": 1}', "fp32 must"),
+    ],
+)
+def test_a_bad_arithmetic_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "unit.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        arithmetic_file.load(path)
+
+
+def test_emulate_takes_names_and_files(tmp_path: Path) -> None:
+    path = tmp_path / "unit.json"
+    arithmetic_file.save(kernels.NVIDIA_HOPPER, path)
+    a = np.random.default_rng(0).normal(size=(2, 16, 48)).astype(np.float32).astype(BF16)
+    cloud = em.cloudmatrix384()
+    wanted = np.asarray(kernels.matmul(a[0], a[1].T, arithmetic=kernels.NVIDIA_HOPPER))
+
+    def product(x, y):
+        import jax.numpy as jnp
+
+        return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+
+    for choice in ("NVIDIA_HOPPER", str(path), path):
+        got = np.asarray(em.emulate(product, on=cloud, arithmetic=choice)(a[0], a[1].T))
+        assert (got.view(np.uint32) == wanted.view(np.uint32)).all()
+    with pytest.raises(ValueError, match="unknown arithmetic 'NVIDIA_HOPER'"):
+        em.emulate(product, on=cloud, arithmetic="NVIDIA_HOPER")
+
+
+def run_script(at: Path) -> None:
+    """The stand-alone script in a process that sees NumPy and nothing of the project."""
+    command = [sys.executable, "-I", str(at / "run_probe.py"), "--backend", "numpy"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=at.parent)
+    assert "in outputs.npz" in done.stdout and "cm384 probe --read" in done.stdout
+
+
+def replace_outputs(at: Path, unit: kernels.Arithmetic) -> None:
+    """As if the folder had been to a device with this unit."""
+    answers = folder.read(at)
+    with np.load(at / "outputs.npz") as outputs:
+        arrays = dict(outputs)
+    for number, tile in enumerate(answers.tiles):
+        product = kernels.reference.matmul(tile.a, tile.b, arithmetic=unit)
+        arrays[f"d{number}"] = product.view(np.uint32)
+    np.savez(at / "outputs.npz", **arrays)
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cm384(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Answer]:
+    """Runs the command in this process, on a terminal of 160 columns."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments: str | Path) -> Answer:
+        monkeypatch.setattr("sys.argv", ["cm384", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+            raise SystemExit(0)
+        captured = capsys.readouterr()
+        code = end.value.code
+        return Answer(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run
+
+
+def test_from_the_probes_to_a_program_by_the_command(
+    cm384: Callable[..., Answer], tmp_path: Path
+) -> None:
+    at, unit = tmp_path / "probe", tmp_path / "unit.json"
+    answer = cm384("probe", "--write", at)
+    assert answer.code == 0 and "python probe/run_probe.py" in answer.out
+    answer = cm384("probe", "--read", at)
+    assert answer.code and "on the device first" in answer.err
+    run_script(at)
+    replace_outputs(at, kernels.NVIDIA_AMPERE)
+    answer = cm384("probe", "--read", at, "--out", unit)
+    assert answer.code == 0, answer.err
+    assert "Same bits as: NVIDIA_AMPERE, NVIDIA_ADA" in answer.out
+    assert f"--arithmetic {unit}" in answer.out
+    found = arithmetic_file.load(unit)
+    assert parameters(found) == parameters(kernels.NVIDIA_AMPERE)
+    assert found.evidence == "measured" and "answers compared: bfloat16" in answer.out
+    answer = cm384("run", "matmul", "--size", "48", "--arithmetic", unit)
+    assert answer.code == 0 and "probed (NVIDIA_AMPERE)" in answer.out + answer.err, answer
+
+
+@pytest.mark.slow  # each compiles its own arithmetic three ways
+@pytest.mark.parametrize("name", ["NVIDIA_HOPPER", "ASCEND_910C/late_addend"])
+def test_run_takes_an_arithmetic(cm384: Callable[..., Answer], name: str) -> None:
+    answer = cm384("run", "matmul", "--size", "48", "--arithmetic", name)
+    assert answer.code == 0, answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("probe --write x --read y", "three different things"),
+        ("probe --read nowhere", "nowhere is not a probe folder"),
+        ("probe --read nowhere --dtype float16", "--dtype float16: the folder"),
+        ("probe --preset NVIDIA_HOPER", "unknown arithmetic 'NVIDIA_HOPER'"),
+        ("probe --preset NVIDIA_HOPPER --dtype float64", "must be bfloat16 or float16"),
+        ("probe --write x --dtype int8", "must be bfloat16 or float16"),
+        ("probe --write x --out unit.json", "it goes with --read"),
+        ("probe --preset NVIDIA_HOPPER --out no/where.json", "there is no folder no"),
+        ("probe --preset NVIDIA_HOPPER --force", "--force goes with --write"),
+        ("run matmul --arithmetic NVIDIA_HOPER", "unknown arithmetic 'NVIDIA_HOPER'"),
+    ],
+)
+def test_the_command_refuses(
+    cm384: Callable[..., Answer],
+    arguments: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = cm384(*arguments.split())
+    assert answer.code and message in answer.err, answer
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_preset_is_probed_with_the_operands_asked_for(
+    cm384: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def investigate(matmul: object, *, dtype: str | None = None) -> probe.Report:
+        asked.append(dtype)
+        return probe.Report(
+            arithmetic=None,
+            evidence={},
+            ambiguous={},
+            dtype="float16",
+            result="float32",
+            with_c=True,
+            compared=0,
+        )
+
+    monkeypatch.setattr(probe, "investigate", investigate)
+    answer = cm384("probe", "--preset", "NVIDIA_HOPPER", "--dtype", "float16")
+    assert asked == ["float16"]
+    assert answer.code and "none of the known families" in answer.err
+    assert "float16 operands" in answer.out
+
+
+def test_a_folder_holds_the_same_probes(tmp_path: Path) -> None:
+    at = folder.write(tmp_path / "probe")
+    run_script(at)
+    answers = folder.read(at)
+    asked = inputs.tiles("bfloat16", with_c=False)
+    for tile, other, found in zip(asked, answers.tiles, answers.words, strict=True):
+        assert tile.name == other.name and tile.group == other.group
+        assert (tile.a.view(np.uint16) == other.a.view(np.uint16)).all()
+        assert (tile.b.view(np.uint16) == other.b.view(np.uint16)).all()
+        if tile.name == "normal":  # the same product, in FP32 by NumPy
+            values = found.astype(np.uint32).view(np.float32)
+            exact = tile.a.astype(np.float64) @ tile.b.astype(np.float64)
+            assert np.abs(values - exact).max() < 1e-4
+
+
+def test_damaged_folders_are_refused(tmp_path: Path) -> None:
+    at = tmp_path / "probe"
+    with pytest.raises(FileNotFoundError, match="not a probe folder"):
+        folder.read(at)
+    at.mkdir()
+    (at / "letter.txt").write_text("keep me")
+    with pytest.raises(ValueError, match="not empty"):
+        folder.write(at)
+    folder.write(at, force=True)
+    assert (at / "letter.txt").read_text() == "keep me"
+    with pytest.raises(FileNotFoundError, match="run_probe.py.* on the device first"):
+        folder.read(at)
+    run_script(at)
+    with np.load(at / "outputs.npz") as outputs:
+        whole = dict(outputs)
+    for change, message in (
+        ({"d3": whole["d3"][:5]}, r"probe 3 .*: expected uint32 words of shape \(16, 16\)"),
+        ({"d3": whole["d3"].astype(np.int64)}, "probe 3 .*: expected uint32 words"),
+        ({"about": np.array("{}")}, "outputs.npz"),
+        ({"about": np.array('{"inputs": "x", "result": "float32"}')}, "belongs to other inputs"),
+    ):
+        np.savez(at / "outputs.npz", **(whole | change))
+        with pytest.raises(ValueError, match=message):
+            folder.read(at)
+    np.savez(at / "outputs.npz", **{name: x for name, x in whole.items() if name != "d7"})
+    with pytest.raises(ValueError, match="probe 7 .* is missing; run run_probe.py again"):
+        folder.read(at)
+    (at / "outputs.npz").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="outputs.npz is damaged"):
+        folder.read(at)
+    (at / "inputs.npz").write_bytes((at / "inputs.npz").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="inputs.npz is damaged"):
+        folder.read(at)
+    folder.write(at)  # a new start
+    assert not (at / "outputs.npz").exists()
