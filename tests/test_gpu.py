@@ -14,11 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 import emulator as em
 import kernels
-from tests.kernel_inputs import BF16, GENERATORS, draw_matrices
+from tests.kernel_inputs import BF16, FP16, GENERATORS, draw_matrices
 from tests.programs import PROGRAMS, normal
 from tests.test_values import same_bits
 
-PRESETS = [kernels.ASCEND_910C, kernels.FP32_FMA_CHAIN, kernels.NVIDIA_HOPPER]
+PRESETS = [*kernels.PRESETS.values(), *kernels.ASCEND_910C_CANDIDATES.values()]
 MACHINE = em.cloudmatrix384()
 
 
@@ -45,7 +45,8 @@ def both() -> Callable[..., tuple[Any, Any]]:
 @pytest.mark.parametrize("arithmetic", PRESETS, ids=lambda a: a.name)
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_matmul_bits(both: Any, generator: str, arithmetic: kernels.Arithmetic) -> None:
-    a, b, c = draw_matrices(generator, 0, 24, 80, 40, BF16)
+    dtype = BF16 if "bfloat16" in arithmetic.dtypes else FP16
+    a, b, c = draw_matrices(generator, 0, 24, 80, 40, dtype)
     cpu, gpu = both(lambda *x: kernels.matmul(*x, arithmetic=arithmetic), a, b, c)
     assert same_bits(cpu, gpu)
     start = None if c is None else c[:3, :4]

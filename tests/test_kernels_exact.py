@@ -104,7 +104,7 @@ def test_the_last_resort_alone(record, dtype):
     assert (np.asarray(jax.jit(dots)(a, b, c)) == expected.reshape(-1)).all()
 
 
-@family
+@pytest.mark.parametrize(("record", "dtype"), FAMILY[::4], ids=lambda x: x.name)
 def test_matrices(record, dtype):
     a, b, c = stacked([draw_matrices(name, 22, 6, 40, 7, dtype) for name in GENERATORS])
     check(a, b, c, record)
