@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import floats, ranges, repair, split
+from kernels import floats, ranges, repair, small, split
 from kernels.arithmetic import Arithmetic
 
 _NARROW = 16  # columns below which the product is computed transposed
@@ -66,6 +66,8 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
         c: FP32 `[batch, m, n]`, or `None` for +0.
         arithmetic: a fused one with `fraction_bits=None`.
     """
+    if small.serves(a, b, arithmetic):
+        return small.accumulate(a, b, c, arithmetic)
     if b.shape[2] < _NARROW < a.shape[1]:  # long rows are what the loops below are good at
         turned = None if c is None else c.swapaxes(1, 2)
         return accumulate(b.swapaxes(1, 2), a.swapaxes(1, 2), turned, arithmetic).swapaxes(1, 2)

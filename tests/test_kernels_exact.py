@@ -9,10 +9,24 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import Arithmetic, arithmetic, distill, exact, operands, repair, split
+from kernels import Arithmetic, arithmetic, distill, exact, operands, repair, small, split
 from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
 
 ASCEND = kernels.ASCEND_910C
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiles_for_all_sizes():
+    """Products of any size take the way of large ones here; tests/test_kernels_matmul.py has the
+    small ones.
+    """
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small, "LARGEST", 0)
+        yield
+    jax.clear_caches()
+
+
 CANDIDATES = arithmetic.ASCEND_910C_CANDIDATES
 
 

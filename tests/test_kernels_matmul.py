@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from tests.kernel_inputs import BF16, FP32, GENERATORS, draw_matrices, words
+from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
 
 PRESETS = [kernels.ASCEND_910C, kernels.FP32_FMA_CHAIN, kernels.NVIDIA_HOPPER]
 
@@ -39,6 +39,28 @@ def check(a, b, c, arithmetic):
         f"{len(wrong)} of {got.size} differ, first at {wrong[0]}: "
         f"{expected[tuple(wrong[0])]:#010x} expected, {got[tuple(wrong[0])]:#010x} got"
     )
+
+
+EXACT = [
+    (kernels.ASCEND_910C, BF16),
+    (kernels.ASCEND_910C, FP16),
+    (kernels.ASCEND_910C, FP32),
+    (kernels.ASCEND_910C_HF32, FP32),
+    (kernels.AMD_CDNA1, BF16),
+    (kernels.ASCEND_910C_CANDIDATES["products_8"], BF16),
+]
+
+
+@pytest.mark.parametrize("arithmetic,dtype", EXACT, ids=lambda x: x.name)
+def test_small_exact_products_on_every_generator(arithmetic, dtype):
+    """Large ones, and all other records, have test files of their own."""
+    drawn = [draw(name, 1, 60, 37, dtype) for name in GENERATORS]
+    a, b, c = zip(*drawn, strict=True)
+    c = [np.zeros((60, 1, 1), np.float32) if x is None else x for x in c]
+    check(np.concatenate(a), np.concatenate(b), np.concatenate(c), arithmetic)
+    drawn = [draw_matrices(name, 2, 9, 40, 20, dtype) for name in GENERATORS]
+    a, b, _ = zip(*drawn, strict=True)
+    check(np.stack(a), np.stack(b), None, arithmetic)
 
 
 @preset
