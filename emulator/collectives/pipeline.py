@@ -20,26 +20,12 @@ def broadcast(group: Group, root: int = 0, pieces: int | None = None) -> Schedul
     """From the root to the next rank, from there to the one after it, and so on; in `pieces`,
     by default as many as there are ranks.
     """
-    n = group.n
-    pieces = pieces or n
-    rounds = []
-    for step in range(n + pieces - 2 if n > 1 else 0):
-        piece = np.arange(max(0, step - n + 2), min(pieces, step + 1))
-        at = root + step - piece
-        rounds.append(make_round(at % n, (at + 1) % n, piece, piece, reduce=False))
-    return _chain("broadcast", group, root, pieces, rounds)
+    return _chain("broadcast", group, root, root, pieces)
 
 
 def reduce_to(group: Group, root: int = 0, pieces: int | None = None) -> Schedule:
     """From the rank after the root upwards, each adding its own, round to the root."""
-    n = group.n
-    pieces = pieces or n
-    rounds = []
-    for step in range(n + pieces - 2 if n > 1 else 0):
-        piece = np.arange(max(0, step - n + 2), min(pieces, step + 1))
-        at = root + 1 + step - piece
-        rounds.append(make_round(at % n, (at + 1) % n, piece, piece, reduce=True))
-    return _chain("reduce", group, root, pieces, rounds)
+    return _chain("reduce", group, root, root + 1, pieces)
 
 
 def all_gather(group: Group) -> Schedule:
@@ -129,11 +115,19 @@ def _rounds(steps: list[list[tuple[int, int, int]]], *, reduce: bool) -> list[Ro
     return rounds
 
 
-def _chain(op: str, group: Group, root: int, pieces: int, rounds: list[Round]) -> Schedule:
+def _chain(op: str, group: Group, root: int, first: int, pieces: int | None) -> Schedule:
+    """n - 1 hops upwards from rank `first`, one piece behind the other."""
+    n = group.n
+    pieces = pieces or n
+    rounds = []
+    for step in range(n + pieces - 2 if n > 1 else 0):
+        piece = np.arange(max(0, step - n + 2), min(pieces, step + 1))
+        at = first + step - piece
+        rounds.append(make_round(at % n, (at + 1) % n, piece, piece, reduce=op == "reduce"))
     return Schedule(
         op=op,
-        algorithm="ring" if pieces == 1 < group.n else "pipeline",
-        ranks=group.n,
+        algorithm="ring" if pieces == 1 < n else "pipeline",
+        ranks=n,
         slots=pieces,
         rounds=tuple(rounds),
         root=root,
