@@ -8,7 +8,7 @@ Evidence = Literal["documented", "measured", "inferred", "assumed"]
 
 DTYPES = ("bfloat16", "float16", "float32", "int8")
 
-_CHOICES = {
+CHOICES = {
     "summation": ("fused", "chain", "tree"),
     "alignment": ("truncate", "floor", "nearest_even"),
     "addend": ("fused", "late", "joined"),
@@ -119,7 +119,7 @@ class Arithmetic:
 
     def __post_init__(self) -> None:
         self._integer("products", self.products, 1, 64)
-        for field, choices in _CHOICES.items():
+        for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise self._error(f"{field} must be one of {choices}, got {getattr(self, field)!r}")
         if self.fraction_bits is not None:

@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import floats, operands, repair
+from kernels import floats, operands, repair, split
 from kernels.arithmetic import Arithmetic
 
 _GROUP = 16  # products added between two passes over the accumulators
@@ -34,13 +34,9 @@ _NO_LIMIT = 1 << 12  # last place of a zero
 
 def serves(a: Array, b: Array, arithmetic: Arithmetic) -> bool:
     """Whether this file is for such operands and such a record."""
-    if math.prod(a.shape) * b.shape[-1] > LARGEST:
-        return False
-    keeps = arithmetic.subnormal_inputs == arithmetic.subnormal_results == "keep"
-    plain = arithmetic.specials == "ieee" and arithmetic.overflow == "inf"
-    plain &= arithmetic.product_overflow == "keep" and arithmetic.zero == "positive"
-    fused = arithmetic.addend == "fused" and arithmetic.rounding == "nearest_even"
-    return keeps and plain and fused and arithmetic.products > 1
+    fits = math.prod(a.shape) * b.shape[-1] <= LARGEST
+    usual = split.is_usual(arithmetic) and arithmetic.product_overflow == "keep"
+    return fits and usual and arithmetic.products > 1
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
@@ -60,7 +56,7 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
     short = -a.shape[2] % arithmetic.products
     whole_a = jnp.pad(a, ((0, 0), (0, 0), (0, short)))
     whole_b = jnp.pad(b, ((0, 0), (0, short), (0, 0)))
-    mark = np.uint32(0x7FFADBAD)
+    mark = split.unknown_word(arithmetic)
     with jax.enable_x64(True):
         found = _steps(x, y, first, _product_ranges(x, y, fraction_bits), arithmetic)
         if c is None:  # a sum from +0 is never -0, but XLA takes `0 + x` for x

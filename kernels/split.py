@@ -61,7 +61,7 @@ def steps(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
     for index, top in enumerate(tops):
         part = slice(index * arithmetic.products, (index + 1) * arithmetic.products)
         terms = _Terms(x[:, :, part], minus_x[:, :, part], y[:, part, :], top)
-        if _is_usual(arithmetic):
+        if is_usual(arithmetic):
             words, doubtful = _usual_step(c, terms, arithmetic)
             c = floats.to_float64(words)
         else:
@@ -104,7 +104,7 @@ def _read(c: Array, arithmetic: Arithmetic) -> Array:
     return c
 
 
-def _is_usual(arithmetic: Arithmetic) -> bool:
+def is_usual(arithmetic: Arithmetic) -> bool:
     """Whether `_usual_step` is for this record."""
     keeps = arithmetic.subnormal_inputs == arithmetic.subnormal_results == "keep"
     plain = arithmetic.specials == "ieee" and arithmetic.overflow == "inf"

@@ -11,7 +11,7 @@ import pytest
 
 import kernels
 from kernels import Arithmetic, reference
-from kernels.arithmetic import _CHOICES
+from kernels.arithmetic import CHOICES
 from tests import probe_table
 from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, Operands, draw, words
 
@@ -73,7 +73,7 @@ def mutants(unit: Arithmetic) -> Iterator[tuple[str, Arithmetic]]:
         changes += [("fraction_bits", bits) for bits in (24, 28)]
     if "float32" in unit.dtypes and unit.operand_fraction_bits is None:
         changes.append(("operand_fraction_bits", 22))
-    for field, choices in _CHOICES.items():
+    for field, choices in CHOICES.items():
         if field != "evidence":
             changes += [(field, x) for x in choices if x != getattr(unit, field)]
     for field, value in changes:
