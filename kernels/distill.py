@@ -1,12 +1,10 @@
-"""Exact sums, one output element at a time: the path that takes every input.
+"""Exact sums for any input: the way of the elements that no faster one could vouch for.
 
 The terms of a step are FP64 numbers (a product of two FP32 numbers is one, without rounding).
-Error-free additions
-are repeated until nothing moves: then the last term is the rounded sum, and the one before it tells
-    on which side of it the true sum lies. That is enough to round to FP32 once.
+Error-free additions are repeated until nothing moves: then the last term is the rounded sum, and
+the one before it tells on which side of it the true sum lies. That is enough to round to FP32 once.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -18,31 +16,26 @@ from kernels.arithmetic import Arithmetic
 _MINUS_ZERO = np.int64(-(2**63))
 
 
-def dots(rows: Array, columns: Array, c: Array, arithmetic: Arithmetic) -> Array:
-    """FP32 words of `n` output elements. All arguments are FP32 words (uint32).
+def row(c: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
+    """FP32 words `[n]` of a row of accumulators after some steps.
 
     Args:
-        rows, columns: `[steps, products, n]`, the operands of each element.
-        c: `[n]`, the initial accumulators.
-        arithmetic: one whose sums are exact.
+        c: the words before, `[n]`.
+        x, y: FP64 operands `[k]` and `[k, n]`, k a multiple of `products`.
+        arithmetic: a fused one with `fraction_bits=None`.
     """
-
-    def step(c: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
-        x, y = operands
-        return _step(x, y, c, arithmetic), None
-
-    with jax.enable_x64(True):
-        c, _ = lax.scan(step, c, (rows, columns))
-    return c
+    products = (x[:, None] * y).reshape(-1, arithmetic.products, y.shape[1])
+    if len(products) == 1:
+        return _step(products[0], c, arithmetic)
+    return lax.scan(lambda c, terms: (_step(terms, c, arithmetic), None), c, products)[0]
 
 
-def _step(x: Array, y: Array, c: Array, arithmetic: Arithmetic) -> Array:
+def _step(products: Array, c: Array, arithmetic: Arithmetic) -> Array:
     addend = floats.flush_subnormals(c) if arithmetic.subnormal_inputs == "flush" else c
     if arithmetic.subnormal_inputs == "plus_zero":
         addend = jnp.where((c & floats.MAGNITUDE) < (1 << 23), np.uint32(0), c)
     if arithmetic.specials == "saturate":
         addend = floats.bits32(operands.saturate(floats.from_bits32(addend)))
-    products = floats.to_float64(x) * floats.to_float64(y)
     if arithmetic.product_overflow == "inf":
         infinite = jnp.where(products < 0, -jnp.inf, jnp.inf)
         products = jnp.where(jnp.abs(products) >= 2.0**128, infinite, products)

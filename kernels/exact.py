@@ -1,16 +1,14 @@
 """The twin for units whose step sums are exact: `[batch, m, k] x [batch, k, n]`.
 
-FP64 adds the products of a step. Results are computed tile by tile, each along all of k, and for
-every block of k one of three ways is taken:
+FP64 adds the products of a step. Results are computed tile by tile, each along all of k, and every
+block of k goes one of three ways:
 
-- plain, where exponent ranges prove beforehand that no FP64 sum of products can round, so that the
-  only rounding is the one to FP32 that the unit makes;
-- checked, for FP32 operands, whose products are too long for such proofs: each element bounds its
-  FP64 error and asks whether the rounding to FP32 could depend on it (Ziv's test);
-- split (`kernels.split`) for everything else, and for a block that the test does not pass; once
-  every accumulator of a tile is infinite or NaN, only what can still change that.
-
-An element that even these sums leave in doubt is computed again alone (`kernels.repair`).
+- plain, where the operands' exponents prove beforehand that no FP64 sum of products can round, so
+  that the only rounding is the one to FP32 that the unit makes;
+- checked otherwise: each element bounds its FP64 error and asks whether the rounding to FP32 could
+  depend on it (Ziv's test);
+- split (`kernels.split`) for a block with an element that the test does not pass. Rows with an
+  element that even these sums leave in doubt are added up exactly (`kernels.distill`).
 """
 
 from collections.abc import Callable
@@ -22,16 +20,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import floats, ranges, repair, small, split
+from kernels import distill, floats, split
 from kernels.arithmetic import Arithmetic
 
 _NARROW = 16  # columns below which the product is computed transposed
 _GROUP = 16  # products of a block, if a step has fewer
 _TILE = 1 << 18  # elements of a tile
 _WIDTH = 512  # columns of a tile of many rows: a block of b stays in the first-level cache
+_LEAST = 2.0**-126  # of the normal numbers
+_ROWS, _COLUMNS = 16, 32  # added up exactly at once
 
-Block = tuple[Array, Array]
-"""FP64 operands of a block: `[batch, m, size]` and `[batch, size, n]`."""
+_PLAIN, _CHECKED, _SPLIT, _DONE = range(4)
+"""Ways of a block, and that it has gone one."""
 
 
 class _Tiling(NamedTuple):
@@ -48,16 +48,6 @@ class _Tiling(NamedTuple):
         return batch, row, column
 
 
-class _Proof(NamedTuple):
-    """What is known of a tile before its sums, for each block of k."""
-
-    plain: Array  # its sums are exact in FP64
-    maybe_plain: Array  # they are if the accumulators are small enough at that time
-    ordinary: Array  # nothing in any block is subnormal, infinite or NaN
-    total: Array  # a bound on the sum of the products' magnitudes
-    limit: Array  # below it FP64 sums are exact
-
-
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
     """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, operands as read.
 
@@ -66,8 +56,6 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
         c: FP32 `[batch, m, n]`, or `None` for +0.
         arithmetic: a fused one with `fraction_bits=None`.
     """
-    if small.serves(a, b, arithmetic):
-        return small.accumulate(a, b, c, arithmetic)
     if b.shape[2] < _NARROW < a.shape[1]:  # long rows are what the loops below are good at
         turned = None if c is None else c.swapaxes(1, 2)
         return accumulate(b.swapaxes(1, 2), a.swapaxes(1, 2), turned, arithmetic).swapaxes(1, 2)
@@ -75,65 +63,22 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
     if short:
         a = jnp.pad(a, ((0, 0), (0, 0), (0, short)))
         b = jnp.pad(b, ((0, 0), (0, short), (0, 0)))
-    k = a.shape[2]
-    if _block_size(k // arithmetic.products, arithmetic) == k:
-        # A block that is all of k would not depend on the loops below, and XLA would compute every
-        # way's sums before them.
-        a = jnp.pad(a, ((0, 0), (0, 0), (0, k)))
-        b = jnp.pad(b, ((0, 0), (0, k), (0, 0)))
-    with jax.enable_x64(True):
-        found, unknown = _tiles(a, b, c, k, arithmetic)
-
-        def last_resort(state: tuple[Array, Array]) -> tuple[Array, Array]:
-            mark = split.unknown_word(arithmetic)
-            operands = a[:, :, :k], b[:, :k]
-            return repair.repair(state[0], mark, *operands, c, arithmetic), jnp.bool_(False)
-
-        # A loop and not a conditional: it leaves the results where they are.
-        return lax.while_loop(lambda state: state[1], last_resort, (found, unknown))[0]
-
-
-def _tiles(
-    a: Array, b: Array, c: Array | None, k: int, arithmetic: Arithmetic
-) -> tuple[Array, Array]:
-    """Results of all tiles, and whether any holds an unknown element; `k` products count."""
     shape = (a.shape[0], a.shape[1], b.shape[2])
     tiling = _tiling(shape)
     tiles = int(np.prod(tiling.counts))
-    ranges_a, ranges_b = _operand_ranges(a, b, k, tiling)
-    mark = split.unknown_word(arithmetic)
-    kept = arithmetic.operand_fraction_bits or 23
-    wide = a.dtype == jnp.float32 and kept > 12  # products longer than FP16's
 
-    def body(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        tile, careful, out, unknown = state
+    def body(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        tile, careful, out = state
         corner = tiling.corner(tile)
         start = _start(c, corner, tiling.sizes, arithmetic)
-        batch, row, column = (
-            index // size for index, size in zip(corner, tiling.sizes, strict=True)
-        )
-        picked = (
-            [x[batch * tiling.counts[1] + row] for x in ranges_a],
-            [x[batch * tiling.counts[2] + column] for x in ranges_b],
-        )
-        proof = _prove(*picked, None if c is None else start, arithmetic)
-        proof = proof._replace(
-            plain=proof.plain & ~careful,
-            maybe_plain=proof.maybe_plain & ~careful,
-            ordinary=proof.ordinary & ~careful,
-        )
-        found = _all_blocks(
-            start, _block_of(a, b, k, corner, tiling.sizes, arithmetic), wide, proof, arithmetic
-        )
-        # A plain sum that had to round is NaN: then all blocks of the tile are split.
-        again = jnp.any(proof.maybe_plain) & _holds_nan(found)
+        block = _block_of(a, b, corner, tiling.sizes, arithmetic)
+        found, sound = _all_blocks(start, c is None, block, careful, arithmetic)
         out = lax.dynamic_update_slice(out, floats.from_bits32(found), corner)
-        unknown |= ~again & jnp.any(found == mark)
-        return jnp.where(again, tile, tile + 1), again, out, unknown
+        return jnp.where(sound, tile + 1, tile), ~sound, out
 
-    state = jnp.int32(0), jnp.bool_(False), jnp.zeros(shape, jnp.float32), jnp.bool_(False)
-    _, _, out, unknown = lax.while_loop(lambda state: state[0] < tiles, body, state)
-    return out, unknown
+    with jax.enable_x64(True):
+        state = jnp.int32(0), jnp.bool_(False), jnp.zeros(shape, jnp.float32)
+        return lax.while_loop(lambda state: state[0] < tiles, body, state)[2]
 
 
 def _tiling(shape: tuple[int, int, int]) -> _Tiling:
@@ -165,76 +110,39 @@ def _start(
     return words
 
 
-# Proofs.
+# Blocks of k.
 
 
-def _operand_ranges(
-    a: Array, b: Array, k: int, tiling: _Tiling
-) -> tuple[ranges.Ranges, ranges.Ranges]:
-    """Ranges of the rows and of the columns of each tile; the first axis counts them."""
-    batches, rows, columns = tiling.counts
-    depth, height, width = tiling.sizes
+class _Blocks(NamedTuple):
+    """The blocks of a tile."""
 
-    def of_rows(index: Array) -> ranges.Ranges:
-        corner = (index // rows * depth, index % rows * height, jnp.int32(0))
-        return ranges.along_k(_slice(a, corner, (depth, height, k)), 2)
-
-    def of_columns(index: Array) -> ranges.Ranges:
-        corner = (index // columns * depth, jnp.int32(0), index % columns * width)
-        return ranges.along_k(_slice(b, corner, (depth, k, width)), 1)
-
-    return (
-        lax.map(of_rows, jnp.arange(batches * rows, dtype=jnp.int32)),
-        lax.map(of_columns, jnp.arange(batches * columns, dtype=jnp.int32)),
-    )
+    count: int
+    operands: Callable[[Array], tuple[Array, Array]]
+    """FP64 operands of block i: `[batch, m, size]` and `[batch, size, n]`."""
+    wide: bool
+    """Operands have so many bits that FP64 holds no sum exactly but by chance."""
 
 
-def _prove(
-    rows: list[Array], columns: list[Array], start: Array | None, arithmetic: Arithmetic
-) -> _Proof:
-    """What the ranges of a tile's rows, columns and first accumulators say about its blocks."""
-    steps = rows[0].shape[0] // arithmetic.products
-    blocks = (-1, _block_size(steps, arithmetic))
-    top = jnp.where((rows[0] == 0) | (columns[0] == 0), 0.0, rows[0] * columns[0])
-    total = jnp.sum(top.reshape(blocks), axis=1)
-    last = jnp.min((rows[1] + columns[1]).reshape(blocks), axis=1)
-    first_top, first_last = jnp.float64(0), jnp.int32(ranges.NO_LIMIT)
-    if start is not None:
-        first_top, first_last = ranges.places(start, (0, 1, 2))
-    # Cauchy and Schwarz bound every partial sum; each accumulator's rounding adds a little.
-    reach = (rows[2] * columns[2] + first_top) * np.exp(steps * 2.0**-21)
-    # Rounding never makes a last place finer, so all accumulators are multiples of 2^lowest.
-    lowest = jnp.minimum(jnp.min(last), first_last)
-    ordinary = (lowest >= -126) & (reach < 2.0**127)
-    if arithmetic.addend == "late" and arithmetic.rounding != "nearest_even":
-        ordinary &= False  # two roundings, of which FP64 alone does not do the second
-    limit = ranges.power(52 + last)
-    # FP64 holds C and the sum together unless C is tiny, which only the first C is likely to be.
-    limit = limit.at[0].min(ranges.power(52 + first_last))
-    maybe = ordinary & (total <= limit)
-    return _Proof(maybe & (reach <= limit), maybe, ordinary, total, limit)
+def _block_of(
+    a: Array,
+    b: Array,
+    corner: tuple[Array, ...],
+    sizes: tuple[int, ...],
+    arithmetic: Arithmetic,
+) -> _Blocks:
+    batch, row, column = corner
+    depth, height, width = sizes
+    steps = a.shape[2] // arithmetic.products
+    groups = max(1, _GROUP // arithmetic.products)
+    size = arithmetic.products * max(x for x in range(1, groups + 1) if steps % x == 0)
 
+    def operands(index: Array) -> tuple[Array, Array]:
+        x = _slice(a, (batch, row, index * size), (depth, height, size))
+        y = _slice(b, (batch, index * size, column), (depth, size, width))
+        return floats.to_float64(x), floats.to_float64(y)
 
-def _at(flags: Array, index: Array) -> Array:
-    return flags[jnp.minimum(index, flags.shape[0] - 1)]
-
-
-def _fits(index: Array, words: Array, proof: _Proof) -> Array:
-    """Whether the sums of block `index` on these accumulators are exact in FP64."""
-
-    def look() -> Array:
-        magnitude = lax.bitcast_convert_type(words & floats.MAGNITUDE, jnp.int32)
-        largest = floats.to_float64(jnp.max(magnitude).astype(jnp.uint32))
-        total, limit = _at(proof.total, index), _at(proof.limit, index)
-        return (largest + total) * (1 + 2.0**-20) <= limit
-
-    proved = _at(proof.plain, index)
-    return lax.cond(_at(proof.maybe_plain, index) & ~proved, look, lambda: proved)
-
-
-def _holds_nan(words: Array) -> Array:
-    magnitude = lax.bitcast_convert_type(words & floats.MAGNITUDE, jnp.int32)
-    return jnp.max(magnitude) > floats.INF.astype(np.int32)
+    kept = arithmetic.operand_fraction_bits or 23
+    return _Blocks(a.shape[2] // size, operands, a.dtype == jnp.float32 and kept > 12)
 
 
 def _slice(x: Array, corner: tuple[Array, ...], sizes: tuple[int, ...]) -> Array:
@@ -246,126 +154,156 @@ def _slice(x: Array, corner: tuple[Array, ...], sizes: tuple[int, ...]) -> Array
     return floats.bits32(lax.bitcast_convert_type(part, x.dtype))
 
 
-# Blocks of k.
-
-
-def _block_size(steps: int, arithmetic: Arithmetic) -> int:
-    """Products of a block: whole steps, and a number of them that divides all."""
-    groups = max(1, _GROUP // arithmetic.products)
-    return arithmetic.products * max(x for x in range(1, groups + 1) if steps % x == 0)
-
-
-def _block_of(
-    a: Array,
-    b: Array,
-    k: int,
-    corner: tuple[Array, ...],
-    sizes: tuple[int, ...],
-    arithmetic: Arithmetic,
-) -> Callable[[Array], Block]:
-    """A function that gives the operands of block i in FP64."""
-    batch, row, column = corner
-    depth, height, width = sizes
-    size = _block_size(k // arithmetic.products, arithmetic)
-
-    def block(index: Array) -> Block:
-        x = _slice(a, (batch, row, index * size), (depth, height, size))
-        y = _slice(b, (batch, index * size, column), (depth, size, width))
-        x, y = floats.to_float64(x), floats.to_float64(y)
-        return lax.optimization_barrier((x, y))  # else converted again for each product
-
-    return block
-
-
 class _State(NamedTuple):
     """Of a tile, between two blocks."""
 
     position: Array  # the next block
     words: Array  # accumulators
-    fits: Array  # whether the next block is plain
-    settled: Array  # whether every accumulator is infinite or NaN
+    bound: Array  # their largest magnitude is at most this (FP64), if nothing has gone wrong
+    lowest: Array  # they are multiples of this power of two
+    sound: Array  # no plain sum has lost anything, as far as is known
     retry: Array  # the first block that may be checked; the others are split at once
     pause: Array  # blocks to wait after the next failure
 
 
 def _all_blocks(
-    start: Array,
-    block: Callable[[Array], Block],
-    wide: bool,
-    proof: _Proof,
-    arithmetic: Arithmetic,
-) -> Array:
-    """Words of a tile's accumulators after all blocks."""
-    count = proof.plain.shape[0]
-    settles = arithmetic.overflow == "inf" and arithmetic.product_overflow == "keep"
-
-    def unfinished(state: _State) -> Array:
-        return state.position < count
-
-    def is_plain(state: _State) -> Array:
-        return unfinished(state) & state.fits
-
-    def is_checked(state: _State) -> Array:
-        may_be = proof.ordinary & (state.position >= state.retry)
-        return unfinished(state) & ~state.fits & may_be
-
-    def is_split(state: _State) -> Array:
-        return unfinished(state) & ~is_plain(state) & ~is_checked(state) & ~state.settled
-
-    def is_settled(state: _State) -> Array:
-        return unfinished(state) & state.settled
-
-    def advanced(state: _State, words: Array) -> _State:
-        index = state.position + 1
-        return state._replace(position=index, words=words, fits=_at(proof.plain, index))
-
-    def looked_at(state: _State) -> _State:
-        return state._replace(fits=_fits(state.position, state.words, proof))
-
-    def plain(state: _State) -> _State:
-        words = _plain(state.words, *block(state.position), arithmetic)
-        return looked_at(advanced(state, words))
-
-    def checked(state: _State) -> _State:
-        words = _checked(state.words, *block(state.position), wide, arithmetic)
-        # Within a conditional that is always taken, because XLA would compute the words twice.
-        failed = lax.cond(state.position >= 0, lambda: _holds_nan(words), lambda: False)
-        failure = state._replace(retry=state.position + state.pause, pause=state.pause * 2)
-        success = state._replace(pause=jnp.int32(1))
-        return lax.cond(failed, lambda: failure, lambda: advanced(success, words))
-
-    def split_up(state: _State) -> _State:
-        words = split.steps(state.words, *block(state.position), arithmetic)
-        return advanced(state, words)._replace(settled=settles & _no_finite(state.words))
-
-    def settled(state: _State) -> _State:
-        return advanced(state, _settled(state.words, *block(state.position), arithmetic))
+    start: Array, from_zero: bool, blocks: _Blocks, careful: Array, arithmetic: Arithmetic
+) -> tuple[Array, Array]:
+    """Words of a tile's accumulators after all blocks, and whether they are right: a plain sum
+    may have had to round, and then the tile must be computed again with `careful`.
+    """
 
     def body(state: _State) -> _State:
-        # Loops, because a loop keeps its accumulators in place and a conditional copies them.
-        state = lax.while_loop(is_plain, plain, looked_at(state))
-        state = lax.while_loop(is_checked, checked, state)
-        state = lax.while_loop(is_split, split_up, state)
-        return lax.while_loop(is_settled, settled, state)
+        x, y = lax.optimization_barrier(blocks.operands(state.position))
+        total, last = _extent(x, y)
+        lowest = jnp.minimum(state.lowest, last)
+        # FP64 holds C and the sum together unless C is tiny, which only the first C is likely to
+        # be.
+        limit = jnp.where(state.position == 0, lowest, last) * 2.0**52
+        maybe = ~careful & (lowest >= _LEAST) & (total <= limit)
+        if arithmetic.addend == "late" and arithmetic.rounding != "nearest_even":
+            maybe &= False  # two roundings, of which FP64 alone does not do the second
+        reach = _reach(state.bound, total)
+        stale = jnp.where(maybe, reach > limit, jnp.isinf(reach))
+        bound = lax.cond(stale, _largest, lambda words: state.bound, state.words)
+        sound = careful | jnp.isfinite(bound) | jnp.isinf(state.bound)
+        reach = _reach(bound, total)
+        plain = maybe & (reach <= limit)
+        check = (state.position >= state.retry) & _may_be_checked(reach, arithmetic)
+        way = jnp.where(plain, _PLAIN, jnp.where(check, _CHECKED, _SPLIT))
+        state = state._replace(bound=reach, lowest=lowest, sound=sound)
+        state = _go(way.astype(jnp.int32), state, x, y, blocks.wide, arithmetic)
+        return state._replace(position=state.position + 1)
 
-    first = jnp.int32(0)
-    state = _State(first, start, jnp.bool_(False), jnp.bool_(False), first, jnp.int32(1))
-    return lax.while_loop(unfinished, body, state).words
+    unknown, none = jnp.float64(jnp.inf), jnp.int32(0)
+    state = _State(none, start, unknown, unknown, jnp.bool_(True), none, none + 1)
+    if from_zero:
+        state = state._replace(bound=jnp.float64(0))
+    else:
+        state = state._replace(lowest=jnp.min(split.trailing(floats.to_float64(start))))
+    state = lax.while_loop(lambda s: (s.position < blocks.count) & s.sound, body, state)
+    if from_zero and blocks.count == 1:  # no C that could be too small
+        return state.words, jnp.bool_(True)
+    final = jnp.isfinite(state.bound) & ~jnp.isfinite(_largest(state.words))
+    return state.words, careful | (state.sound & ~final)
+
+
+def _reach(bound: Array, total: Array) -> Array:
+    """A bound on accumulators after a block; infinite if they may overflow."""
+    reach = (bound + total) * (1 + 2.0**-20) + 2.0**-149  # its roundings add a little
+    return jnp.where(reach < 2.0**127, reach, jnp.inf)
+
+
+def _extent(x: Array, y: Array) -> tuple[Array, Array]:
+    """A bound on the sum of the magnitudes of a block's products, and a power of two that they are
+    multiples of; infinite for specials.
+    """
+    tops, lasts = zip(*(_range(v, axis) for v, axis in ((x, (0, 1)), (y, (0, 2)))), strict=True)
+    product = tops[0] * tops[1]
+    total = jnp.sum(jnp.where(jnp.isfinite(product), product, jnp.inf))
+    return total, jnp.min(lasts[0] * lasts[1])
+
+
+def _range(values: Array, axes: tuple[int, int]) -> tuple[Array, Array]:
+    """Largest magnitude and smallest last place. Positive floats order like their words, of which
+    XLA:CPU computes maxima faster.
+    """
+    words = [
+        lax.bitcast_convert_type(v, jnp.int64) for v in (jnp.abs(values), split.trailing(values))
+    ]
+    top, last = jnp.max(words[0], axes), jnp.min(words[1], axes)
+    return lax.bitcast_convert_type(top, jnp.float64), lax.bitcast_convert_type(last, jnp.float64)
+
+
+def _largest(words: Array) -> Array:
+    """The largest magnitude (FP64), infinite if any is infinite or NaN."""
+    magnitude = lax.bitcast_convert_type(words & floats.MAGNITUDE, jnp.int32)
+    largest = floats.to_float64(jnp.max(magnitude).astype(jnp.uint32))
+    return jnp.where(jnp.isnan(largest), jnp.inf, largest)
+
+
+def _go(
+    way: Array, state: _State, x: Array, y: Array, wide: bool, arithmetic: Arithmetic
+) -> _State:
+    """A block gone its way. Loops that run at most once, because a loop keeps its accumulators in
+    place and a conditional copies them.
+    """
+    Going = tuple[Array, _State]
+
+    def here(way: Array) -> tuple[Array, Array]:
+        """The operands, as if they changed: else XLA would compute every way's sums beforehand."""
+        x_here, y_here, _ = lax.optimization_barrier((x, y, way))
+        return x_here, y_here
+
+    def plain(going: Going) -> Going:
+        way, state = going
+        words = _plain(state.words, *here(way), arithmetic)
+        return jnp.full_like(way, _DONE), state._replace(words=words)
+
+    def checked(going: Going) -> Going:
+        way, state = going
+        words = _checked(state.words, *here(way), wide, arithmetic)
+        mark = split.unknown_word(arithmetic)
+        # Within a conditional that is always taken, because XLA would compute the words twice.
+        failed = lax.cond(way == _CHECKED, lambda: jnp.any(words == mark), lambda: False)
+        retry, pause = state.position + state.pause, state.pause * 2
+        failure = jnp.full_like(way, _SPLIT), state._replace(retry=retry, pause=pause)
+        success = jnp.full_like(way, _DONE), state._replace(words=words, pause=jnp.int32(1))
+        return lax.cond(failed, lambda: failure, lambda: success)
+
+    def split_up(going: Going) -> Going:
+        way, state = going
+        words = _split(state.words, *here(way), arithmetic)
+        return jnp.full_like(way, _DONE), state._replace(words=words)
+
+    going = way, state
+    for number, function in ((_PLAIN, plain), (_CHECKED, checked), (_SPLIT, split_up)):
+        going = lax.while_loop(lambda going, number=number: going[0] == number, function, going)
+    return going[1]
 
 
 def _outer(x: Array, y: Array) -> Array:
     return x[:, :, None] * y[:, None, :]
 
 
-def _dots(x: Array, y: Array, products: int) -> list[Array]:
-    """The sums of the products of each step."""
+def _dots(x: Array, y: Array, products: int, chains: int = 1) -> list[Array]:
+    """The sums of the products of each step, each added up in so many chains."""
     totals = []
     for first in range(0, x.shape[-1], products):
-        total = _outer(x[:, :, first], y[:, first, :])
-        for index in range(first + 1, first + products):
-            total = total + _outer(x[:, :, index], y[:, index, :])
-        totals.append(total)
+        sums: list[Array] = []
+        for index in range(products):
+            product = _outer(x[:, :, first + index], y[:, first + index, :])
+            if index < chains:
+                sums.append(product)
+            else:
+                sums[index % chains] = sums[index % chains] + product
+        while len(sums) > 1:
+            sums = [sum(sums[i : i + 2][1:], sums[i]) for i in range(0, len(sums), 2)]
+        totals.append(sums[0])
     return totals
+
+
+# Plain.
 
 
 def _plain(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
@@ -390,58 +328,104 @@ def _to_float32(x: Array, arithmetic: Arithmetic) -> Array:
     return x.astype(jnp.float32)  # RNE
 
 
-def _checked(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic) -> Array:
-    """The steps of a block of ordinary numbers; NaN where a rounding is in doubt.
+def _kept(before: Array, after: Array) -> Array:
+    """Whether C's last place is not so far below the sum that FP64 would drop it."""
+    return (jnp.abs(after) <= 2.0**28 * jnp.abs(before)) | (before == 0)
 
-    `wide`: operands have so many bits that sums which FP64 holds exactly need no search.
+
+# Checked.
+
+
+def _may_be_checked(reach: Array, arithmetic: Arithmetic) -> Array:
+    """Whether `_checked` knows all results: usual units do the same as FP32 with infinities, NaNs
+    and overflow.
     """
+    if arithmetic.addend == "late" and arithmetic.rounding != "nearest_even":
+        return jnp.bool_(False)
+    usual = split.is_usual(arithmetic) and arithmetic.product_overflow == "keep"
+    return jnp.bool_(True) if usual else jnp.isfinite(reach)
+
+
+def _checked(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic) -> Array:
+    """The steps of a block; `unknown_word` where a rounding is in doubt or a number subnormal."""
     c = floats.from_bits32(words)
+    magnitude = words & floats.MAGNITUDE
+    doubt = (magnitude < (1 << 23)) & (magnitude != 0)
     products = arithmetic.products
+    chains = 1 if wide else 4
     row_sizes, column_sizes = lax.optimization_barrier((jnp.abs(x), jnp.abs(y)))
     sizes = _dots(row_sizes, column_sizes, products)
     limit = None
     if not wide:
         # Where all terms are multiples of q, FP64 keeps every partial sum up to 2^52 q.
-        row_last = jnp.min(ranges.trailing(x), axis=2) * 2.0**26
-        column_last = jnp.min(ranges.trailing(y), axis=1) * 2.0**26
+        row_last = jnp.min(split.trailing(x), axis=2) * 2.0**26
+        column_last = jnp.min(split.trailing(y), axis=1) * 2.0**26
         limit = _outer(row_last, column_last)
-    for total, size in zip(_dots(x, y, products), sizes, strict=True):
+    # As many additions of products as the longest way through the sum has, and one of C; a little
+    # for the roundings of this bound.
+    additions = -(-products // chains) - 1 + (min(chains, products) - 1).bit_length()
+    for total, size in zip(_dots(x, y, products, chains), sizes, strict=True):
         before = c.astype(jnp.float64)
         if arithmetic.addend == "fused":
             total = before + total
-        # L products and C added in any order err by less than (L + 2) 2^-53 sum |p|, and a bit.
-        error = size * ((products + 2) * 2.0**-53) + jnp.abs(total) * 2.0**-51
+        error = size * ((additions + 0.5) * 2.0**-53) + jnp.abs(total) * (1.5 * 2.0**-53)
         if limit is not None:
             exact = jnp.maximum(size, jnp.abs(total)) <= limit
             if arithmetic.addend == "fused":
                 exact &= _kept(before, total)
             error = jnp.where(exact, 0.0, error)
+        error = jnp.where(jnp.abs(total) < jnp.inf, error, 0.0)  # as infinite as the operands
         low = _to_float32(total - error, arithmetic)
         high = _to_float32(total + error, arithmetic)
-        found = low if arithmetic.addend == "fused" else c + low
-        c = jnp.where(low == high, found, jnp.float32(jnp.nan))  # rounding is monotone
-    return floats.bits32(c)
+        # The conversion loses subnormals.
+        certain = (low == high) & ((low != 0) | (jnp.abs(total) + error == 0))
+        doubt |= ~(certain | (total != total))
+        if arithmetic.addend == "late":
+            low, addend = c + low, low
+            doubt |= (low == 0) & (c != -addend)
+        c = low
+    found = jnp.where(c != c, np.uint32(arithmetic.nan), floats.bits32(c))
+    return jnp.where(doubt, split.unknown_word(arithmetic), found)
 
 
-def _no_finite(words: Array) -> Array:
-    magnitude = lax.bitcast_convert_type(words & floats.MAGNITUDE, jnp.int32)
-    return jnp.min(magnitude) >= floats.INF.astype(np.int32)
+# Split.
 
 
-def _settled(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
-    """The steps of a block where every accumulator is infinite or NaN: these see only which
-    operands are, and which are zero.
-    """
+def _split(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
+    """The steps of a block, whatever it holds."""
+    found = split.steps(words, x, y, arithmetic)
     mark = split.unknown_word(arithmetic)
-    kinds = (jnp.where(jnp.isfinite(v), jnp.sign(v), v).astype(jnp.float32) for v in (x, y))
-    x, y = lax.optimization_barrier(tuple(kinds))
-    c = floats.from_bits32(words)
-    for total in _dots(x, y, arithmetic.products):
-        c = c + total
-    found = jnp.where(jnp.isnan(c), np.uint32(arithmetic.nan), floats.bits32(c))
-    return jnp.where(words == mark, mark, found)
+    batch, height, width = words.shape
+    rows, columns = min(_ROWS, batch * height), min(_COLUMNS, width)
 
+    def doubtful_rows(found: Array) -> Array:
+        return jnp.any(found == mark, axis=2).reshape(-1)
 
-def _kept(before: Array, after: Array) -> Array:
-    """Whether C's last place is not so far below the sum that FP64 would drop it."""
-    return (jnp.abs(after) <= 2.0**28 * jnp.abs(before)) | (before == 0)
+    def resolved(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        """In each of some rows, the columns about the first doubtful one."""
+        doubtful, found = state
+        _, chosen = lax.top_k(doubtful.astype(jnp.float32), rows)
+        at = chosen // height, chosen % height
+        first = lax.argmax(found[at] == mark, 1, jnp.int32)
+        column = jnp.minimum(first // columns * columns, width - columns)
+
+        def part(of: Array, start: Array) -> Array:
+            return lax.dynamic_slice_in_dim(of, start, columns, of.ndim - 1)
+
+        exact = jax.vmap(
+            lambda batch, row, column: distill.row(
+                part(words[batch, row], column), x[batch, row], part(y[batch], column), arithmetic
+            )
+        )(*at, column)
+        places = column[:, None] + jnp.arange(columns, dtype=jnp.int32)
+        found = found.at[at[0][:, None], at[1][:, None], places].set(exact)
+        return doubtful_rows(found), found
+
+    # Within a conditional that is always taken, because XLA would compute the words twice.
+    doubtful = lax.cond(
+        (words[0, 0, 0] | np.uint32(1)) != 0,
+        doubtful_rows,
+        lambda found: jnp.zeros(batch * height, jnp.bool_),
+        found,
+    )
+    return lax.while_loop(lambda state: jnp.any(state[0]), resolved, (doubtful, found))[1]

@@ -4,7 +4,7 @@ A step's terms are added to a large constant, whose last place is the grid on wh
 upper parts is exact; what each term loses against the grid is summed apart (Rump, Ogita and Oishi
 2008). Together they hold the sum to about 2^-97 of its largest term, and mostly exactly. The
 result is rounded once, by the sign of what lies beyond FP64 where FP64 shows a tie. Subnormals,
-infinities and NaNs are handled; an element whose rounding stays in doubt becomes `UNKNOWN`.
+infinities and NaNs are handled; an element whose rounding stays in doubt is marked.
 """
 
 import math
@@ -17,7 +17,6 @@ from jaxtyping import Array
 
 from kernels import floats
 from kernels.arithmetic import Arithmetic
-from kernels.ranges import leading, trailing
 
 _LARGEST = float(np.finfo(np.float32).max)
 _LOWEST = 2.0**-126  # of the normal numbers
@@ -36,50 +35,68 @@ class _Terms(NamedTuple):
     x: Array  # [batch, m, products]
     minus_x: Array
     y: Array  # [batch, products, n]
-    top: Array  # the largest exponent of a product `[batch, m, n]`
+    scale: Array  # of the sum `[batch, m, n]`, see `_scale`
 
 
 def steps(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
-    """FP32 words `[batch, m, n]` of the accumulators after the steps of one block.
+    """FP32 words `[batch, m, n]` of the accumulators after the steps of one block; `unknown_word`
+    where one is in doubt.
 
     Args:
-        words: the accumulators before; an unknown one stays unknown.
+        words: the accumulators before.
         x, y: FP64 operands `[batch, m, k]` and `[batch, k, n]`, k a multiple of `products`.
         arithmetic: a fused one with `fraction_bits=None`.
     """
-    mark = unknown_word(arithmetic)
-    unknown = words == mark
-    c = floats.to_float64(words)
-    # Within a conditional that is always taken, because XLA would fuse these sums of small integers
-    # into the sums in FP64, of which a register holds four times fewer.
-    tops = lax.cond(
-        (words[0, 0, 0] | np.uint32(1)) != 0,
-        lambda: _tops(_exponents(x), _exponents(y), arithmetic.products),
-        lambda: (jnp.zeros(words.shape, jnp.int16),) * (x.shape[-1] // arithmetic.products),
-    )
+    unknown = jnp.zeros(words.shape, jnp.bool_)
     minus_x = -x
-    for index, top in enumerate(tops):
-        part = slice(index * arithmetic.products, (index + 1) * arithmetic.products)
-        terms = _Terms(x[:, :, part], minus_x[:, :, part], y[:, part, :], top)
+    for first in range(0, x.shape[-1], arithmetic.products):
+        part = slice(first, first + arithmetic.products)
+        addend = words if arithmetic.addend == "fused" else None
+        # Within a conditional that is always taken, because XLA would fuse these sums of small
+        # integers into the sums in FP64, of which a register holds four times fewer.
+        scale = lax.cond(
+            (words[0, 0, 0] | np.uint32(1)) != 0,
+            _scale,
+            lambda x, y, addend: jnp.zeros((*x.shape[:2], y.shape[2]), jnp.int16),
+            *(x[:, :, part], y[:, part, :], addend),
+        )
+        terms = _Terms(x[:, :, part], minus_x[:, :, part], y[:, part, :], scale)
+        c = floats.to_float64(words)
         if is_usual(arithmetic):
             words, doubtful = _usual_step(c, terms, arithmetic)
-            c = floats.to_float64(words)
         else:
             c, doubtful = _step(_read(c, arithmetic), terms, arithmetic)
             words = _store(c, arithmetic)
         unknown = unknown | doubtful
-    return jnp.where(unknown, mark, words)
+    return jnp.where(unknown, unknown_word(arithmetic), words)
 
 
-def _tops(x: Array, y: Array, products: int) -> tuple[Array, ...]:
-    """The largest exponent of a product in each step, from the operands' exponents."""
-    tops = []
-    for first in range(0, x.shape[-1], products):
-        top = x[:, :, first, None] + y[:, None, first, :]
-        for index in range(first + 1, first + products):
-            top = jnp.maximum(top, x[:, :, index, None] + y[:, None, index, :])
-        tops.append(jnp.maximum(top, np.int16(_NOTHING)))
-    return tuple(tops)
+def _scale(x: Array, y: Array, words: Array | None) -> Array:
+    """Twice the exponent of a power of two that is more than twice the sum of the magnitudes of a
+    step's terms; and one if what the terms lose against a grid of that size is summed exactly.
+    """
+    count = x.shape[-1]
+    places = _places(count + (words is not None))
+    x_tops, y_tops = _exponents(x), _exponents(y)
+    top = x_tops[:, :, 0, None] + y_tops[:, None, 0, :]
+    for index in range(1, count):
+        top = jnp.maximum(top, x_tops[:, :, index, None] + y_tops[:, None, index, :])
+    top = jnp.maximum(top, np.int16(_NOTHING)) + np.int16(4 + math.ceil(math.log2(count)))
+    lasts = [_exponents(jnp.min(trailing(v), axis)) for v, axis in ((x, 2), (y, 1))]
+    last = (lasts[0] + np.int16(places))[:, :, None] + lasts[1][:, None, :]
+    if words is None:
+        return 2 * top + (last >= top)
+    magnitude = words & floats.MAGNITUDE
+    exponent = jnp.maximum(magnitude >> 23, 1).astype(jnp.int16) - np.int16(127)
+    nothing = magnitude == 0
+    top = jnp.maximum(top, jnp.where(nothing, np.int16(_NOTHING), exponent + np.int16(3)))
+    exact = (last >= top) & (nothing | (exponent + np.int16(places - 23) >= top))
+    return 2 * top + exact.astype(jnp.int16)
+
+
+def _places(terms: int) -> int:
+    """So many places below the largest power of two the parts of so many terms add up exactly."""
+    return 106 - math.ceil(math.log2(terms))
 
 
 def _step(c: Array, terms: _Terms, arithmetic: Arithmetic) -> tuple[Array, Array]:
@@ -119,22 +136,22 @@ def _usual_step(c: Array, terms: _Terms, arithmetic: Arithmetic) -> tuple[Array,
     parts = _sum(c, terms, arithmetic)
     high, low, special = parts.high, parts.low, parts.total
     bits = lax.bitcast_convert_type(high, jnp.int64)
-    # Rounded to odd, the sum is no false tie when it is rounded to FP32.
-    moved = bits + jnp.where((bits ^ lax.bitcast_convert_type(low, jnp.int64)) < 0, -1, 1)
-    odd = jnp.where((low != 0) & ((bits & 1) == 0), moved, bits)
-    magnitude = jnp.abs(lax.bitcast_convert_type(odd, jnp.float64))
-    # The last place of 2^(52 - 149) is that of subnormals: its last bits count them.
-    count = lax.bitcast_convert_type(magnitude + 2.0 ** (52 - 149), jnp.int64).astype(jnp.uint32)
-    tiny = magnitude < _LOWEST
-    word = jnp.where(tiny, count, floats.bits32(magnitude.astype(jnp.float32)))  # RNE
-    finite = jnp.isfinite(special)
-    word = jnp.where(finite, word, floats.INF)
-    sign = lax.bitcast_convert_type(jnp.where(finite, high, special), jnp.int64) < 0
-    word = word | jnp.where(sign & (word != 0), floats.SIGN, jnp.uint32(0))
-    word = jnp.where(special != special, np.uint32(arithmetic.nan), word)
+    tiny = jnp.abs(high) < _LOWEST
     # Only at a tie does the sign of `low` decide. Coarser places have their ties among these.
     tie = (bits & ((1 << 29) - 1)) == (1 << 28)
     tie |= tiny & ((bits & ((1 << 28) - 1)) == 0)
+    moved = bits + jnp.where((bits ^ lax.bitcast_convert_type(low, jnp.int64)) < 0, -1, 1)
+    nearest = lax.bitcast_convert_type(jnp.where(tie & (low != 0), moved, bits), jnp.float64)
+    # What is not finite is not so in `special` alone.
+    found = jnp.where(jnp.abs(special) < jnp.inf, nearest, special)
+    magnitude = jnp.abs(found)
+    # The last place of 2^(52 - 149) is that of subnormals: its last bits count them.
+    count = lax.bitcast_convert_type(magnitude + 2.0 ** (52 - 149), jnp.int64).astype(jnp.uint32)
+    normal = floats.bits32(magnitude.astype(jnp.float32))  # RNE
+    word = jnp.where(magnitude < _LOWEST, count, normal)
+    minus = (lax.bitcast_convert_type(found, jnp.int64) < 0) & (word != 0)
+    word = word | jnp.where(minus, floats.SIGN, jnp.uint32(0))
+    word = jnp.where(special != special, np.uint32(arithmetic.nan), word)
     doubtful = (jnp.abs(high) < parts.error * 2.0**54) | (tie & (jnp.abs(low) <= parts.error))
     return word, doubtful
 
@@ -160,16 +177,12 @@ class _Sum(NamedTuple):
 
 
 def _sum(c: Array | None, terms: _Terms, arithmetic: Arithmetic) -> _Sum:
-    x, minus_x, y, top = terms
+    x, minus_x, y, scale = terms
     count = x.shape[-1]
-    # The sum of all magnitudes is below half of `top`, so that `grid` stays in one binade.
-    biased = top.astype(jnp.int64) + (1023 + 4 + math.ceil(math.log2(count)))
-    products_top = lax.bitcast_convert_type(biased << 52, jnp.float64)
-    top = products_top
-    if c is not None:
-        leading_c = leading(c)
-        leading_c = jnp.where(leading_c < jnp.inf, leading_c, 0.0)
-        top = _larger(products_top, leading_c * 8)
+    word = scale.astype(jnp.int64) << 51
+    lossless = (word & (1 << 51)) != 0
+    biased = (word & -(1 << 52)) + (1023 << 52)
+    top = lax.bitcast_convert_type(biased, jnp.float64)
     grid = top * 1.5
     total, rest, plain = grid, jnp.zeros_like(grid), None
     if c is not None:
@@ -190,16 +203,8 @@ def _sum(c: Array | None, terms: _Terms, arithmetic: Arithmetic) -> _Sum:
             plain = plain + product
     upper = total - grid
     high = upper + rest
-    # `rest` is exact if its terms have a common last place that is coarse enough, else off by:
     added = count + (c is not None)
-    places = 2.0 ** (106 - math.ceil(math.log2(added)))
-    exact = _outer(jnp.min(trailing(x), 2) * places, jnp.min(trailing(y), 1)) >= top
-    if c is not None:
-        exact &= (leading_c * (places * 2.0**-23) >= top) | (c == 0)
-    error = top * ((added + 1) ** 2 * 2.0**-107)
-    other = products_top * ((added + 1) * 2.0**-55)
-    error = jnp.where(error < other, error, other)
-    error = jnp.where(exact, -1.0, error)
+    error = jnp.where(lossless, -1.0, top * ((added + 1) ** 2 * 2.0**-107))
     return _Sum(high, _lost(upper, rest, high), error, total, plain)
 
 
@@ -292,3 +297,19 @@ def _lost(x: Array, y: Array, total: Array) -> Array:
 
 def _zero_like(x: Array) -> Array:
     return lax.bitcast_convert_type(lax.bitcast_convert_type(x, jnp.int64) & _SIGN, jnp.float64)
+
+
+def leading(values: Array) -> Array:
+    """The largest power of two that is at most |values| (FP64); infinity or NaN give infinity."""
+    bits = lax.bitcast_convert_type(values, jnp.int64)
+    return lax.bitcast_convert_type(bits & (0x7FF << 52), jnp.float64)
+
+
+def trailing(values: Array) -> Array:
+    """The last places of FP64 values, as powers of two; 2^400 for zeros."""
+    magnitude = jnp.abs(values)
+    bits = lax.bitcast_convert_type(magnitude, jnp.int64)
+    fraction = bits & ((1 << 52) - 1)
+    without_last = lax.bitcast_convert_type(bits & (bits - 1), jnp.float64)
+    last = jnp.where(fraction == 0, leading(magnitude), magnitude - without_last)
+    return jnp.where(magnitude == 0, 2.0**400, last)
