@@ -25,7 +25,7 @@ from kernels.arithmetic import Arithmetic
 
 _NARROW = 16  # columns below which the product is computed transposed
 _GROUP = 16  # products of a block, if a step has fewer
-_TILE = 1 << 18  # elements of a tile
+_TILE = 1 << 17  # elements of a tile
 _WIDTH = 512  # columns of a tile of many rows: a block of b stays in the first-level cache
 _LEAST = 2.0**-126  # of the normal numbers
 _ROWS, _COLUMNS = 16, 32  # added up exactly at once
@@ -146,11 +146,12 @@ def _block_of(
 
 
 def _slice(x: Array, corner: tuple[Array, ...], sizes: tuple[int, ...]) -> Array:
-    """FP32 words of a part of an operand. It is cut as integers, because XLA:CPU would widen all
-    of a BF16 array first.
+    """FP32 words of a part of an operand. BF16 and FP16 are cut as integers, because XLA:CPU would
+    widen all of the array first.
     """
-    raw = lax.bitcast_convert_type(x, jnp.uint32 if x.dtype == jnp.float32 else jnp.uint16)
-    part = lax.dynamic_slice(raw, corner, sizes)
+    if x.dtype == jnp.float32:
+        return floats.bits32(lax.dynamic_slice(x, corner, sizes))
+    part = lax.dynamic_slice(lax.bitcast_convert_type(x, jnp.uint16), corner, sizes)
     return floats.bits32(lax.bitcast_convert_type(part, x.dtype))
 
 
