@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -27,3 +30,32 @@ def cloud() -> Machine:
 def rack() -> Machine:
     """GB200 NVL72."""
     return em.gb200_nvl72()
+
+
+class Answer(NamedTuple):
+    """What a command returned and printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cm384(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Answer]:
+    """Runs the command in this process, on a terminal of 160 columns."""
+    from emulator.cli import main
+
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*words: str | Path) -> Answer:
+        monkeypatch.setattr("sys.argv", ["cm384", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+            raise SystemExit(0)
+        captured = capsys.readouterr()
+        code = end.value.code
+        return Answer(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run

@@ -59,6 +59,8 @@ class Answers:
     tiles: Sequence[Tile]
     words: list[NDArray[np.int64]]
     any_nan: bool = False  # NaNs count as equal
+    not_asked: tuple[str, ...] = ()  # products that the unit refused, or was too slow for
+    unsteady: str | None = None  # a probe that was answered differently when asked again
     hard: list[Probe] = field(default_factory=list)  # probes that contradicted a hypothesis: asked
     # first from then on
     _decoded: dict[Any, Any] = field(default_factory=dict)
@@ -89,13 +91,19 @@ class Answers:
     def got(self, probe: Probe) -> int:
         return self._one_nan(int(self.words[probe.tile][probe.i, probe.j]))
 
-    def predict(self, arithmetic: Arithmetic, probe: Probe) -> int:
-        """The word that a unit with this arithmetic would give."""
+    def predict(self, arithmetic: Arithmetic, probe: Probe, order: Any = None) -> int:
+        """The word that a unit with this arithmetic would give, with K in an order of
+        `kernels.tiling.k_order` or ascending.
+        """
         tile = self.tiles[probe.tile]
         row = self._operands((probe.tile, "a", probe.i), tile.a[probe.i], arithmetic)
         column = self._operands((probe.tile, "b", probe.j), tile.b[:, probe.j], arithmetic)
         c = 0 if tile.c is None else int(tile.c[probe.i, probe.j].view(np.uint32))
-        return self._one_nan(narrow(_dot(row, column, c, arithmetic), self.result))
+        if order is None:
+            word = _dot(row, column, c, arithmetic)
+        else:
+            word = reference.dot_in_order(row, column, c, order, arithmetic)
+        return self._one_nan(narrow(word, self.result))
 
     def _one_nan(self, word: int) -> int:
         return _NAN if self.any_nan and (word & 0x7FFFFFFF) > 0x7F800000 else word
@@ -138,6 +146,14 @@ def narrow(word: int, result: str) -> int:
     with np.errstate(all="ignore"):
         value = np.uint32(word).view(np.float32).astype(RESULTS[result])
     return _NAN if np.isnan(value) else int(value.view(np.uint16))
+
+
+def float_of(word: int, result: str) -> float:
+    """The value of a result's word."""
+    if word == _NAN:
+        return float("nan")
+    words = np.array(word).astype(np.uint32 if result == "float32" else np.uint16)
+    return float(words.view(RESULTS[result]))
 
 
 def words_of(results: Any, shape: tuple[int, int], where: str) -> tuple[str, NDArray[np.int64]]:

@@ -1,12 +1,13 @@
 """Why each parameter of a probed record has its value, and which other values would do as well."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
-from kernels.arithmetic import ASCEND_910C_CANDIDATES, PRESETS, Arithmetic
+from kernels.arithmetic import ASCEND_910C_CANDIDATES, CHOICES, PRESETS, Arithmetic
 from kernels.probe.answers import Answers, Probe
-from kernels.probe.search import ALIGNMENTS, LOWEST, WIDTHS, nan_words, vary
+from kernels.probe.search import ALIGNMENTS, EVERY, LOWEST, WIDTHS, nan_words, vary
 
 _UNPROBED = ("name", "fp32", "fp32_reduced", "fp32_full", "fp16", "dtypes", "evidence", "source")
 _OPERANDS = ("operand_fraction_bits", "operand_rounding")  # of FP32 operands
@@ -25,19 +26,6 @@ _WHERE = {
 }
 """Probes that can tell a parameter's values apart; other parameters are told by ordinary sums."""
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "alignment": ALIGNMENTS,
-    "addend": ("fused", "late"),
-    "rounding": ("nearest_even", "toward_zero"),
-    "subnormal_inputs": ("keep", "flush", "plus_zero"),
-    "subnormal_results": ("keep", "flush"),
-    "specials": ("ieee", "saturate"),
-    "product_overflow": ("keep", "inf"),
-    "overflow": ("inf", "saturate"),
-    "nan_rule": ("word", "propagate"),
-    "zero": ("positive", "ieee"),
-}
-
 _ASKED = 2000
 
 
@@ -46,9 +34,7 @@ def known(answers: Answers, found: Arithmetic) -> tuple[Arithmetic, list[str]]:
     them, no probe can tell, and its values are taken.
     """
     same, exact = [], []
-    probes = answers.probes(
-        ("order", "sums", "dense", "bottom", "zeros", "top", "specials"), _ASKED, thorough=True
-    )
+    probes = answers.probes(EVERY, _ASKED, thorough=True)
     for name, unit in _units().items():
         try:
             mode = unit.mode(answers.dtype, answers.dtype)
@@ -76,6 +62,7 @@ def explain(answers: Answers, found: Arithmetic) -> tuple[dict[str, str], dict[s
     none contradicts.
     """
     evidence, ambiguous = {}, {}
+    every = answers.probes(EVERY, _ASKED, thorough=True)
     for field in PARAMETERS:
         value = getattr(found, field)
         against: list[tuple[Any, Probe, Arithmetic]] = []
@@ -84,8 +71,11 @@ def explain(answers: Answers, found: Arithmetic) -> tuple[dict[str, str], dict[s
         if field == "sum_fraction_bits":
             groups += ("bottom",)
         probes = answers.probes(groups, _ASKED, thorough=True)
+        elsewhere = [probe for probe in every if answers.tiles[probe.tile].group not in groups]
         for other, variant in _variants(answers, found, field, probes):
-            probe = None if variant is None else answers.first_miss(variant, probes)
+            probe = None
+            if variant is not None:  # asked where it shows most, and then everywhere
+                probe = answers.first_miss(variant, itertools.chain(probes, elsewhere))
             if probe is None or variant is None:
                 allowed.append(other)
             else:
@@ -110,16 +100,15 @@ def _variants(
     its place where it is known to predict the same answers.
     """
     value = getattr(found, field)
-    if field in _CHOICES:
-        others: Iterable[Any] = [x for x in _CHOICES[field] if x != value]
+    others: Iterable[Any] = []
+    if field in CHOICES:
+        others = [x for x in CHOICES[field] if x != value]
         if field == "alignment" and found.fraction_bits is None or value == "joined":
             others = []
     elif field == "products":
         tree = found.summation == "tree"  # whose sizes are powers of 2
         halves = (value // 2, value * 2) if tree else (value - 1, value + 1)
         others = [x for x in halves if 1 <= x <= 64]
-    elif field == "summation":
-        others = [x for x in ("fused", "chain", "tree") if x != value]
     elif field == "min_exponent" and value is not None:
         fitting, others = _neighbours(answers, found, field, range(LOWEST, -125), probes)
         yield from ((x, None) for x in fitting)
@@ -136,8 +125,6 @@ def _variants(
     elif field == "nan":
         others = [word for word in (0x7FC00000, 0x7FFFFFFF, *nan_words(answers)) if word != value]
         others = list(dict.fromkeys(others))
-    else:
-        others = []
     for other in others:
         variant = _variant(found, field, other)
         if variant is not None:
@@ -195,6 +182,7 @@ def _widths(
     answers: Answers, found: Arithmetic, probes: list[Probe]
 ) -> Iterator[tuple[Any, Arithmetic | None]]:
     """Cuts so far down that an exact sum cannot be told from them, and the first that can."""
+    probes = [probe for probe in probes if answers.tiles[probe.tile].group == "sums"]
     for alignment in ALIGNMENTS:
         low, high = 0, 49  # `low` can be told from the exact sum, `high` and beyond cannot
         while high - low > 1:
@@ -206,6 +194,13 @@ def _widths(
         if low:
             cut = vary(found, fraction_bits=low, alignment=alignment, min_exponent=LOWEST)
             yield f"{low} ({alignment})", cut
+
+
+def short(found: Arithmetic) -> str:
+    """The parameters that are not the usual ones."""
+    usual = Arithmetic(name="", products=1)
+    fields = [x for x in PARAMETERS if getattr(found, x) != getattr(usual, x) or x == "products"]
+    return ", ".join(f"{field}={_shown(field, getattr(found, field))}" for field in fields)
 
 
 def _shown(field: str, value: Any) -> str:

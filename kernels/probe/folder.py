@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kernels.probe import inputs
+from kernels.probe import inputs, shapes
 from kernels.probe.answers import RESULTS, Answers, words_of
 from kernels.probe.inputs import Tile
 
-_FORMAT = "cm384 probe 1"
+_FORMAT = "cm384 probe 2"
 _INPUTS, _OUTPUTS, _SCRIPT = "inputs.npz", "outputs.npz", "run_probe.py"
 
 
@@ -40,7 +41,7 @@ def write(folder: str | os.PathLike[str], *, dtype: str = "bfloat16", force: boo
             f"{folder} is not empty and not a probe folder; name another one, or add --force"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    tiles = inputs.tiles(dtype, with_c=False)
+    tiles = [*inputs.tiles(dtype, with_c=False), *shapes.tiles(dtype)]
     arrays: dict[str, Any] = {
         "format": np.array(_FORMAT),
         "dtype": np.array(dtype),
@@ -60,6 +61,11 @@ def write(folder: str | os.PathLike[str], *, dtype: str = "bfloat16", force: boo
 
 def _about(tile: Tile) -> dict[str, Any]:
     return {"name": tile.name, "group": tile.group, "thorough": tile.thorough}
+
+
+def _may_be_refused(tile: Tile) -> bool:
+    """The script goes on when the device refuses infinities, or another shape."""
+    return tile.group in ("specials", *shapes.GROUPS)
 
 
 def read(folder: str | os.PathLike[str]) -> Answers:
@@ -93,8 +99,11 @@ def read(folder: str | os.PathLike[str]) -> Answers:
         raise ValueError(
             f"{folder / _OUTPUTS}: expected results in {', '.join(RESULTS)}, got {result!r}"
         )
-    words = []
+    refused = {int(number): str(why) for number, why in dict(about.get("refused", {})).items()}
+    asked, words = [], []
     for number, tile in enumerate(tiles):
+        if number in refused and _may_be_refused(tile):
+            continue
         shape = tile.a.shape[0], tile.b.shape[1]
         found = outputs.get(f"d{number}")
         stored = np.uint32 if result == "float32" else np.uint16
@@ -106,14 +115,36 @@ def read(folder: str | os.PathLike[str]) -> Answers:
                 f"{where}: expected {np.dtype(stored)} words of shape {shape}, "
                 f"got {found.dtype} of shape {found.shape}"
             )
+        asked.append(tile)
         words.append(words_of(found.view(RESULTS[result]), shape, where)[1])
-    return Answers(dtype, result, tiles, words)
+    _check_answers(words, folder / _OUTPUTS)
+    changed = [tiles[number].name for number in about.get("changed", []) if number < len(tiles)]
+    return Answers(
+        dtype,
+        result,
+        asked,
+        words,
+        not_asked=tuple(f"{tiles[number].name} ({why})" for number, why in refused.items()),
+        unsteady=changed[0] if changed else None,
+    )
+
+
+def _check_answers(words: list[NDArray[np.int64]], path: Path) -> None:
+    """Refuses words that no products can have."""
+    if all((x == x.flat[0]).all() for x in words):
+        raise ValueError(
+            f"{path}: every result is the same number: the device computed nothing; "
+            f"run {_SCRIPT} again"
+        )
 
 
 def _tiles(path: Path) -> tuple[str, list[Tile]]:
     arrays = _arrays(path)
     if str(arrays.get("format")) != _FORMAT:
-        raise ValueError(f'{path}: expected the format "{_FORMAT}", got {arrays.get("format")}')
+        raise ValueError(
+            f'{path}: expected the format "{_FORMAT}", got "{arrays.get("format")}"; write '
+            f"the probes again with this version: cm384 probe --write {path.parent}"
+        )
     dtype = str(arrays.get("dtype"))
     if dtype not in inputs.DTYPES:
         raise ValueError(f"{path}: expected operands in bfloat16 or float16, got {dtype}")
@@ -128,7 +159,10 @@ def _tiles(path: Path) -> tuple[str, list[Tile]]:
         assert a is not None and b is not None
         if a.shape[1] != b.shape[0]:
             raise ValueError(f"{path}: shapes {a.shape} and {b.shape} of probe {number} do not fit")
-        tiles.append(Tile(a=a.view(kind), b=b.view(kind), **entry))
+        try:
+            tiles.append(Tile(a=a.view(kind), b=b.view(kind), **entry))
+        except TypeError as error:
+            raise ValueError(f"{path} is damaged: probe {number} has no name and group") from error
     if not any(tile.group == "order" for tile in tiles):
         raise ValueError(f"{path}: the probe of the order of summation is missing")
     return dtype, tiles

@@ -31,7 +31,8 @@ def resembled(answers: Answers) -> str | None:
         tile = answers.tiles[number]
         with np.errstate(all="ignore"):
             expected = _amx(tile).astype(RESULTS[answers.result])
-        if (words_of(expected, expected.shape, "AMX")[1] != answers.words[number][:4, :4]).any():
+        wanted, got = words_of(expected, expected.shape, "AMX")[1], answers.words[number]
+        if any(got[place] != word for place, word in np.ndenumerate(wanted)):
             return None
     return AMX
 

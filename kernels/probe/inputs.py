@@ -6,6 +6,7 @@ of A and columns of B share a pattern of positions and scale its terms independe
 depends on an answer, so the tiles can be computed on one machine and judged on another.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -58,6 +59,7 @@ def tiles(dtype: str, with_c: bool) -> list[Tile]:
         *_sums(rng, dtype),
         *_ties(rng, dtype),
         *_tails(dtype),
+        _tail_first(dtype),
         *_bottom(rng, dtype),
         *_top(rng, dtype),
         *_zeros(dtype),
@@ -193,6 +195,17 @@ def _tails(dtype: str) -> Iterator[Tile]:
         yield Tile(name=name, group="sums", a=a, b=b, thorough=True)
 
 
+def _tail_first(dtype: str) -> Tile:
+    """2^-(24 + t), then half of the last bit of 1, then 1: C is small and has all its bits."""
+    left, right, sign, base = _tail(dtype)
+    a, b = np.zeros((M, K)), np.zeros((K, N))
+    a[:, 0], b[0] = left, right
+    for place, down in ((1, 24), (64, 0)):
+        a[:, place], b[place] = 2.0 ** ((26 + base) // 2), sign * 2.0 ** (-down + (27 + base) // 2)
+    a, b = _cast(a, dtype), _cast(b, dtype)
+    return Tile(name="tail before a tie", group="sums", a=a, b=b, thorough=True)
+
+
 def _tail_of_c(rng: Generator, dtype: str) -> Tile:
     """The same with a C that has the number and its odd last bit."""
     left, right, sign, base = _tail(dtype)
@@ -236,6 +249,8 @@ def _bottom(rng: Generator, dtype: str) -> Iterator[Tile]:
         for place in (150, 149, 127):
             a, b = _beside_a_tie(rng, place)
             yield Tile(name=f"bottom: ties at 2^-{place}", group="bottom", a=a, b=b)
+        a, b = _single_products()
+        yield Tile(name="bottom: single products", group="bottom", a=a, b=b, thorough=True)
         for name, places in _SCANS.items():
             a, b = _scan(places)
             yield Tile(name=f"bottom: {name}", group="bottom", a=a, b=b, thorough=True)
@@ -262,6 +277,39 @@ def _beside_a_tie(rng: Generator, place: int) -> tuple[NDArray, NDArray]:
         a[:, position] = 2.0 ** -(low + rng.integers(0, 26, M)) * _signs(rng, (M,))
         b[position] = 2.0 ** -(place - low + rng.integers(0, 26, N)) * _signs(rng, (N,))
     return _cast(a, "bfloat16"), _cast(b, "bfloat16")
+
+
+def _single_products() -> tuple[NDArray, NDArray]:
+    """BF16: one product per output, beside the middle between two counts of 2^-149 and one bit away
+    from it, at every distance that such a bit can have.
+    """
+    a, b = np.zeros((M, K)), np.zeros((K, N))
+    pairs = _beside_middles()
+    left = {kind for kinds in pairs.values() for kind in kinds}
+    for block in range(4 * M):  # a factor, and four outputs of a row that have it
+        row, columns = block // 4, range(block % 4 * 4, block % 4 * 4 + 4)
+        x = max(pairs, key=lambda x: sum(kind[0] for kind in pairs[x].keys() & left))
+        kinds = sorted(pairs[x], key=lambda kind: (kind in left, kind[0]), reverse=True)
+        a[row, block] = x * 2.0**-74
+        for column, kind in zip(columns, kinds, strict=False):
+            left.discard(kind)
+            b[block, column] = (-1) ** (row + column) * pairs[x][kind] * 2.0 ** -(75 + kind[1])
+    return _cast(a, "bfloat16"), _cast(b, "bfloat16")
+
+
+def _beside_middles() -> dict[int, dict[tuple[int, int, bool], int]]:
+    """For significands x of 8 bits: y with x * y = (count + 1/2) * 2^s, +- 2^(s - 1 - distance) and
+    less, by (distance, s, whether it is above); the count is even if it is, and odd if not.
+    """
+    found: dict[int, dict[tuple[int, int, bool], int]] = {}
+    for x in range(128, 256):
+        for y, s in itertools.product(range(128, 256), range(2, 17)):
+            count, rest = divmod(x * y, 1 << s)
+            rest -= 1 << s - 1
+            if rest and (rest > 0) == (count % 2 == 0):
+                kind = (s - abs(rest).bit_length(), s, rest > 0)
+                found.setdefault(x, {}).setdefault(kind, y)
+    return found
 
 
 # what is added to a multiple of 2^-150: (position, times 2^-j)
@@ -299,13 +347,14 @@ def _top(rng: Generator, dtype: str) -> Iterator[Tile]:
             b[[p, q]] = 2.0 ** rng.integers(61, 67, N)
             yield Tile(name=f"top: pair ({p}, {q}) that cancels", group="top", a=a, b=b)
         # Products beyond the largest number, often of both signs in a step.
-        a, b = _scattered(rng, dtype, (128, 130, 160, 230), 0.15)
-        yield Tile(name="top: products beyond", group="top", a=a, b=b)
+        for density in (0.15, 1.0):
+            a, b = _scattered(rng, dtype, (128, 130, 160, 230), density)
+            yield Tile(name=f"top: {density:.0%} of products beyond", group="top", a=a, b=b)
 
 
 def _zeros(dtype: str) -> Iterator[Tile]:
     """Rows of zeros and vanishing numbers of either sign, at every place and at some."""
-    k = 192
+    k = ORDER_K
     small = 2.0**-100 if dtype == "bfloat16" else 2.0**-24
     rows, columns = np.zeros((M, k)), np.zeros((k, N))
     values = (0.0, -0.0, small, -small)
@@ -328,6 +377,12 @@ def _zeros(dtype: str) -> Iterator[Tile]:
         yield Tile(
             name="zeros after a tiny sum", group="zeros", a=_cast(a, dtype), b=_cast(b, dtype)
         )
+        a, b = _tiny_beside_one()
+        yield Tile(name="tiny beside one", group="zeros", a=a, b=b, thorough=True)
+        for low in (63, 110):
+            a, b = _vanishing_last(low)
+            name = f"vanishing last, from 2^-{63 + low}"
+            yield Tile(name=name, group="zeros", a=a, b=b, thorough=True)
         for name, steps in (("vanishing products", 4.375), ("products beside 2^-150", 0.3)):
             a, b = _vanishing(steps)
             yield Tile(name=name, group="zeros", a=a, b=b, thorough=True)
@@ -343,6 +398,30 @@ def _vanishing(step: float) -> tuple[NDArray, NDArray]:
     a[:, 0], b[0] = -(2.0**-down), np.choose(np.arange(N) % 2, [1.0, 1.5]) * 2.0**-down
     a[:, 1] = 2.0 ** -(down + 2)
     b[1] = b[0] * np.choose(np.arange(N) % 3, [0.0, 1.0, -1.0])
+    return _cast(a, "bfloat16"), _cast(b, "bfloat16")
+
+
+def _tiny_beside_one() -> tuple[NDArray, NDArray]:
+    """BF16: first +-1, and in a later step one product of -1 or -1.5 times 2^-126 down to 2^-253:
+    only a cut toward minus infinity can make it count, and only if nothing cut it before.
+    """
+    a, b = np.zeros((M, ORDER_K)), np.zeros((ORDER_K, N))
+    columns = np.arange(N)
+    a[:, 0], b[0] = np.choose(np.arange(M) % 2, [1.0, -1.0]), 1.0
+    for row in range(M):
+        a[row, 64 + 2 * row] = 2.0 ** -(63 + 4 * row)
+        b[64 + 2 * row] = -(1 + columns % 2 / 2) * 2.0 ** -(63 + 4 * row + columns // 2)
+    return _cast(a, "bfloat16"), _cast(b, "bfloat16")
+
+
+def _vanishing_last(low: int) -> tuple[NDArray, NDArray]:
+    """BF16: -1 and 1.5, or -1 and -0, or their negatives, times powers of two from 2^-(63 + low)
+    down to 2^-(126 + low), and nothing after them: the sign of what is left may hang on a cut.
+    """
+    rows, columns = np.arange(M), np.arange(N)
+    kinds = np.where(rows[:, None] < 8, [-1.0, 1.5], [-1.0, -0.0])
+    a = kinds * 2.0 ** -(63 + 8 * (rows[:, None] % 8))
+    b = np.ones((2, 1)) * (1 - 2 * (columns % 2)) * 2.0 ** -(low + columns // 2)
     return _cast(a, "bfloat16"), _cast(b, "bfloat16")
 
 

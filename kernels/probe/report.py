@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernels.arithmetic import FP32_FMA_CHAIN, Arithmetic
-from kernels.probe import explain, foreign, inputs, order, search
+from kernels.probe import explain, foreign, inputs, order, search, shapes
 from kernels.probe.answers import Answers, Failure
 
 
@@ -24,6 +24,8 @@ class Report:
         dtype, result: types of the operands and of the answers.
         with_c: whether probes started at a C of their own.
         compared: how many answers the record was compared with.
+        longest_k: sums of up to so many products are as the record says; `notes` say what differs
+            beyond.
     """
 
     arithmetic: Arithmetic | None
@@ -37,17 +39,21 @@ class Report:
     result: str
     with_c: bool
     compared: int
+    longest_k: int = 0
 
     def __str__(self) -> str:
         if self.arithmetic is None:
             shown = "\n".join(f"  {failure}" for failure in self.failing[:8])
             more = f"; it behaves as {self.resembles}" if self.resembles else ""
-            return (
-                f"none of the known families{more}. {len(self.failing)} of {self.compared} probes "
-                f"contradict the nearest record, such as\n{shown}"
-            )
+            lines = [f"none of the known families{more}.", *self.notes]
+            if self.failing:
+                lines.append(
+                    f"{len(self.failing)} of {self.compared} probes contradict the nearest record, "
+                    f"such as\n{shown}"
+                )
+            return "\n".join(lines)
         lines = [f"{name}: {text}" for name, text in self.ambiguous.items()]
-        return "\n".join([self.arithmetic.source, *lines])
+        return "\n".join([self.arithmetic.source, *lines, *self.notes])
 
 
 class UnknownArithmetic(ValueError):
@@ -60,46 +66,73 @@ class UnknownArithmetic(ValueError):
 
 def judge(answers: Answers) -> Report:
     """What answers say, whoever gave them."""
-    found = search.search(answers)
     said: dict[str, Any] = {
         "dtype": answers.dtype,
         "result": answers.result,
         "with_c": any(tile.c is not None for tile in answers.tiles),
-        "compared": len(answers.probes(tuple(inputs.GROUPS), search.VERIFIED, thorough=True)),
+        "compared": 0,
     }
-    if found.arithmetic is None:
-        return Report(
-            arithmetic=None,
-            evidence={"products": order.describe(answers)},
-            ambiguous={},
-            failing=found.failing,
-            resembles=foreign.resembled(answers),
-            **said,
+    if answers.unsteady:
+        return _unknown(
+            answers,
+            said,
+            notes=(
+                f"It does not give the same bits every time: probe {answers.unsteady!r}, asked "
+                "twice, was answered differently.",
+            ),
         )
+    found = search.search(answers)
+    said["compared"] = len(answers.probes(tuple(inputs.GROUPS), search.VERIFIED, thorough=True))
+    if found.arithmetic is None:
+        return _unknown(answers, said, failing=found.failing, resembles=foreign.resembled(answers))
     unit, same_as = explain.known(answers, found.arithmetic)
+    verdict = shapes.judge(answers, unit)
+    if verdict.failing:
+        note = (
+            f"Sums of up to {verdict.longest_k} products are those of "
+            f"{same_as[0] if same_as else explain.short(unit)}, longer ones are not, in no order "
+            "of K that was tried."
+        )
+        return _unknown(answers, said, notes=(note, *verdict.notes), failing=verdict.failing)
     evidence, ambiguous = explain.explain(answers, unit)
     counted = order.describe(answers)
     evidence["products"] = f"{evidence.get('products', unit.products)}; {counted}"
     return Report(
-        arithmetic=_named(unit, same_as, ambiguous, said),
+        arithmetic=_named(unit, same_as, ambiguous, verdict, said),
         same_as=tuple(same_as),
         evidence=evidence,
         ambiguous=ambiguous,
-        notes=(found.any_nan,) if found.any_nan else (),
+        notes=(*([found.any_nan] if found.any_nan else []), *verdict.notes),
+        longest_k=verdict.longest_k,
         **said,
     )
 
 
+def _unknown(answers: Answers, said: dict[str, Any], **more: Any) -> Report:
+    return Report(
+        arithmetic=None,
+        evidence={"products": order.describe(answers)},
+        ambiguous={},
+        **said,
+        **more,
+    )
+
+
 def _named(
-    found: Arithmetic, same_as: list[str], ambiguous: dict[str, str], said: dict[str, Any]
+    found: Arithmetic,
+    same_as: list[str],
+    ambiguous: dict[str, str],
+    verdict: shapes.Verdict,
+    said: dict[str, Any],
 ) -> Arithmetic:
     """The record with its provenance, and an FP32 mode that was not probed."""
     open_ones = "; ".join(f"{name} ({text})" for name, text in ambiguous.items())
     source = (
         f"kernels.probe: {said['compared']} outputs for {said['dtype']} operands predicted without "
         f"a difference{', C given' if said['with_c'] else ''}. "
-        f"Same as: {', '.join(same_as) or 'no preset'}. Ambiguous: {open_ones or 'nothing'}"
-    )
+        f"Same as: {', '.join(same_as) or 'no preset'}. Ambiguous: {open_ones or 'nothing'}. "
+        f"K was probed up to {verdict.longest_k}. {' '.join(verdict.notes)}"
+    ).rstrip()
     fp32 = dataclasses.replace(
         FP32_FMA_CHAIN,
         name="probed FP32",

@@ -9,6 +9,8 @@ should be FP32 sums; where a backend only gives BF16 they are taken rounded, and
 To use another library, replace `multiply`: it gets the words of A and B and returns those of A @ B.
 """
 
+from __future__ import annotations  # for the older Pythons that devices may have
+
 import argparse
 import hashlib
 import importlib
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 
 BACKENDS = ("torch-npu", "torch-cuda", "torch-cpu", "numpy")
+OPTIONAL = ("specials", "long", "single", "large")  # products that a device may refuse
 
 
 def torch_device(backend: str) -> str:
@@ -81,34 +84,86 @@ def choose() -> str:
     raise AssertionError("numpy is always there")
 
 
+def read_inputs(path: str) -> tuple[list[dict[str, Any]], str, list[tuple[Any, Any]]]:
+    """What is asked: names and groups, the type of the operands, and their words."""
+    try:
+        with np.load(path, allow_pickle=False) as inputs:
+            tiles = json.loads(str(inputs["tiles"]))
+            dtype = str(inputs["dtype"])
+            return tiles, dtype, [(inputs[f"a{k}"], inputs[f"b{k}"]) for k in range(len(tiles))]
+    except Exception as error:
+        raise SystemExit(f"{path} is missing or damaged ({error}); copy it again") from error
+
+
+def answer(
+    tiles: list[dict[str, Any]], operands: list[tuple[Any, Any]], dtype: str, backend: str
+) -> tuple[dict[int, Any], set[str], dict[int, str]]:
+    """The words of the products, the types of the results, and which products were refused."""
+    outputs: dict[int, Any] = {}
+    results: set[str] = set()
+    refused: dict[int, str] = {}
+    for number, tile in enumerate(tiles):
+        a, b = operands[number]
+        try:
+            words, result = multiply(a, b, dtype, backend)
+        except Exception as error:
+            if tile["group"] not in OPTIONAL:
+                raise SystemExit(
+                    f"{backend} failed at probe {number} ({tile['name']}, {a.shape} @ {b.shape} in "
+                    f"{dtype}): {error}"
+                ) from error
+            print(f"{tile['name']}: refused ({error})", file=sys.stderr)
+            refused[number] = str(error)
+            continue
+        outputs[number] = words
+        results.add(result)
+    return outputs, results, refused
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--backend", choices=BACKENDS, help="default: the first that is there")
     backend = parser.parse_args().backend or choose()
     folder = os.path.dirname(os.path.abspath(__file__))
     path = os.path.join(folder, "inputs.npz")
+    tiles, dtype, operands = read_inputs(path)
     with open(path, "rb") as file:
         checksum = hashlib.sha256(file.read()).hexdigest()
-    with np.load(path) as inputs:
-        tiles = json.loads(str(inputs["tiles"]))
-        dtype = str(inputs["dtype"])
-        operands = [(inputs[f"a{k}"], inputs[f"b{k}"]) for k in range(len(tiles))]
-    outputs: dict[str, Any] = {}
-    results: set[str] = set()
-    for number, (a, b) in enumerate(operands):
-        outputs[f"d{number}"], result = multiply(a, b, dtype, backend)
-        results.add(result)
+    print(f"{len(tiles)} products by {backend}, twice ...", flush=True)
+    outputs, results, refused = answer(tiles, operands, dtype, backend)
+    again, _, _ = answer(tiles, operands, dtype, backend)
     if len(results) != 1:
         raise SystemExit(f"{backend}: results of several types: {sorted(results)}")
-    about = {"backend": backend, "result": results.pop(), "inputs": checksum}
-    part = os.path.join(folder, "outputs.npz.part")
-    with open(part, "wb") as file:
-        np.savez(file, about=np.array(json.dumps(about)), **outputs)
-    os.replace(part, os.path.join(folder, "outputs.npz"))
-    print(f"{len(tiles)} products by {backend}, {about['result']} results, are in outputs.npz")
+    changed = [k for k, x in outputs.items() if k not in again or (x != again[k]).any()]
+    about = {
+        "backend": backend,
+        "result": results.pop(),
+        "inputs": checksum,
+        "refused": refused,
+        "changed": changed,
+    }
+    save(os.path.join(folder, "outputs.npz"), about, outputs)
+    print(f"{len(outputs)} products by {backend}, {about['result']} results, are in outputs.npz")
+    if changed:
+        print(f"{len(changed)} of them had other bits the second time: no fixed arithmetic.")
     if about["result"] != "float32":
         print("These are rounded sums: some parameters will stay ambiguous.")
+    if backend == "numpy":
+        print("NumPy has no matrix unit; give --backend for another one.")
     print(f"Next: cm384 probe --read {folder}")
+
+
+def save(path: str, about: dict[str, Any], outputs: dict[int, Any]) -> None:
+    """Writes all or nothing."""
+    part = path + ".part"
+    try:
+        with open(part, "wb") as file:
+            words = {f"d{number}": x for number, x in outputs.items()}
+            np.savez_compressed(file, about=np.array(json.dumps(about)), **words)
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,14 @@ LOWEST = -400
 _ORDINARY = ("order", "sums", "dense")
 _TINY = ("bottom", "zeros")
 _HUGE = ("top", "specials")
-_ALL = _ORDINARY + _TINY + _HUGE
+EVERY = _ORDINARY + _TINY + _HUGE
 VERIFIED = 4000
 """Probes that a record must predict, from every tile a part, beside all thorough ones."""
 
 _NANS = 3000  # probes among which NaN words are looked for
 
 _QUICK = 400  # probes that a part of a hypothesis must pass before all of them are asked
+_LOST = 0.25  # of the probes: contradicted by every set of joined widths, they are not joined
 _STRUCTURES = 200  # that predict ordinary sums, until the search gives up
 _ROUNDS = 60  # hypotheses that pass those and fail a later probe, until the search gives up
 
@@ -74,7 +75,7 @@ def _finite(answers: Answers) -> tuple[Arithmetic | None, Arithmetic | None]:
             found = _completed(answers, widths)
             if found is None:
                 break
-            miss = answers.first_miss(found, answers.probes(_ALL, VERIFIED, thorough=True))
+            miss = answers.first_miss(found, answers.probes(EVERY, VERIFIED, thorough=True))
             if miss is None:
                 return found, None
             nearest, rounds = found, rounds + 1
@@ -106,7 +107,7 @@ def _nan_remark(answers: Answers) -> str:
 
 def _failures(answers: Answers, nearest: Arithmetic | None) -> tuple[Failure, ...]:
     """The probes that contradict the hypothesis that comes nearest to a few hundred answers."""
-    sample = answers.probes(_ALL, VERIFIED, thorough=True)
+    sample = answers.probes(EVERY, VERIFIED, thorough=True)
     if nearest is None:
         guesses = (
             hypothesis
@@ -166,11 +167,13 @@ def _widths(answers: Answers) -> Iterator[Arithmetic]:
         aligned = left(_aligned(answers, products))
         found += aligned
         yield from aligned
-    if len(structures) == 1:  # an order that was recognised
-        for products in sizes * 3:  # again with the probes that contradicted the last one
-            joined = _joined(answers, products)
-            if joined is not None:
+    if len(structures) < 5:  # an order that was recognised
+        for products in sizes:
+            while (joined := _joined(answers, products)) is not None:
+                known = len(answers.hard)
                 yield joined
+                if len(answers.hard) == known:
+                    break  # no probe contradicted it that was not known before
 
 
 def _joined(answers: Answers, products: int) -> Arithmetic | None:
@@ -205,6 +208,9 @@ def _joined(answers: Answers, products: int) -> Arithmetic | None:
         for field in ("addend_fraction_bits", "result_fraction_bits", "sum_fraction_bits"):
             others = (vary(guess, **{field: w}) for w in reversed(WIDTHS))
             guess = _fewest_misses(answers, probes, others)
+        missed = sum(1 for _ in answers.misses(guess, probes))
+        if missed > _LOST * len(probes):
+            return None
         misses = list(itertools.islice(answers.misses(guess, every), 20))
         if not misses:
             return guess
@@ -254,18 +260,20 @@ def _tiny(answers: Answers, widths: Arithmetic) -> Iterator[Arithmetic]:
     floors: Iterable[int | None] = [None]
     if widths.fraction_bits is not None:
         floors = [LOWEST, *range(-126, -270, -1)]
-    sums: Iterable[int | None] = [None]
-    if widths.addend == "joined":  # beside C = 0, of exponent -126, this width cuts tiny sums
+    cuts = [widths]
+    if widths.addend == "joined":  # ordinary sums may not show how products and their sum are cut
         ordinary = answers.probes(_ORDINARY, _QUICK)
-        others = (vary(widths, sum_fraction_bits=bits) for bits in reversed(WIDTHS))
-        sums = [x.sum_fraction_bits for x in others if _fits(answers, x, ordinary)]
-        floors = [LOWEST, *range(-126, -166, -1)]
-    for bits, inputs, results, zero, floor in itertools.product(
-        sums, ("keep", "flush", "plus_zero"), ("keep", "flush"), ("positive", "ieee"), floors
+        others = (
+            vary(widths, sum_fraction_bits=bits, alignment=alignment)
+            for alignment in dict.fromkeys([widths.alignment, *ALIGNMENTS])
+            for bits in reversed(WIDTHS)
+        )
+        cuts = [x for x in others if _fits(answers, x, ordinary)]
+    for cut, inputs, results, zero, floor in itertools.product(
+        cuts, ("keep", "flush", "plus_zero"), ("keep", "flush"), ("positive", "ieee"), floors
     ):
         yield vary(
-            widths,
-            sum_fraction_bits=bits,
+            cut,
             subnormal_inputs=inputs,
             subnormal_results=results,
             zero=zero,
