@@ -116,7 +116,7 @@ def _start(
 class _Blocks(NamedTuple):
     """The blocks of a tile."""
 
-    count: int
+    number: int
     operands: Callable[[Array], tuple[Array, Array]]
     """FP64 operands of block i: `[batch, m, size]` and `[batch, size, n]`."""
     wide: bool
@@ -202,8 +202,8 @@ def _all_blocks(
         state = state._replace(bound=jnp.float64(0))
     else:
         state = state._replace(lowest=jnp.min(split.trailing(floats.to_float64(start))))
-    state = lax.while_loop(lambda s: (s.position < blocks.count) & s.sound, body, state)
-    if from_zero and blocks.count == 1:  # no C that could be too small
+    state = lax.while_loop(lambda s: (s.position < blocks.number) & s.sound, body, state)
+    if from_zero and blocks.number == 1:  # no C that could be too small
         return state.words, jnp.bool_(True)
     final = jnp.isfinite(state.bound) & ~jnp.isfinite(_largest(state.words))
     return state.words, careful | (state.sound & ~final)
@@ -279,7 +279,11 @@ def _go(
 
     going = way, state
     for number, function in ((_PLAIN, plain), (_CHECKED, checked), (_SPLIT, split_up)):
-        going = lax.while_loop(lambda going, number=number: going[0] == number, function, going)
+
+        def goes_here(going: Going, number: int = number) -> Array:
+            return going[0] == number
+
+        going = lax.while_loop(goes_here, function, going)
     return going[1]
 
 

@@ -98,7 +98,10 @@ def test_exact_rows_alone(record, dtype):
                 kernels.floats.to_float64(kernels.floats.bits32(operands.read(v, mode)))
                 for v in (a, b)
             )
-            row = lambda x, y, c: distill.row(c, x, y, mode)
+
+            def row(x, y, c):
+                return distill.row(c, x, y, mode)
+
             return jax.vmap(jax.vmap(row, (0, None, 0)))(x, y, kernels.floats.bits32(c))
 
     assert (np.asarray(jax.jit(rows)(a, b, c)) == expected).all()
