@@ -48,30 +48,82 @@ def report(case: str, **numbers: Any) -> None:
     )
 
 
+# Limits that a person notices: seconds for the first answer, and for the same question again.
+COLD_S = {
+    ("all_reduce", "ring"): 5e-3,
+    ("all_to_all", "full_mesh"): 50e-3,
+    ("all_reduce", "best"): 1.0,
+}
+AGAIN_S = 50e-6
+
+
 def answering() -> None:
-    """Time of asking for a time: cold (nothing cached), and repeated."""
-    from emulator.fabric import collective
+    """Time of asking for a time: cold (nothing cached), and repeated, as shares of the limits."""
+    from emulator.fabric import collective, expert_exchange
     from emulator.machines import cloudmatrix384
 
     collective("all_reduce", 2**20, cloudmatrix384(), range(4))  # imports
     for op, algorithm in (
         ("all_reduce", "ring"),
+        ("all_to_all", "full_mesh"),
         ("all_reduce", "hierarchical"),
         ("all_reduce", "full_mesh"),
-        ("all_to_all", "full_mesh"),
+        ("all_reduce", None),
+        ("all_reduce", "best"),
     ):
-        start = time.perf_counter()
-        answer = collective(op, 2**30, cloudmatrix384(), algorithm=algorithm)
-        cold_s = time.perf_counter() - start
-        again_s = median_s(
-            lambda a=answer: collective(a.op, 2**30, cloudmatrix384(), algorithm=a.algorithm), 100
+        asked(
+            f"time of {op} by {algorithm or 'its rule'}, 384 devices, 1 GiB",
+            lambda op=op, a=algorithm: collective(op, 2**30, cloudmatrix384(), algorithm=a),
+            COLD_S.get((op, algorithm or "")),
         )
-        report(
-            f"time of {op} by {algorithm}, 384 devices, 1 GiB",
-            cold_wall_s=round(cold_s, 6),
-            again_wall_s=round(again_s, 8),
-            time_s=answer.time_s,
+    asked(
+        "time of dispatch, 768 dies, 128 tokens to 8 experts",
+        lambda: expert_exchange("dispatch", 128, 8, 7680, on=cloudmatrix384("die")),
+        None,
+    )
+    larger()
+
+
+def larger() -> None:
+    """8192 devices: an ideal pod of 1,024 nodes of 8."""
+    import dataclasses
+
+    from emulator.fabric import collective
+    from emulator.machines import cloudmatrix384
+
+    real = cloudmatrix384("die")
+    uplinks = dataclasses.replace(real.fabric, node_uplink_bytes_per_s=8 * 196e9)
+    pod = dataclasses.replace(
+        real,
+        name="8192 dies",
+        num_devices=8192,
+        devices_per_node=8,
+        packages=4096,
+        fabric=uplinks,
+    )
+    for op, algorithm in (
+        ("all_reduce", "ring"),
+        ("all_gather", "ring"),
+        ("all_reduce", "double_binary_tree"),
+    ):
+        asked(
+            f"time of {op} by {algorithm}, 8192 devices, 1 GiB",
+            lambda op=op, a=algorithm: collective(op, 2**30, pod, algorithm=a),
+            1.0,
         )
+
+
+def asked(case: str, question: Callable[[], Any], limit_s: float | None) -> None:
+    """One line for one question."""
+    start = time.perf_counter()
+    answer = question()
+    cold_s = time.perf_counter() - start
+    again_s = median_s(question, 100)
+    numbers = {"cold_wall_s": round(cold_s, 6), "again_wall_s": round(again_s, 8)}
+    if limit_s is not None:
+        numbers["cold_of_limit"] = round(cold_s / limit_s, 3)
+    numbers["again_of_limit"] = round(again_s / AGAIN_S, 3)
+    report(case, **numbers, time_s=answer.time_s)
 
 
 def executing(peer_s: float | None) -> None:

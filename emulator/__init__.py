@@ -13,9 +13,14 @@ if TYPE_CHECKING:
     from emulator.chip import MatmulTime as MatmulTime
     from emulator.chip import matmul_time as matmul_time
     from emulator.fabric import Collective as Collective
+    from emulator.fabric import all_to_all_v as all_to_all_v
     from emulator.fabric import collective as collective
+    from emulator.fabric import concurrent as concurrent
+    from emulator.fabric import expert_exchange as expert_exchange
+    from emulator.machines import Level as Level
     from emulator.machines import Machine as Machine
     from emulator.machines import cloudmatrix384 as cloudmatrix384
+    from emulator.machines import custom_machine as custom_machine
     from emulator.machines import gb200_nvl72 as gb200_nvl72
     from emulator.program.emulate import emulate as emulate
     from emulator.program.pmap import pmap as pmap
@@ -26,10 +31,15 @@ if TYPE_CHECKING:
 
 _ROOM_OF = {
     "Machine": "emulator.machines",
+    "Level": "emulator.machines",
     "cloudmatrix384": "emulator.machines",
+    "custom_machine": "emulator.machines",
     "gb200_nvl72": "emulator.machines",
+    "all_to_all_v": "emulator.fabric",
     "collective": "emulator.fabric",
     "Collective": "emulator.fabric",
+    "concurrent": "emulator.fabric",
+    "expert_exchange": "emulator.fabric",
     "matmul_time": "emulator.chip",
     "MatmulTime": "emulator.chip",
     "emulate": "emulator.program.emulate",

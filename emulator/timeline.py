@@ -1,9 +1,9 @@
 """Operations -> per-device clocks, in integer picoseconds, all devices at once.
 
 Every device runs the same program in order and has a clock of its own. An operation adds its
-duration to all clocks; a collective makes the devices of each group wait for the last of them.
-Loops run until the clocks' increments repeat, and the remaining trips are multiplied: adding a
-constant to all clocks that wait for one another changes nothing else.
+duration to all clocks (longer on a slow device); a collective makes the devices of each group wait
+for the last of them. Loops run until the clocks' increments repeat, and the remaining trips are
+multiplied: adding a constant to all clocks that wait for one another changes nothing else.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class CollectiveOp:
 
     `groups` pairs device positions [group, rank] with seconds [group]; groups of different sizes
     are separate pairs. `nbytes` follows nccl-tests; `link_bytes` is what crosses links, per tier,
-    all devices together.
+    all devices together; `pairs` are a permute's (source, destination) ranks.
     """
 
     name: str
@@ -67,6 +67,7 @@ class CollectiveOp:
     where: str = ""
     detail: str = ""
     kind: str = "collective"
+    pairs: tuple[tuple[int, int], ...] = ()
 
     @property
     def time_s(self) -> float:
@@ -136,16 +137,23 @@ class Timeline:
         return list(lanes.values())
 
 
-def play(steps: Sequence[Step], devices: Sequence[int]) -> Timeline:
-    """Runs `steps` on devices that all start at zero."""
-    player = _Player(len(devices))
+def play(
+    steps: Sequence[Step], devices: Sequence[int], slowness: Sequence[float] | None = None
+) -> Timeline:
+    """Runs `steps` on devices that all start at zero. `slowness` says how many times longer kernels
+    take on each device.
+    """
+    slow = np.ones(len(devices)) if slowness is None else np.asarray(slowness, np.float64)
+    player = _Player(slow)
     clocks = player.run(steps, np.zeros(len(devices), np.int64), 0)
     return Timeline(devices=tuple(devices), clocks_ps=clocks, spans=tuple(player.spans))
 
 
 class _Player:
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, slow: NDArray[np.float64]) -> None:
+        self.count = len(slow)
+        self.slow = slow
+        self.alike = bool((slow == 1).all())
         self.spans: list[Span] = []
         self.quiet = False
 
@@ -156,7 +164,7 @@ class _Player:
             start = clocks
             slot = len(self.spans)
             if isinstance(step, Op):
-                clocks = clocks + math.ceil(step.time_s * PS_PER_S)
+                clocks = clocks + self.kernel_ps(step.time_s)
             elif isinstance(step, CollectiveOp):
                 clocks = _meet(step, clocks)
             else:
@@ -164,6 +172,11 @@ class _Player:
             if not self.quiet:
                 self.spans.insert(slot, Span(step=step, depth=depth, start_ps=start, end_ps=clocks))
         return clocks
+
+    def kernel_ps(self, time_s: float) -> int | NDArray[np.int64]:
+        if self.alike:
+            return math.ceil(time_s * PS_PER_S)
+        return np.ceil(time_s * self.slow * PS_PER_S).astype(np.int64)
 
     def loop(self, step: Loop, clocks: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
         if step.trips <= 0 or not step.body:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulator.collectives import ALGORITHMS, OPS, Group, Schedule, build, hierarchical, make_round
-from emulator.fabric import bound_s, choose, collective, time_schedule
+from emulator.fabric import bound_s, collective, time_schedule
 from emulator.machines import Machine, cite, cloudmatrix384, gb200_nvl72
 from emulator.machines import build as build_record
 from emulator.machines.fabric import Fabric, Tier, Transport
@@ -236,60 +236,7 @@ def test_a_shared_port_is_a_slowed_port() -> None:
     assert time_schedule(apart, machine, (0, 9, 17), size) == pytest.approx(base)
 
 
-# --- measured points ------------------------------------------------------------------------------
-
-# (op, ranks, bytes of the shard or buffer, microseconds): Horacehxw/msModeling
-# comm_alignment_report_20260312, CANN 8.5, BF16, one server, one rank per die.
-SERVER_POINTS = [
-    ("all_gather", 16, 1363149, 176.7),
-    ("all_gather", 16, 41943040, 3080.2),
-    ("reduce_scatter", 16, 1363149, 216.3),
-    ("reduce_scatter", 16, 41943040, 3664.6),
-    ("all_gather", 8, 1024, 5.4),
-    ("all_gather", 8, 14336, 5.6),
-    ("all_gather", 8, 476160, 30.4),
-    ("all_gather", 8, 610304, 155.3),
-    ("all_reduce", 16, 163840, 12.1),
-]
-
-
-@pytest.mark.parametrize(("op", "ranks", "shard_bytes", "measured_us"), SERVER_POINTS)
-def test_one_server_points(op: str, ranks: int, shard_bytes: int, measured_us: float) -> None:
-    size = shard_bytes if op == "all_reduce" else shard_bytes * ranks
-    answer = collective(op, size, cloudmatrix384(device="die"), range(ranks))
-    assert answer.time_s * 1e6 == pytest.approx(measured_us, rel=0.02)
-
-
-@pytest.mark.parametrize(("size", "measured_us"), [(536870912, 1806.7), (8589934592, 20299.0)])
-def test_nvl72_points(size: int, measured_us: float) -> None:
-    """Source: coreweave/nccl-tests PR #43."""
-    answer = collective("all_reduce", size, gb200_nvl72(), dtype="float32")
-    assert answer.time_s * 1e6 == pytest.approx(measured_us, rel=0.02)
-    assert answer.busbw == pytest.approx(2 * 71 / 72 * size / answer.time_s)
-
-
-# --- choice, arguments
-# ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("op", "nbytes", "devices", "algorithm", "transport"),
-    [
-        ("all_reduce", 2**20, range(8), "full_mesh", "aiv_small"),
-        ("all_reduce", 2**23, range(8), "full_mesh", "aiv_large"),
-        ("all_reduce", 3 * 2**21, range(2), "ring", "sdma"),
-        ("all_gather", 8 * 2**20, range(8), "full_mesh", "aiv_small"),
-        ("all_gather", 8 * 2**21, range(8), "full_mesh", "sdma"),
-        ("all_reduce", 2**20, range(0, 384, 8), "ring", "sdma"),
-        ("all_reduce", 2**20, range(384), "hierarchical", "sdma"),
-        ("all_to_all", 2**20, range(384), "full_mesh", "sdma"),
-        ("broadcast", 2**20, range(4), "direct", "sdma"),
-    ],
-)
-def test_choice(op: str, nbytes: int, devices: range, algorithm: str, transport: str) -> None:
-    answer = collective(op, nbytes, cloudmatrix384(), devices)
-    assert (answer.algorithm, answer.transport) == (algorithm, transport)
-    assert choose(op, nbytes, devices, cloudmatrix384()) == (algorithm, answer.reason)
+# --- arguments ------------------------------------------------------------------------------------
 
 
 def test_packages_halve_between_their_dies() -> None:

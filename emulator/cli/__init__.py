@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from emulator.cli import info, probe, run, times
+from emulator.cli import collectives, info, probe, run, times, validate
 
 app = typer.Typer(
     name="cm384",
@@ -18,9 +18,10 @@ app = typer.Typer(
 )
 app.command("info")(info.info)
 app.command("run")(run.run)
-app.command("collectives")(times.collectives)
+app.command("collectives")(collectives.collectives)
 app.command("matmul")(times.matmul)
 app.command("probe")(probe.probe)
+app.command("validate")(validate.validate)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from emulator.machines import Machine, cloudmatrix384, gb200_nvl72
+from emulator.machines import Machine, cloudmatrix384, custom_machine, gb200_nvl72
 
 MACHINES: dict[str, Callable[[], Machine]] = {
     "cloudmatrix384": cloudmatrix384,
@@ -13,10 +13,15 @@ MACHINES: dict[str, Callable[[], Machine]] = {
     "gb200_nvl72": gb200_nvl72,
 }
 
-MACHINE_HELP = f"One of {', '.join(MACHINES)}."
+MACHINE_HELP = (
+    f"One of {', '.join(MACHINES)}, or a fabric of your own: a line such as "
+    '"ring(4, 50GB/s, 300ns) / switch(8, 100GB/s, 1us)" or a .toml file.'
+)
 
 
 def machine(name: str) -> Machine:
+    if "(" in name or name.endswith(".toml"):
+        return custom_machine(name)
     if name not in MACHINES:
         raise ValueError(f"unknown machine {name!r}; known: {', '.join(MACHINES)}")
     return MACHINES[name]()
@@ -31,7 +36,10 @@ def byte_count(text: str) -> int:
 
 
 def devices(text: str | None, on: Machine) -> tuple[int, ...]:
-    """A count ("16": the first sixteen), or numbers and ranges ("0,8,16", "0-7,64")."""
+    """A count ("16": the first sixteen), or numbers and ranges ("0,8,16", "0-7,64", "0:384:8").
+
+    "a-b" includes b; "a:b" and "a:b:step" do not, as in Python.
+    """
     if text is None:
         return tuple(range(on.num_devices))
     if text.strip().isdecimal():
@@ -41,8 +49,30 @@ def devices(text: str | None, on: Machine) -> tuple[int, ...]:
         return tuple(range(count))
     numbers: list[int] = []
     for part in text.split(","):
+        if sliced := re.fullmatch(r"\s*(\d+):(\d+)(?::(\d+))?\s*", part):
+            low, high, step = int(sliced[1]), int(sliced[2]), int(sliced[3] or 1)
+            _check_range(text, part, low < high and step > 0)
+            numbers += range(low, min(high, low + step * (on.num_devices + 1)), step)
+            continue
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if not match:
-            raise ValueError(f"--devices {text!r}: write a count, or numbers and ranges: 0,8,16-23")
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+            raise ValueError(
+                f"--devices {text!r}: write a count, or numbers and ranges: 0,8,16-23 or 0:384:8"
+            )
+        low, high = int(match[1]), int(match[2] or match[1])
+        _check_range(text, part, low <= high)
+        numbers += range(low, min(high, low + on.num_devices) + 1)
     return on.check_devices(numbers)
+
+
+def _check_range(text: str, part: str, fine: bool) -> None:
+    if not fine:
+        raise ValueError(f"--devices {text!r}: {part.strip()!r} is an empty range")
+
+
+def names(option: str, text: str) -> list[str]:
+    """A list of names: "ring,nhr,best"."""
+    listed = [name.strip() for name in text.split(",")]
+    if not all(listed) or len(set(listed)) != len(listed):
+        raise ValueError(f"{option} {text!r}: write different names with commas: ring,nhr,best")
+    return listed

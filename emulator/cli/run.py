@@ -36,6 +36,10 @@ def run(
     trace: Annotated[
         Path | None, typer.Option(help="Write a trace for ui.perfetto.dev to this file.")
     ] = None,
+    chakra: Annotated[
+        Path | None,
+        typer.Option(help="Write Chakra execution traces, one a device, to this new folder."),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="transformer: training steps.")] = 4,
     size: Annotated[
         str | None, typer.Option(help="transformer: tiny, small, 7b, 70b. matmul: rows.")
@@ -62,6 +66,8 @@ def run(
     on = choose.machine(machine)
     if trace is not None and not trace.parent.is_dir():
         raise ValueError(f"--trace {trace}: there is no folder {trace.parent}")
+    if chakra is not None and (chakra.exists() or not chakra.absolute().parent.is_dir()):
+        raise ValueError(f"--chakra {chakra}: name a new folder in one that exists")
     if program == "transformer":
         answer = _transformer(on, size or "tiny", steps, dp, tp, estimate, arithmetic)
     elif program == "matmul":
@@ -80,6 +86,9 @@ def run(
         answer.to_perfetto(part)
         os.replace(part, trace)
         out.print(f"trace written to {trace}; open it at https://ui.perfetto.dev")
+    if chakra is not None:
+        answer.to_chakra(chakra)
+        out.print(f"Chakra traces of {len(answer.devices)} devices written to {chakra}/")
 
 
 def _transformer(

@@ -12,6 +12,7 @@ from emulator.collectives.build import (
     known,
 )
 from emulator.collectives.check import check
+from emulator.collectives.ragged import ragged_all_to_all
 from emulator.collectives.schedule import OPS, Group, Round, Schedule, make_round
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "group_of",
     "known",
     "make_round",
+    "ragged_all_to_all",
 ]

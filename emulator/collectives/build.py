@@ -102,8 +102,12 @@ def known(op: str) -> str:
     return f"{names}{pairs}, or a function group -> Schedule"
 
 
+BEST = "best"  # not an algorithm: whichever `emulator.fabric` finds to be the fastest
+
+
 def check_algorithms(algorithms: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """`algorithms` (operation -> algorithm name, or function group -> Schedule), or why not.
+    """`algorithms` (operation -> algorithm name, "best", or function group -> Schedule), or why
+    not.
 
     Raises:
         TypeError: it is no mapping.
@@ -117,6 +121,8 @@ def check_algorithms(algorithms: Mapping[str, Any] | None) -> Mapping[str, Any]:
             f"got {algorithms!r}"
         )
     for op, algorithm in algorithms.items():
+        if algorithm == BEST and op in ALGORITHMS:
+            continue
         if op not in ALGORITHMS:
             raise ValueError(
                 f"algorithms: unknown operation {op!r}; known: {', '.join(sorted(ALGORITHMS))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from emulator.collectives.ragged import deliveries
 from emulator.collectives.schedule import REDUCING_OPS, IntArray, Schedule
 from emulator.collectives.symbolic import EMPTY, Batch, Expressions, trace
 
@@ -34,6 +35,10 @@ def _check_copies(schedule: Schedule, expressions: Expressions) -> None:
     if schedule.op == "all_gather":
         block = np.arange(n * schedule.cuts)
         expected[:, : len(block)] = block // schedule.cuts * slots + block
+    elif schedule.counts:
+        for source, destination, sent_at, kept_at, count in deliveries(schedule.counts):
+            come = slice(kept_at, kept_at + count)
+            expected[destination, come] = source * slots + sent_at + np.arange(count)
     elif schedule.op == "all_to_all":
         expected[:, n : 2 * n] = rank[None, :] * slots + rank[:, None]
     elif schedule.op == "broadcast":

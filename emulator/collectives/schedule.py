@@ -19,6 +19,10 @@ What the slots mean, by operation (n ranks; a *block* is a rank's part of the wh
 | gather | slot r of rank r: its block | slot s of the root |
 | permute | slot 0: the message | slot 1 of each destination |
 
+An all_to_all with `counts` is ragged: rank r starts with counts[r][d] slots for each rank d, one
+destination after the other, and ends with counts[s][r] slots of each source s, one after the other
+from slot `ragged_start` on, which is the largest number of slots that any rank sends.
+
 Slots beyond these are scratch. A reduce_scatter or all_gather may cut each block into `cuts` equal
 pieces: block d then is slots d * cuts to d * cuts + cuts - 1.
 """
@@ -153,7 +157,7 @@ class Schedule:
     """One collective algorithm for `ranks` participants.
 
     `root` matters for broadcast, reduce, scatter and gather, `pairs` (source, destination) for
-    permute.
+    permute, `counts` (slots [source][destination]) for a ragged all_to_all.
     """
 
     op: str
@@ -164,6 +168,7 @@ class Schedule:
     root: int = 0
     pairs: tuple[tuple[int, int], ...] = ()
     cuts: int = 1
+    counts: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.op not in OPS:
@@ -173,7 +178,12 @@ class Schedule:
                 "Schedule.cuts must be at least 1, and is 1 but for reduce_scatter and all_gather; "
                 f"got {self.cuts} for {self.op}"
             )
-        needed = min_slots(self.op, self.ranks) * self.cuts
+        if self.counts:
+            self._check_counts()
+            received = max(sum(column) for column in zip(*self.counts, strict=True))
+            needed = self.ragged_start + received
+        else:
+            needed = min_slots(self.op, self.ranks) * self.cuts
         if self.ranks < 1 or self.slots < needed:
             raise ValueError(
                 f"Schedule of {self.op} over {self.ranks} ranks needs at least 1 rank and "
@@ -185,6 +195,21 @@ class Schedule:
         for part in self.rounds:
             self._check_round(part, step)
             step += part.repeat
+
+    @property
+    def ragged_start(self) -> int:
+        """The slot from which on a ragged all_to_all leaves what it delivers."""
+        return max(sum(row) for row in self.counts)
+
+    def _check_counts(self) -> None:
+        sizes = {len(self.counts), *(len(row) for row in self.counts)}
+        if self.op != "all_to_all" or sizes != {self.ranks}:
+            raise ValueError(
+                f"Schedule.counts must be {self.ranks} rows of {self.ranks}, for an all_to_all; "
+                f"got sizes {sorted(sizes)} for {self.op}"
+            )
+        if min(min(row) for row in self.counts) < 0:
+            raise ValueError("Schedule.counts must be at least 0")
 
     def _check_round(self, part: Round, step: int) -> None:
         arrays = (part.src, part.dst, part.src_slot, part.dst_slot, part.width, part.reduce)

@@ -52,7 +52,10 @@ def initial_slots(schedule: Schedule) -> IntArray:
     n, slots, op = schedule.ranks, schedule.slots, schedule.op
     filled = np.zeros((n, slots), dtype=bool)
     rank = np.arange(n)
-    if op in ("all_reduce", "reduce"):
+    if schedule.counts:
+        for r, row in enumerate(schedule.counts):
+            filled[r, : sum(row)] = True
+    elif op in ("all_reduce", "reduce"):
         filled[:] = True
     elif op in ("reduce_scatter", "all_to_all"):
         filled[:, : n * schedule.cuts] = True

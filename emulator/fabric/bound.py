@@ -1,8 +1,8 @@
 """The least time that physics allows a collective: bytes that must cross a cut, over the cut's
 capacity.
 
-Cuts are taken round one die, one package and one node at a time. Latencies are left out: a bound,
-not a model.
+Cuts are taken round one device, one package and one node (or block of a user's fabric) at a time,
+with what is left of their links. Latencies are left out: a bound, not a model.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 
+from emulator.fabric.routes import network_of
 from emulator.machines import Machine
 
 
@@ -27,9 +28,11 @@ def bound_s(
     """
     n = len(devices)
     worst = 0.0
-    for parts, capacity in _cuts(machine, devices):
+    for parts, capacities in network_of(machine).cuts(devices):
+        capacity = dict(zip(parts, capacities.tolist(), strict=True))
         if op == "permute":
-            worst = max(worst, _permute_bytes(parts, pairs, nbytes) / capacity)
+            for part, moved in _permute_bytes(parts, pairs, nbytes).items():
+                worst = max(worst, _seconds(moved, capacity[part]))
             continue
         sizes = Counter(parts)
         if len(sizes) == 1:
@@ -38,11 +41,17 @@ def bound_s(
             # m parts hold m partial sums: m - 1 of them must leave, and the result must come back
             # to as many.
             m = len(sizes)
-            worst = max(worst, 2 * (m - 1) / m * nbytes / capacity)
+            worst = max(worst, _seconds(2 * (m - 1) * nbytes, sum(capacity.values())))
         for part, inside in sizes.items():
             crossing = _crossing_bytes(op, nbytes, n, inside, parts[root] == part)
-            worst = max(worst, crossing / capacity)
+            worst = max(worst, _seconds(crossing, capacity[part]))
     return worst
+
+
+def _seconds(crossing: float, bytes_per_s: float) -> float:
+    if not crossing:
+        return 0.0
+    return crossing / bytes_per_s if bytes_per_s else float("inf")
 
 
 def _crossing_bytes(op: str, nbytes: int, n: int, inside: int, has_root: bool) -> float:
@@ -59,25 +68,10 @@ def _crossing_bytes(op: str, nbytes: int, n: int, inside: int, has_root: bool) -
     return (outside if has_root else inside) / n * nbytes  # scatter, gather
 
 
-def _permute_bytes(parts: list[int], pairs: tuple[tuple[int, int], ...], nbytes: int) -> int:
+def _permute_bytes(
+    parts: list[int], pairs: tuple[tuple[int, int], ...], nbytes: int
+) -> dict[int, int]:
+    """Bytes that leave or enter each part, in the busier direction."""
     leaving = Counter(parts[s] for s, d in pairs if parts[s] != parts[d])
     entering = Counter(parts[d] for s, d in pairs if parts[s] != parts[d])
-    return nbytes * max([*leaving.values(), *entering.values(), 0])
-
-
-def _cuts(machine: Machine, devices: tuple[int, ...]) -> list[tuple[list[int], float]]:
-    """Ways to divide the ranks into parts, each with the bytes per second one part can send."""
-    fabric = machine.fabric
-    links = {tier.link: tier.bytes_per_s for tier in fabric.tiers}
-    outer = {t.link: t.bytes_per_s for t in fabric.tiers if t.name != "package"}
-    dies, per_package = machine.dies_per_device, machine.num_dies // machine.packages
-    cuts = [
-        (list(range(len(devices))), dies * sum(links.values() if dies == 1 else outer.values()))
-    ]
-    if dies < per_package:  # devices that share a package
-        cuts.append(([d * dies // per_package for d in devices], per_package * sum(outer.values())))
-    if any(t.name == "pod" for t in fabric.tiers):
-        nodes = [d // machine.devices_per_node for d in devices]
-        ports = machine.devices_per_node * dies * sum(outer.values())
-        cuts.append((nodes, min(fabric.node_uplink_bytes_per_s, ports)))
-    return cuts
+    return {part: nbytes * max(leaving[part], entering[part]) for part in leaving | entering}

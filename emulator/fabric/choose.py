@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emulator.collectives import OPS, group_of
+from emulator.collectives import OPS, Group, group_of
 from emulator.machines import Machine
 
 KB, MB = 1024, 1024 * 1024
 
-# HCCL on A3, one server: the vector-core path up to so many bytes of a rank's shard; another form
+# HCCL on A3, one server: the vector-core path up to so many bytes of a rank's share; another form
 # of it from a total on.
 _AIV_SMALL_BYTES = {
     "all_reduce": MB,
@@ -20,7 +20,14 @@ _AIV_SMALL_BYTES = {
     "all_to_all": 512 * KB,
 }
 _AIV_LARGE_TOTAL_BYTES = 16 * MB
+_SHARDED = ("all_gather", "reduce_scatter")
+_SMALLEST_RING = 3  # HCCL has no mesh of SDMA tasks for shards among two ranks
 _HCCL = "HCCL's rule (cann-hccl 9aeddc0)"
+
+# NVLink domains have at most 576 GPUs; in larger groups nobody talks to everybody at once.
+_LARGEST_MESH = 576
+
+Choice = tuple[str, str | None, str]
 
 
 def choose(op: str, nbytes: int, devices: Sequence[int], machine: Machine) -> tuple[str, str]:
@@ -35,65 +42,80 @@ def choose(op: str, nbytes: int, devices: Sequence[int], machine: Machine) -> tu
 
 def choose_with_transport(
     op: str, nbytes: int, devices: tuple[int, ...], machine: Machine
-) -> tuple[str, str, str]:
-    """(algorithm, transport, reason)."""
+) -> Choice:
+    """(algorithm, transport, reason). No transport: whichever is fastest."""
     if op not in OPS:
         raise ValueError(f"unknown collective operation {op!r}; known: {', '.join(OPS)}")
     names = {t.name for t in machine.fabric.transports}
-    if {"aiv_small", "aiv_large", "sdma"} <= names:
-        return _hccl(op, nbytes, devices, machine)
-    return _nccl_like(op, nbytes, machine)
-
-
-def _hccl(op: str, nbytes: int, devices: tuple[int, ...], machine: Machine) -> tuple[str, str, str]:
-    if op not in _AIV_SMALL_BYTES:
-        return "direct", "sdma", "the only form modelled"
     group = group_of(devices, machine)
-    die_bytes = -(-nbytes // machine.dies_per_device)
-    shard = die_bytes // group.n if op in ("all_gather", "reduce_scatter") else die_bytes
-    total = die_bytes if op in ("all_gather", "reduce_scatter") else die_bytes * group.n
-    if max(group.nodes) == 0:
-        limit = _AIV_SMALL_BYTES[op]
-        if shard <= limit:
-            return (
-                "full_mesh",
-                "aiv_small",
-                f"{_HCCL}: one server, at most {limit // KB} KiB a die: vector cores",
-            )
-        if total >= _AIV_LARGE_TOTAL_BYTES:
-            return (
-                "full_mesh",
-                "aiv_large",
-                f"{_HCCL}: one server, at least 16 MiB in total: vector cores",
-            )
-        if op == "all_reduce" and die_bytes > MB * group.n:
-            return "ring", "sdma", f"{_HCCL}: one server, over 1 MiB x ranks: ring (there doubled)"
-        return (
-            "full_mesh",
-            "sdma",
-            f"{_HCCL}: one server, between the vector-core sizes: mesh by SDMA",
-        )
+    if {"aiv_small", "aiv_large", "sdma"} <= names:
+        die_bytes = -(-nbytes // machine.dies_per_device)
+        return _hccl(op, die_bytes, group)
+    return _nccl_like(op, nbytes, group)
+
+
+def _hccl(op: str, die_bytes: int, group: Group) -> Choice:
+    """`die_bytes`: the operation's size for one die, which is HCCL's rank."""
+    one_server = max(group.nodes) == 0
+    if op in ("scatter", "gather", "permute"):
+        return "direct", "sdma", "each message goes straight to where it belongs"
+    if op in ("broadcast", "reduce"):
+        if one_server:
+            return "full_mesh", "sdma", "HCCL's vector-core path lacks it; one server: mesh by SDMA"
+        return "nhr", "sdma", f"{_HCCL}: halving-doubling is replaced by NHR between servers"
+    if one_server:
+        return _one_server(op, die_bytes, group)
     if op == "all_to_all":
-        return "full_mesh", "sdma", "several nodes: every pair at once over the switched fabric"
+        return "full_mesh", "sdma", "several servers: HCCL's direct mesh, every pair at once"
+    return _several_servers(op, die_bytes, group)
+
+
+def _one_server(op: str, die_bytes: int, group: Group) -> Choice:
+    shard = die_bytes // group.n if op in _SHARDED else die_bytes
+    total = die_bytes if op in _SHARDED else die_bytes * group.n
+    limit = _AIV_SMALL_BYTES[op]
+    if shard <= limit:
+        reason = f"{_HCCL}: one server, at most {limit // KB} KiB a die: vector cores"
+        return "full_mesh", "aiv_small", reason
+    if total >= _AIV_LARGE_TOTAL_BYTES:
+        reason = f"{_HCCL}: one server, at least 16 MiB in total: vector cores, large form"
+        return "full_mesh", "aiv_large", reason
+    between = f"{_HCCL}: one server, between the vector-core sizes"
+    if op == "all_reduce":
+        if die_bytes <= MB * group.n:
+            return "full_mesh", "sdma", f"{between}, at most 1 MiB x ranks: mesh by SDMA"
+        return "double_ring", "sdma", f"{between}, over 1 MiB x ranks: double ring by SDMA"
+    if op == "all_to_all":
+        return "full_mesh", "sdma", f"{between}: every pair at once by SDMA"
+    if shard <= 2 * MB and group.n >= _SMALLEST_RING:
+        return "full_mesh", "sdma", f"{between}, shards of at most 2 MiB: mesh by SDMA"
+    return "double_ring", "sdma", f"{between}, two ranks or over 2 MiB: double ring by SDMA"
+
+
+def _several_servers(op: str, die_bytes: int, group: Group) -> Choice:
+    """Between superpods HCCL has a third level; here all their servers count as one level."""
     if len(set(group.nodes)) == group.n:
-        return (
-            "ring",
-            "sdma",
-            f"{_HCCL}, level 1: ring between nodes, one rank in each (its NHR is not modelled)",
-        )
-    return (
-        "hierarchical",
-        "sdma",
-        f"{_HCCL}: mesh in the node, ring between nodes (its NHR and double ring are not modelled)",
-    )
+        return "nhr", "sdma", f"{_HCCL}, level 1: one rank in each server: NHR between them"
+    if op == "all_reduce" and die_bytes <= 256 * KB * group.n:
+        return "nhr", "sdma", f"{_HCCL}: one superpod, at most 256 KiB x ranks: NHR over all"
+    reason = f"{_HCCL}: double ring in each server, NHR between them (its form of halving-doubling)"
+    return "double_ring/nhr", "sdma", reason
 
 
-def _nccl_like(op: str, nbytes: int, machine: Machine) -> tuple[str, str, str]:
-    transport = machine.fabric.transports[-1].name
-    if op not in _AIV_SMALL_BYTES:
-        return "direct", transport, "the only form modelled"
+def _nccl_like(op: str, nbytes: int, group: Group) -> Choice:
+    """NCCL picks by a table of times; with two protocols, the faster one stands for that."""
+    if op in ("scatter", "gather", "permute"):
+        return "direct", None, "each message goes straight to where it belongs"
     if op == "all_to_all":
-        return "full_mesh", transport, "every pair at once over the switch"
-    if nbytes <= 4 * MB:
-        return "full_mesh", transport, "at most 4 MiB: one- or two-shot, as in XLA:GPU's cost model"
-    return "ring", transport, "over 4 MiB: ring (in-network reduction is not modelled)"
+        return "full_mesh", None, "every pair at once over the switch"
+    if nbytes <= 4 * MB and group.n <= _LARGEST_MESH:
+        reason = "at most 4 MiB: one- or two-shot, as in XLA:GPU's cost model"
+        return "full_mesh", None, reason
+    if op == "all_reduce" and nbytes <= 4 * MB * max(1, group.n // 8):
+        return "double_binary_tree", None, "NCCL-like: up to 4 MiB for each 8 ranks: two trees"
+    if op in ("broadcast", "reduce"):
+        if group.n > _LARGEST_MESH:
+            return "double_binary_tree", None, f"NCCL-like: over {_LARGEST_MESH} ranks: two trees"
+        return "pipeline", None, "NCCL-like: over 4 MiB: a chain in pieces"
+    reason = "NCCL-like: large: ring (in-network reduction is algorithm='nvls', timed only)"
+    return "ring", None, reason

@@ -6,42 +6,41 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable, Sequence
 
 from emulator.collectives import OPS, Schedule, build, find, group_of, known
+from emulator.fabric import in_network
+from emulator.fabric.arguments import (
+    ITEM_BYTES,
+    LARGEST_BYTES,
+    device_key,
+    dtype_name,
+    pair_key,
+    rank_pairs,
+    root_rank,
+    whole,
+)
 from emulator.fabric.bound import bound_s as bound_of
 from emulator.fabric.choose import choose_with_transport
 from emulator.fabric.cost import ScheduleLoad, dies_of, load_schedule, transports_for
+from emulator.fabric.production import LAUNCHES, in_production
 from emulator.machines import Machine
 from emulator.machines.fabric import Transport
-
-_LARGEST_BYTES = 2**60
-_ITEM_BYTES = {
-    "bool": 1,
-    "int8": 1,
-    "uint8": 1,
-    "float8_e4m3fn": 1,
-    "float8_e5m2": 1,
-    "int16": 2,
-    "uint16": 2,
-    "float16": 2,
-    "bfloat16": 2,
-    "int32": 4,
-    "uint32": 4,
-    "float32": 4,
-    "int64": 8,
-    "uint64": 8,
-    "float64": 8,
-    "complex64": 8,
-    "complex128": 16,
-}
 
 # Bus bandwidth over algorithm bandwidth, as nccl-tests defines it.
 _BUS_FACTOR: dict[str, Callable[[int], float]] = {
     "all_reduce": lambda n: 2 * (n - 1) / n,
     **dict.fromkeys(
-        ("reduce_scatter", "all_gather", "all_to_all", "scatter", "gather"), lambda n: (n - 1) / n
+        (
+            "reduce_scatter",
+            "all_gather",
+            "all_to_all",
+            "scatter",
+            "gather",
+            "dispatch",
+            "combine",
+        ),
+        lambda n: (n - 1) / n,
     ),
     **dict.fromkeys(("broadcast", "reduce", "permute"), lambda n: 1.0),
 }
@@ -89,6 +88,7 @@ def collective(
     root: int | None = None,
     pairs: Sequence[tuple[int, int]] | None = None,
     transport: str | None = None,
+    launch: str = "benchmark",
 ) -> Collective:
     """The time of one collective on `on`.
 
@@ -99,13 +99,16 @@ def collective(
             all_to_all, the message of a broadcast or permute.
         on: the machine.
         devices: device numbers in rank order (default: all).
-        algorithm: a name, a function group -> Schedule, or None for the machine's own rule.
+        algorithm: a name, a function group -> Schedule, "best" for the fastest known one, or None
+            for the machine's own rule. "nvls" is an all_reduce whose switches add (timed only).
         dtype: what is sent; sizes are rounded up to whole elements.
         root: device number of the root, for broadcast, reduce, scatter, gather (default: the first
             device).
         pairs: (source, destination) device numbers, for permute.
         transport: the machine's transport to use. By default its rule for `algorithm=None`; for a
             given algorithm whichever is fastest, so that time never falls as bytes grow.
+        launch: "benchmark", as in a loop of nothing else, or "production", as inside a served
+            model: later starts and ranks that are out of step, as far as they were published.
 
     Raises:
         TypeError, ValueError: an argument that does not fit; the message names it.
@@ -117,50 +120,14 @@ def collective(
         raise TypeError(
             f"algorithm must be a name, a function group -> Schedule, or None; got {algorithm!r}"
         )
-    nbytes = _whole("nbytes", nbytes)
-    if nbytes > _LARGEST_BYTES:
+    if launch not in LAUNCHES:
+        raise ValueError(f"launch must be one of {', '.join(LAUNCHES)}; got {launch!r}")
+    nbytes = whole("nbytes", nbytes)
+    if nbytes > LARGEST_BYTES:
         raise ValueError(f"nbytes must be at most 2^60; got {nbytes}")
-    root = None if root is None else _whole("root", root)
-    key = _device_key(devices)
-    pair_key = _pair_key(pairs)
-    name = (
-        dtype
-        if isinstance(dtype, str)
-        else getattr(dtype, "name", None) or getattr(dtype, "__name__", str(dtype))
-    )
-    return _collective(op, nbytes, on, key, algorithm, name, root, pair_key, transport)
-
-
-def _whole(what: str, value: object) -> int:
-    """An integer argument as a plain int. Checked before the cache, in which 1 == 1.0 == True."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise TypeError(f"{what} must be a whole number; got {value!r}") from error
-
-
-def _device_key(devices: Sequence[int] | None) -> Sequence[int] | None:
-    if devices is None or isinstance(devices, range):
-        return devices
-    try:
-        listed = tuple(devices)
-    except TypeError as error:
-        raise TypeError(f"devices must be a sequence of device numbers; got {devices!r}") from error
-    return tuple(_whole("every device", device) for device in listed)
-
-
-def _pair_key(pairs: Sequence[tuple[int, int]] | None) -> tuple[tuple[int, int], ...] | None:
-    if pairs is None:
-        return None
-    try:
-        listed = [(source, destination) for source, destination in pairs]
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"pairs must be (source, destination) pairs of device numbers; got {pairs!r}"
-        ) from error
-    return tuple((_whole("every source", s), _whole("every destination", d)) for s, d in listed)
+    root = None if root is None else whole("root", root)
+    numbers, both, item = device_key(devices), pair_key(pairs), dtype_name(dtype)
+    return _collective(op, nbytes, on, numbers, algorithm, item, root, both, transport, launch)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -174,6 +141,7 @@ def _collective(
     root: int | None,
     pairs: tuple[tuple[int, int], ...] | None,
     transport: str | None,
+    launch: str,
 ) -> Collective:
     if op not in OPS:
         raise ValueError(f"unknown collective operation {op!r}; known: {', '.join(OPS)}")
@@ -181,41 +149,56 @@ def _collective(
         raise TypeError(f"on must be a Machine, e.g. cloudmatrix384(); got {type(on).__name__}")
     if nbytes < 0:
         raise ValueError(f"nbytes must be at least 0; got {nbytes}")
-    if dtype not in _ITEM_BYTES:
-        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(_ITEM_BYTES)}")
-    numbers = on.check_devices(range(on.num_devices) if devices is None else devices)
+    if dtype not in ITEM_BYTES:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(ITEM_BYTES)}")
+    numbers = on.check_devices(on.devices if devices is None else devices)
     ranks = {device: rank for rank, device in enumerate(numbers)}
-    root_rank = _root_rank(op, root, ranks)
-    rank_pairs = _rank_pairs(op, pairs, ranks)
-    if algorithm is None:
-        algorithm, rule_transport, reason = choose_with_transport(op, nbytes, numbers, on)
-        transport = transport or rule_transport
+    root_of = root_rank(op, root, ranks)
+    between = rank_pairs(op, pairs, ranks)
+    if algorithm == "best":
+        from emulator.fabric.best import fastest  # which calls `collective`
+
+        return fastest(op, nbytes, on, numbers, dtype, root, pairs, transport, launch)
+    bound_s = bound_of(op, nbytes, on, numbers, root_of, between)
+    if algorithm == in_network.NAME and op == "all_reduce":
+        load: ScheduleLoad | in_network.Load = in_network.load(on, numbers, transport)
+        name, reason, slot_bytes = in_network.NAME, "given by the caller", nbytes
     else:
-        if not callable(algorithm) and find(op, algorithm) is None:
-            raise ValueError(f"unknown algorithm {algorithm!r} for {op}; known: {known(op)}")
-        reason = "given by the caller"
-    schedule = build(op, algorithm, group_of(numbers, on), root=root_rank, pairs=rank_pairs)
-    slot_bytes = _slot_bytes(schedule, nbytes, _ITEM_BYTES[dtype], on.dies_per_device)
-    loads = _loads(schedule, on, numbers, transport)
-    load = min(loads, key=lambda load: load.time_s(slot_bytes))
+        if algorithm is None:
+            algorithm, rule_transport, reason = choose_with_transport(op, nbytes, numbers, on)
+            transport = transport or rule_transport
+        else:
+            if not callable(algorithm) and find(op, algorithm) is None:
+                raise ValueError(
+                    f'unknown algorithm {algorithm!r} for {op}; known: {known(op)}, or "best"'
+                )
+            reason = "given by the caller"
+        schedule = build(op, algorithm, group_of(numbers, on), root=root_of, pairs=between)
+        name = schedule.algorithm
+        slot_bytes = slot_bytes_of(schedule, nbytes, ITEM_BYTES[dtype], on.dies_per_device)
+        loads = loads_of(schedule, on, numbers, transport)
+        load = min(loads, key=lambda load: load.time_s(slot_bytes))
+    time_s = load.time_s(slot_bytes)
+    if launch == "production":
+        time_s = in_production(time_s, op, len(numbers) * on.dies_per_device, load.transport)
     crossed = {t: b * on.dies_per_device for t, b in load.link_bytes(slot_bytes).items()}
     return Collective(
         op=op,
         nbytes=nbytes,
         dtype=dtype,
         devices=numbers,
-        algorithm=schedule.algorithm,
+        algorithm=name,
         transport=load.transport.name,
         reason=reason,
-        time_s=load.time_s(slot_bytes),
-        bound_s=bound_of(op, nbytes, on, numbers, root_rank, rank_pairs),
+        time_s=time_s,
+        bound_s=bound_s,
         steps=load.num_steps,
         link_bytes=tuple(crossed.items()),
-        assumptions=_assumptions(on, load),
+        assumptions=_assumptions(on, load, launch),
     )
 
 
-def _loads(
+def loads_of(
     schedule: Schedule, on: Machine, devices: tuple[int, ...], transport: str | None
 ) -> list[ScheduleLoad]:
     """For each transport that may be used, the load of one die's share of the schedule.
@@ -224,7 +207,9 @@ def _loads(
     """
     dies = dies_of(on, devices)[0]
     usable: Sequence[Transport] = transports_for(on, dies)
-    if transport is not None:
+    if transport is None:
+        usable = [t for t in usable if not t.on_request]
+    else:
         wanted = on.fabric.transport(transport)
         if wanted not in usable:
             raise ValueError(
@@ -236,7 +221,7 @@ def _loads(
     return [load_schedule(schedule, on, dies, t) for t in usable]
 
 
-def _slot_bytes(schedule: Schedule, nbytes: int, item_bytes: int, dies: int) -> int:
+def slot_bytes_of(schedule: Schedule, nbytes: int, item_bytes: int, dies: int) -> int:
     """Bytes of one slot of one die's schedule: whole elements, the payload (or each block) halved
     between the dies.
     """
@@ -248,41 +233,22 @@ def _slot_bytes(schedule: Schedule, nbytes: int, item_bytes: int, dies: int) -> 
     return -(-block // dies) * item_bytes
 
 
-def _root_rank(op: str, root: int | None, ranks: dict[int, int]) -> int:
-    if root is None or op not in ("broadcast", "reduce", "scatter", "gather"):
-        return 0
-    if root not in ranks:
-        raise ValueError(
-            f"{op}: root {root} is not among devices; give root= one of the devices that take part"
-        )
-    return ranks[root]
-
-
-def _rank_pairs(
-    op: str, pairs: tuple[tuple[int, int], ...] | None, ranks: dict[int, int]
-) -> tuple[tuple[int, int], ...]:
-    if op != "permute":
-        if pairs is not None:
-            raise ValueError(f"pairs= belongs to permute; got it with {op}")
+def _assumptions(on: Machine, load: ScheduleLoad | in_network.Load, launch: str) -> tuple[str, ...]:
+    if not load.num_steps:
         return ()
-    if pairs is None:
-        raise ValueError("permute needs pairs=, a sequence of (source, destination) device numbers")
-    for pair in pairs:
-        for device in pair:
-            if device not in ranks:
-                raise ValueError(f"permute: device {device} of pair {pair} is not among devices")
-    return tuple((ranks[s], ranks[d]) for s, d in pairs)
-
-
-def _assumptions(on: Machine, load: ScheduleLoad) -> tuple[str, ...]:
-    if not load.steps:
-        return ()
+    start = "a benchmark's start (production adds 1 to 15 us)"
     notes = [
         f"transport {load.transport.name}: start-up and rates fitted to published points "
-        "(see the machine's facts); production runs add 1 to 15 us",
-        "no other traffic on the fabric; all ranks start together; flows spread evenly over the "
-        "switch planes",
+        f"(cm384 validate shows them); {start if launch == 'benchmark' else launch + ' start'}",
+        "no other traffic on the fabric; all ranks start together; flows spread over the "
+        "switch planes by what each can carry",
     ]
+    if on.fabric.levels:
+        notes = [
+            f"transport {load.transport.name}: links at their full rate, no start-up",
+            "no other traffic on the fabric; all ranks start together; the shortest ways, in the "
+            "order of the levels",
+        ]
     if on.dies_per_device > 1:
         notes.append("each die of a package runs its own schedule on its share of the payload")
-    return tuple(notes)
+    return (*notes, *on.faults.describe())

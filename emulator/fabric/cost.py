@@ -1,9 +1,12 @@
 """A Schedule on the links of a machine: what each step loads, and so how long it takes.
 
 The ranks of a Schedule are dies (all of them in the same position of their packages). Within a step
-all transfers run at once; the step lasts as long as its busiest port, and a port shared is a port
-slowed. A port is a die's link in one direction, or a node's uplinks together. Slots are equally
-large, so a step is a few numbers times the slot's bytes.
+all transfers run at once; the step lasts as long as its busiest link, and a link shared is a link
+slowed: its transfers advance together, as none of them ends the step but the last (how several
+collectives share is `flows`). Which links there are, and which a transfer crosses, is the network's
+(`routes`). A transport reaches only part of a die's port, and the same part of each of its lanes
+(assumption), so a lost lane costs what it carried. Slots are equally large, so a step is a few
+numbers times the slot's bytes.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ import functools
 import numpy as np
 
 from emulator.collectives import Round, Schedule
+from emulator.fabric.network import Loads, present
+from emulator.fabric.routes import network_of
 from emulator.machines import Machine
-from emulator.machines.fabric import TIERS, Transport
+from emulator.machines.fabric import Transport
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +29,14 @@ class StepLoad:
 
     `port_s`: seconds on the busiest port; `added`: slots that the busiest die adds up;
     `tier_slots`: slots that cross each tier, all ranks together; `latency_s` of the farthest
-    transfer.
+    transfer; `message_s`: what the messages of the busiest die cost whatever their size.
     """
 
     repeat: int
     port_s: float
     added: int
     latency_s: float
+    message_s: float
     tier_slots: tuple[tuple[str, int], ...]
 
 
@@ -54,10 +60,16 @@ class ScheduleLoad:
             return 0.0
         total = transport.startup_s + (transport.reduce_startup_s if self.reduces else 0.0)
         for step in self.steps:
-            wire = max(0.0, slot_bytes * step.port_s - transport.overlap_s)
-            added = slot_bytes * step.added * transport.reduce_s_per_byte
-            total += step.repeat * (transport.step_s + step.latency_s + wire + added)
+            fixed, wire = self.step_s(step, slot_bytes)
+            total += step.repeat * (fixed + wire)
         return total
+
+    def step_s(self, step: StepLoad, slot_bytes: int) -> tuple[float, float]:
+        """Seconds of one repetition: those that need no link, and those on the busiest link."""
+        transport = self.transport
+        wire = max(0.0, slot_bytes * step.port_s - transport.overlap_s)
+        added = slot_bytes * step.added * transport.reduce_s_per_byte
+        return transport.step_s + step.latency_s + step.message_s + added, wire
 
     def link_bytes(self, slot_bytes: int) -> dict[str, int]:
         """Bytes that cross each tier, all ranks together."""
@@ -115,9 +127,15 @@ def dies_of(machine: Machine, devices: tuple[int, ...]) -> tuple[tuple[int, ...]
 
 def transports_for(machine: Machine, dies: tuple[int, ...]) -> tuple[Transport, ...]:
     """The transports that reach from each of these dies to every other."""
-    nodes = {node_of_die(machine, die) for die in dies}
-    reach = TIERS.index("node") if len(nodes) == 1 else TIERS.index("pod")
-    return tuple(t for t in machine.fabric.transports if TIERS.index(t.scope) >= reach)
+    names = machine.fabric.tier_names
+    if machine.fabric.levels:
+        reach = len(names) - 1
+    else:
+        per_pod = machine.num_dies // machine.pods
+        pods = {die // per_pod for die in dies}
+        nodes = {node_of_die(machine, die) for die in dies}
+        reach = names.index("pods" if len(pods) > 1 else "pod" if len(nodes) > 1 else "node")
+    return tuple(t for t in machine.fabric.transports if names.index(t.scope) >= reach)
 
 
 def node_of_die(machine: Machine, die: int) -> int:
@@ -125,57 +143,84 @@ def node_of_die(machine: Machine, die: int) -> int:
     return die // (machine.devices_per_node * machine.dies_per_device)
 
 
-def tier_between(machine: Machine, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Index in TIERS of the closest enclosure that holds both dies; -1 for a die and itself."""
-    per_package = machine.num_dies // machine.packages
-    per_node = machine.devices_per_node * machine.dies_per_device
-    tier = np.where(a // per_node == b // per_node, TIERS.index("node"), TIERS.index("pod"))
-    tier = np.where(
-        (a // per_package == b // per_package) & (per_package > 1), TIERS.index("package"), tier
-    )
-    return np.where(a == b, -1, tier)
-
-
 def _load_step(
     part: Round, machine: Machine, dies: np.ndarray, transport: Transport
 ) -> StepLoad | None:
+    transfers = transfers_of(part, machine, dies)
+    if transfers is None:
+        return None
+    src, dst, tier, width, adding = transfers
+    names = machine.fabric.tier_names
+    network = network_of(machine)
+    loads = link_loads(machine, transfers, transport)
+    added = int(np.bincount(dst[adding], weights=width[adding]).max()) if adding.any() else 0
+    copies = 1 if network.symmetric else machine.dies_per_device
+    crossed = tuple((names[i], int(width[tier == i].sum()) // copies) for i in present(tier))
+    return StepLoad(
+        repeat=part.repeat,
+        port_s=max(float(busy.max()) for _, busy in loads),
+        added=added,
+        latency_s=network.latency_s(src, dst, tier, transport.reads),
+        message_s=_message_s(src, dst, tier, transport, names),
+        tier_slots=crossed,
+    )
+
+
+Transfers = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def transfers_of(part: Round, machine: Machine, dies: np.ndarray) -> Transfers | None:
+    """(source die, destination die, tier, slots, whether it is added) of what leaves a die in a
+    step; None if nothing does. Rank i is die `dies[i]`, and on a network that is not symmetric also
+    the other dies of that device.
+    """
+    network = network_of(machine)
     src, dst = dies[part.src], dies[part.dst]
-    tier = tier_between(machine, src, dst)
+    width, adding = part.width.astype(float), part.reduce
+    if not network.symmetric and machine.dies_per_device > 1:
+        places = np.arange(machine.dies_per_device)[:, None]
+        src, dst = (src + places).reshape(-1), (dst + places).reshape(-1)
+        width, adding = (np.tile(values, machine.dies_per_device) for values in (width, adding))
+    tier = network.tier_between(src, dst)
     away = tier >= 0
     if not away.any():
         return None
-    src, dst, tier, width = src[away], dst[away], tier[away], part.width[away].astype(float)
-    fabric = machine.fabric
-    present = [TIERS[i] for i in np.unique(tier)]
+    if away.all():
+        return src, dst, tier, width, adding
+    return src[away], dst[away], tier[away], width[away], adding[away]
+
+
+def link_loads(machine: Machine, transfers: Transfers, transport: Transport) -> Loads:
+    """Seconds per byte of a slot for which each link works."""
+    src, dst, tier, width, _ = transfers
+    names = machine.fabric.tier_names
     rates = dict(transport.rates_bytes_per_s)
-    missing = [t for t in present if t not in rates]
-    if missing:
-        raise ValueError(
-            f"transport {transport.name!r} does not reach across tier {missing[0]!r}; it is "
-            "limited to one "
-            f"{transport.scope}"
-        )
-    seconds = width * np.array([1.0 / rates[t] if t in rates else 0.0 for t in TIERS])[tier]
-
-    busiest = 0.0
-    for link in {fabric.tier(t).link for t in present}:
-        on_link = np.isin(tier, [TIERS.index(t.name) for t in fabric.tiers if t.link == link])
-        for end in (src, dst):
-            busiest = max(busiest, float(np.bincount(end[on_link], weights=seconds[on_link]).max()))
-    between = tier == TIERS.index("pod")
-    if between.any():  # what leaves or enters a node shares its uplinks
-        per_node = machine.devices_per_node * machine.dies_per_device
-        for end in (src, dst):
-            slots = np.bincount(end[between] // per_node, weights=width[between]).max()
-            busiest = max(
-                busiest, float(slots) * machine.dies_per_device / fabric.node_uplink_bytes_per_s
+    for i in present(tier):
+        if names[i] not in rates:
+            raise ValueError(
+                f"transport {transport.name!r} does not reach across tier {names[i]!r}; it is "
+                f"limited to one {transport.scope}"
             )
+    reached = np.array([rates.get(name, np.nan) for name in names])
+    return network_of(machine).loads(src, dst, width, tier, reached)
 
-    adding = part.reduce[away]
-    added = int(np.bincount(dst[adding], weights=width[adding]).max()) if adding.any() else 0
-    tiers = [fabric.tier(t) for t in present]
-    latency = max(t.read_latency_s if transport.reads else t.write_latency_s for t in tiers)
-    crossed = tuple((TIERS[i], int(width[tier == i].sum())) for i in np.unique(tier))
-    return StepLoad(
-        repeat=part.repeat, port_s=busiest, added=added, latency_s=latency, tier_slots=crossed
-    )
+
+def _message_s(
+    src: np.ndarray,
+    dst: np.ndarray,
+    tier: np.ndarray,
+    transport: Transport,
+    names: tuple[str, ...],
+) -> float:
+    """Seconds for starting messages, one after the other, at the die that starts most of them.
+
+    All that goes from one die to another in a step is one message; the receiver starts it where the
+    transport reads.
+    """
+    costs = dict(transport.message_s)
+    if not costs:
+        return 0.0
+    pairs, first = np.unique(src.astype(np.int64) << 32 | dst, return_index=True)
+    starts = pairs & 0xFFFFFFFF if transport.reads else pairs >> 32
+    each = np.array([costs.get(t, 0.0) for t in names])[tier[first]]
+    return float(np.bincount(starts, weights=each).max())

@@ -2,9 +2,11 @@
 
 from emulator.machines.chip import Chip
 from emulator.machines.cloudmatrix384 import cloudmatrix384
+from emulator.machines.custom import custom_machine
 from emulator.machines.fabric import Fabric, Tier, Transport
 from emulator.machines.fact import Citation, Fact, build, cite
 from emulator.machines.gb200_nvl72 import gb200_nvl72
+from emulator.machines.levels import Level
 from emulator.machines.machine import Machine
 from emulator.machines.power import Power
 
@@ -13,6 +15,7 @@ __all__ = [
     "Citation",
     "Fabric",
     "Fact",
+    "Level",
     "Machine",
     "Power",
     "Tier",
@@ -20,5 +23,6 @@ __all__ = [
     "build",
     "cite",
     "cloudmatrix384",
+    "custom_machine",
     "gb200_nvl72",
 ]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import Any, TypeVar
 
 from emulator.machines.chip import Chip
-from emulator.machines.fabric import Fabric, Tier, Transport
-from emulator.machines.fact import build, cite
+from emulator.machines.cloudmatrix384_transports import EXCHANGE_PHASES_S, transports
+from emulator.machines.fabric import Fabric, Port, Tier, Transport
+from emulator.machines.fact import Citation, build, cite
 from emulator.machines.machine import Machine
 from emulator.machines.power import Power
+
+T = TypeVar("T", Machine, Power, Transport)
 
 GiB = 2**30
 MiB = 2**20
@@ -19,9 +24,10 @@ us = 1e-6
 _CM = "arXiv 2506.12708 v2"
 _INI = "hicann/runtime 681ef76 platform_config Ascend910_93xx"
 _PROFILE = "Ascend/msmodeling 84fec85"
-_BENCH = "Horacehxw/msModeling comm_alignment_report_20260312 (CANN 8.5)"
 _MFH = "Ascend/memfabric_hybrid 7171ad35"
 _SEMI = "SemiAnalysis, 16 April 2025"
+
+_RDMA_J_PER_BYTE = (640e-12, 1920e-12)
 
 _CORES, _CLOCK_HZ = 24, 1.8e9
 _BF16 = _CORES * 2 * 16 * 16 * 16 * _CLOCK_HZ  # 353.9 TFLOPS
@@ -151,90 +157,49 @@ def _tiers() -> tuple[Tier, ...]:
     )
 
 
-# Fitted to the rows of _BENCH (one server of 16 dies, BF16); each start-up is what remains of a row
-# after its wire time.
-_REDUCE_S_PER_BYTE = 0.895e-12
-
-
-def _transports() -> tuple[Transport, ...]:
-    reduce = cite(
-        "inferred",
-        _BENCH,
-        "difference of the reduce_scatter and all_gather slopes, 16 dies",
-        reduce_s_per_byte=_REDUCE_S_PER_BYTE,
-    )
+def _ports() -> tuple[Port, ...]:
+    table1 = _CM + " Table 1"
     return (
         build(
-            Transport,
+            Port,
             cite(
-                "inferred",
-                _BENCH,
-                "vector-core load/store, small messages: fit to all_gather on 8 dies (1, 14, 465 "
-                "KiB) and "
-                "all_reduce on 16 (160 KiB)",
-                startup_s=0.27 * us,
-                reduce_startup_s=0.0,
-                step_s=3.93 * us,
-                overlap_s=0.57 * us,
-                rates_bytes_per_s=(("package", 111.7 * GB), ("node", 111.7 * GB)),
-            ),
-            reduce,
-            name="aiv_small",
-            scope="node",
-            reads=True,
-        ),
-        build(
-            Transport,
-            cite(
-                "inferred",
-                _BENCH,
-                "vector-core load/store, large messages: fit to all_gather and reduce_scatter on "
-                "16 dies "
-                "(1.3, 40 MiB); the slope uses nearly the whole UB rate because the partner die is "
-                "reached over SIO",
-                startup_s=74.0 * us,
-                reduce_startup_s=21.4 * us,
-                step_s=3.93 * us,
-                overlap_s=0.0,
-                rates_bytes_per_s=(("package", 187 * GB), ("node", 195.6 * GB)),
-            ),
-            reduce,
-            name="aiv_large",
-            scope="node",
-            reads=True,
-        ),
-        build(
-            Transport,
-            cite(
-                "inferred",
-                _BENCH,
-                "SDMA driven by the AI CPU: start-up fitted to all_gather on 8 dies (596 KiB); "
-                "between nodes assumed "
-                "to be the same",
-                startup_s=124.2 * us,
-            ),
-            cite(
-                "assumed",
-                "reduction is in-line; no start-up of its own is published",
-                reduce_startup_s=0.0,
-            ),
-            cite(
-                "inferred",
-                "hicann/hixl 9ed283b benchmarks",
-                "3.1 to 3.2 us per block between nodes",
-                step_s=3.1 * us,
-                overlap_s=0.0,
+                "documented",
+                _CM,
+                "4 CPUs a node, about 160 GB/s of UB each",
+                per_node=4,
+                bytes_per_s=160 * GB,
             ),
             cite(
                 "measured",
-                f"{_CM} Table 1; {_MFH}",
-                "writes",
-                rates_bytes_per_s=(("package", 187 * GB), ("node", 137 * GB), ("pod", 135 * GB)),
+                table1,
+                "die to CPU memory of another node; 151 and 110 inside one",
+                read_bytes_per_s=147 * GB,
+                write_bytes_per_s=107 * GB,
             ),
-            reduce,
-            name="sdma",
-            scope="pod",
-            reads=False,
+            cite("assumed", "that of a die in the node", latency_s=1.3 * us),
+            name="host",
+            to="first-level switches",
+            medium="electrical",
+        ),
+        build(
+            Port,
+            cite(
+                "documented",
+                _CM,
+                "200 Gb/s per die, RoCE, to other pods",
+                per_node=16,
+                bytes_per_s=25 * GB,
+            ),
+            cite(
+                "measured",
+                "hicann/hixl 9ed283b benchmarks",
+                read_bytes_per_s=23.8 * GB,
+                write_bytes_per_s=23.8 * GB,
+            ),
+            cite("assumed", "no figure published for this machine", latency_s=5.0 * us),
+            name="rdma",
+            to="rdma switches",
+            medium="optical",
         ),
     )
 
@@ -256,9 +221,17 @@ def _fabric() -> Fabric:
             "7 first-level switches x 448 GB/s = 16 dies x 196: non-blocking",
             node_uplink_bytes_per_s=3136 * GB,
         ),
+        cite(
+            "inferred",
+            _CM,
+            "fit: what is left of dispatch and combine on 8 dies beside waiting and wire",
+            exchange_s=EXCHANGE_PHASES_S,
+        ),
         name="UnifiedBus, 2 switch levels",
+        uplink_medium="optical",
+        ports=_ports(),
         tiers=_tiers(),
-        transports=_transports(),
+        transports=transports(),
         in_network_reduction=False,
     )
 
@@ -304,14 +277,95 @@ def _power() -> Power:
 
 
 @functools.cache
-def cloudmatrix384(device: str = "package") -> Machine:
-    """CloudMatrix 384 with one device per package (384 devices) or per die (768).
+def cloudmatrix384(device: str = "package", pods: int = 1) -> Machine:
+    """CloudMatrix 384 with one device per package (384 devices) or per die (768); with `pods`,
+    several of them that are joined by their RDMA cards.
 
     Raises:
-        ValueError: `device` is neither "package" nor "die".
+        ValueError: `device` is neither "package" nor "die", or `pods` is no number above 0.
     """
     if device not in ("package", "die"):
         raise ValueError(f'cloudmatrix384: device must be "package" or "die"; got {device!r}')
+    if isinstance(pods, bool) or not isinstance(pods, int) or pods < 1:
+        raise ValueError(f"cloudmatrix384: pods must be a whole number above 0; got {pods!r}")
+    pod = _pod(device)
+    return pod if pods == 1 else _joined(pod, pods)
+
+
+def _joined(pod: Machine, pods: int) -> Machine:
+    """Several pods: between them a die has its RDMA port, driven as inside the pod otherwise."""
+    fabric = pod.fabric
+    port = next(p for p in fabric.ports if p.name == "rdma")
+    tier = build(
+        Tier,
+        cite("documented", _CM, "200 Gb/s per die, RoCE", bytes_per_s=port.bytes_per_s),
+        cite(
+            "measured",
+            "hicann/hixl 9ed283b benchmarks",
+            read_bytes_per_s=port.read_bytes_per_s,
+            write_bytes_per_s=port.write_bytes_per_s,
+        ),
+        cite(
+            "assumed",
+            "no figure published for this machine",
+            read_latency_s=port.latency_s,
+            write_latency_s=port.latency_s,
+        ),
+        name="pods",
+        link="rdma",
+    )
+    reaching = tuple(
+        _reaching(transport, tier) if transport.scope == "pod" else transport
+        for transport in fabric.transports
+    )
+    power = pod.power
+    return _changed(
+        pod,
+        cite(
+            "inferred",
+            f"{pods} pods",
+            num_devices=pods * pod.num_devices,
+            packages=pods * pod.packages,
+            headline_bf16_flops_per_s=pods * pod.headline_bf16_flops_per_s,
+            pods=pods,
+        ),
+        name=f"{pods} x {pod.name}",
+        fabric=dataclasses.replace(fabric, tiers=(*fabric.tiers, tier), transports=reaching),
+        power=_changed(
+            power,
+            cite(
+                "assumed",
+                f"{pods} pods; RDMA at two to three times the energy of a link between nodes",
+                overhead_w=(pods * power.overhead_w[0], pods * power.overhead_w[1]),
+                system_w=(pods * power.system_w[0], pods * power.system_w[1]),
+                link_j_per_byte=(*power.link_j_per_byte, ("pods", _RDMA_J_PER_BYTE)),
+            ),
+        ),
+    )
+
+
+def _changed(record: T, citation: Citation, **plain: Any) -> T:
+    """`record` with the values of `citation`, and it as their source."""
+    citations = (*record.citations, citation)
+    return dataclasses.replace(record, citations=citations, **dict(citation.values), **plain)
+
+
+def _reaching(transport: Transport, tier: Tier) -> Transport:
+    """The transport with the rate of the RDMA port between pods."""
+    rates = (*transport.rates_bytes_per_s, (tier.name, tier.write_bytes_per_s))
+    return _changed(
+        transport,
+        cite(
+            "measured",
+            "hicann/hixl 9ed283b benchmarks",
+            "between pods; inside them as for one pod",
+            rates_bytes_per_s=rates,
+        ),
+        scope=tier.name,
+    )
+
+
+def _pod(device: str) -> Machine:
     dies = 2 if device == "package" else 1
     return build(
         Machine,
@@ -323,6 +377,7 @@ def cloudmatrix384(device: str = "package") -> Machine:
             dies_per_device=dies,
             devices_per_node=16 // dies,
             packages=384,
+            pods=1,
         ),
         cite(
             "documented",

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from emulator.collectives import build, execute, group_of
-from emulator.fabric import choose
+from emulator.fabric import choose, collective
 from emulator.program.folded import Folded, FoldedMesh, lead, spread, unlead
 from emulator.program.vector import reduce_tree
 
@@ -125,7 +125,12 @@ def _schedules(settings: Any, mesh: FoldedMesh, eqn: Any, nbytes: int) -> tuple[
     which = np.zeros(devices.shape[:2], dtype=np.int32)
     for index in np.ndindex(*devices.shape[:2]):
         members = tuple(int(d) for d in devices[index])
-        algorithm = pinned or choose(op, nbytes, members, settings.machine)[0]
+        if pinned == "best":
+            algorithm = collective(
+                op, nbytes, on=settings.machine, devices=members, algorithm=pinned
+            ).algorithm
+        else:
+            algorithm = pinned or choose(op, nbytes, members, settings.machine)[0]
         schedule = build(op, algorithm, group_of(members, settings.machine))
         if schedule not in distinct:  # equal calls of `build` give the same object
             distinct.append(schedule)

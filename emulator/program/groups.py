@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emulator.fabric import Collective, collective
+from emulator.fabric import Collective, collective, network_of, together_s
 from emulator.machines import Machine
 from emulator.mesh import PodMesh, device_numbers
 from emulator.timeline import CollectiveOp, Step
+
+Timed = list[tuple[NDArray[np.int64], NDArray[np.float64]]]
 
 
 class Groups:
@@ -34,10 +36,8 @@ class Groups:
         self.assumptions: dict[str, None] = {}
         self._positions: dict[Any, list[NDArray[np.int64]]] = {}
         self._steps: dict[Any, list[CollectiveOp]] = {}
-        self._nodes = np.array([on.node_of(d) for d in self.devices])
-        # Devices that share a package are closer than others; a device that is a package shares
-        # with nobody.
-        self._packages = np.array(self.devices) // max(1, on.num_devices // on.packages)
+        self._network = network_of(on)
+        self._numbers = np.array(self.devices)
 
     @property
     def communicators(self) -> int:
@@ -112,7 +112,7 @@ class Groups:
     ) -> list[CollectiveOp]:
         if nbytes == 0 or perm == () or self.size_of(axes) == 1:
             return []
-        groups: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
+        groups: Timed = []
         links: dict[str, int] = {}
         bound_s = 0.0
         first: Any = None
@@ -129,6 +129,8 @@ class Groups:
                     links[tier] = links.get(tier, 0) + int(moved) * int(count)
             first = first or results[0]
             self.assumptions.update(dict.fromkeys(note for r in results for note in r.assumptions))
+        if not self._network.spare and sum(len(positions) for positions, _ in groups) > 1:
+            groups = self._sharing(op, nbytes, groups, dtype, perm, source)
         return [
             CollectiveOp(
                 name=name,
@@ -144,18 +146,33 @@ class Groups:
                 where=where,
                 detail=f"{first.algorithm}, {sum(len(p) for p, _ in groups)} groups of "
                 f"{max(p.shape[1] for p, _ in groups)}",
+                pairs=perm or (),
             )
         ]
 
+    def _sharing(
+        self, op: str, nbytes: int, groups: Timed, dtype: str, perm: Any, source: int | None
+    ) -> Timed:
+        """The groups' seconds when all of them use the links at once."""
+        requests = [
+            self._request(op, nbytes, row, dtype, perm, source)
+            for positions, _ in groups
+            for row in positions
+        ]
+        seconds = np.array(together_s(requests, self.on))
+        ends = np.cumsum([len(positions) for positions, _ in groups])[:-1]
+        parts = np.split(seconds, ends)
+        return [(positions, part) for (positions, _), part in zip(groups, parts, strict=True)]
+
     def _alike(self, positions: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
-        """Groups whose ranks lie in nodes and packages in the same pattern cost the same: one of
-        each, and who is which.
+        """Groups whose ranks lie on the machine in the same pattern cost the same: one of each, and
+        who is which.
         """
         patterns: dict[bytes, int] = {}
         classes: list[int] = []
         members = np.empty(len(positions), np.int64)
         for i, row in enumerate(positions):
-            pattern = _pattern(self._nodes[row]) + _pattern(self._packages[row])
+            pattern = self._network.pattern(self._numbers[row])
             if pattern not in patterns:
                 patterns[pattern] = len(classes)
                 classes.append(i)
@@ -171,25 +188,28 @@ class Groups:
         perm: Any,
         source: int | None,
     ) -> Collective:
+        return collective(on=self.on, **self._request(op, nbytes, positions, dtype, perm, source))
+
+    def _request(
+        self,
+        op: str,
+        nbytes: int,
+        positions: NDArray[np.int64],
+        dtype: str,
+        perm: Any,
+        source: int | None,
+    ) -> dict[str, Any]:
         devices = tuple(self.devices[p] for p in positions)
         pairs = None if perm is None else [(devices[a], devices[b]) for a, b in perm]
-        return collective(
-            op,
-            nbytes,
-            on=self.on,
-            devices=devices,
-            algorithm=self.algorithms.get(op),
-            dtype=dtype,
-            root=0 if source is None else devices[source],
-            pairs=pairs,
-        )
-
-
-def _pattern(labels: NDArray[np.int64]) -> bytes:
-    """Labels renamed by first appearance."""
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(first))
-    return rank[inverse].astype(np.int64).tobytes()
+        return {
+            "op": op,
+            "nbytes": nbytes,
+            "devices": devices,
+            "algorithm": self.algorithms.get(op),
+            "dtype": dtype,
+            "root": 0 if source is None else devices[source],
+            "pairs": pairs,
+        }
 
 
 def _shape(mesh: Any) -> tuple[tuple[str, int], ...]:
@@ -199,6 +219,12 @@ def _shape(mesh: Any) -> tuple[tuple[str, int], ...]:
 def check_fits(mesh: Any, on: Machine) -> None:
     """Raises ValueError unless the machine has the mesh's devices."""
     shape = " x ".join(f"{name}={size}" for name, size in _shape(mesh))
+    gone = set(on.faults.missing).intersection(device_numbers(mesh))
+    if gone:
+        raise ValueError(
+            f"mesh {shape} uses devices {sorted(gone)[:5]}, which are missing from this "
+            f"{on.name}; on.mesh(...) takes those that are there"
+        )
     if mesh.size > on.num_devices:
         raise ValueError(
             f"mesh {shape} has {mesh.size} devices, but {on.name} has {on.num_devices} "

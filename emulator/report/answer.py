@@ -103,7 +103,7 @@ def _name(fun: Any) -> str:
 
 def _answer(costs: Costs, name: str, on: Machine) -> dict[str, Any]:
     """The fields of an Estimate."""
-    timeline = play(costs.steps, costs.devices)
+    timeline = play(costs.steps, costs.devices, on.slowness(costs.devices))
     return {
         "name": name,
         "machine": on,
@@ -113,7 +113,7 @@ def _answer(costs: Costs, name: str, on: Machine) -> dict[str, Any]:
         "memory": _memory(costs, on),
         "energy": energy(costs.steps, timeline.time_s, len(costs.devices), on),
         "bound": _bound(costs.steps),
-        "assumptions": costs.assumptions,
+        "assumptions": tuple(dict.fromkeys((*costs.assumptions, *on.faults.describe()))),
     }
 
 

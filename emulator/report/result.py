@@ -163,6 +163,12 @@ class Estimate:
 
         return write(self, Path(path))
 
+    def to_chakra(self, folder: str | Path) -> Path:
+        """Writes Chakra execution traces, one file per device, into a new folder; returns it."""
+        from emulator.report.chakra import write
+
+        return write(self, Path(folder))
+
     def __str__(self) -> str:
         return str(self.table())
 

@@ -1,0 +1,6 @@
+"""The model beside the measured points it was fitted to, and the fit itself."""
+
+from emulator.validate.fit import Refit, refit
+from emulator.validate.sets import Calibration, Row, calibrations
+
+__all__ = ["Calibration", "Refit", "Row", "calibrations", "refit"]
