@@ -33,6 +33,11 @@ def test_eight_dies_by_hand() -> None:
     largest = 1024 + 1.434 * math.sqrt(1024 * 7 / 8)  # of 8 normal deviates, about
     wire_s = 6 / 8 * largest * DISPATCH / node.write_bytes_per_s
     assert answer.time_s == pytest.approx(fixed_s + waiting_s + wire_s, rel=1e-4)
+    back = em.expert_exchange("combine", 128, 8, DISPATCH, on=DIES, devices=range(8))
+    fixed_s = dict(DIES.fabric.exchange_s)["combine"]
+    assert back.time_s == pytest.approx(fixed_s + wire_s, rel=1e-4)  # which hides the waiting
+    small = em.expert_exchange("combine", 128, 8, 32, on=DIES, devices=range(8))
+    assert small.time_s == pytest.approx(fixed_s + waiting_s * largest / 1024, rel=1e-4)
     assert dict(answer.link_bytes) == {"package": 8 * 128 * DISPATCH, "node": 8 * 768 * DISPATCH}
     assert answer.nbytes == 1024 * DISPATCH
     assert answer.busbw == pytest.approx(answer.algbw * 7 / 8)
@@ -98,11 +103,13 @@ def test_skew_costs() -> None:
     # Nothing comes from the die beside it, so all enters its package through the lanes of two dies.
     assert skewed.bound_s == pytest.approx(7 * 1024 * DISPATCH / (2 * 196e9))
     back = em.expert_exchange("combine", *asked[1:], counts=counts)  # the one sends to all
-    # Its cores wait for all of what seven dies' cores wait for at once on the way there.
+    # In the dispatch seven dies' cores wait at once, beside the one port that all want.
     fixed_s = dict(DIES.fabric.exchange_s)
-    longer_s = back.time_s - fixed_s["combine"] - (skewed.time_s - fixed_s["dispatch"])
-    latency_s = DIES.fabric.tier("node").write_latency_s
-    assert longer_s == pytest.approx((7 - 1) * 1024 * latency_s / 48)
+    node = DIES.fabric.tier("node")
+    wire_s = 7 * 1024 * DISPATCH / node.write_bytes_per_s
+    waiting_s = 1024 * node.write_latency_s / 48
+    assert skewed.time_s == pytest.approx(fixed_s["dispatch"] + waiting_s + wire_s)
+    assert back.time_s == pytest.approx(fixed_s["combine"] + max(7 * waiting_s, wire_s))
     assert back.bound_s == skewed.bound_s
     assert dict(back.link_bytes) == dict(skewed.link_bytes)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from emulator.machines.fact import Citation, check_positive
+from emulator.machines.engines import Engines
+from emulator.machines.fact import Citation, check_positive, cite
+
+_SLACK = 4.0  # of a peak from cores x clock: a changed clock must not be refused
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +18,7 @@ class Chip:
     advertised (on Ascend matrix plus vector units), kept apart because utilisation must be taken of
     the former. `fp32_mode` is the entry of the peak table that a plain FP32 matmul uses: "float32",
     or "tf32" on NVIDIA. `base_*` is the tile one core computes by default, `cube_*` what its matrix
-    unit multiplies per cycle in BF16.
+    unit multiplies per cycle in BF16; `engines` are the paths around it.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Chip:
     cube_m: int
     cube_n: int
     cube_k: int
+    engines: Engines
     citations: tuple[Citation, ...] = ()
 
     def __post_init__(self) -> None:
@@ -55,6 +59,52 @@ class Chip:
             raise ValueError(
                 f"Chip.fp32_mode {self.fp32_mode!r} has no entry in matmul_peaks_flops_per_s"
             )
+        self._check_sense()
+
+    def _check_sense(self) -> None:
+        """Numbers that cannot be true together. The clock may be varied alone, within reason."""
+        peak = self.matmul_flops_per_s("bfloat16")
+        cores = 2 * self.cube_macs_per_cycle("bfloat16") * self.cube_cores * self.clock_hz
+        if not _SLACK >= peak / cores >= 1 / _SLACK:
+            raise ValueError(
+                f"Chip {self.name}: matmul_peaks_flops_per_s says {peak:.4g} FLOP/s in bfloat16, "
+                f"but cube_cores x 2 x cube_m x cube_n x cube_k x clock_hz is {cores:.4g}; correct "
+                "one of them (`at_clock` changes clock and peaks together)"
+            )
+        if self.l2_bytes > self.memory_bytes:
+            raise ValueError(
+                f"Chip {self.name}: l2_bytes {self.l2_bytes:,} is more than memory_bytes "
+                f"{self.memory_bytes:,}; correct one of them"
+            )
+        self.engines.check_tile(self.base_m, self.base_n)
+
+    def at_clock(self, clock_hz: float) -> Chip:
+        """This chip at another clock; the peaks of its cores follow, memory and cache do not."""
+        scale = clock_hz / self.clock_hz
+        scaled = {
+            name: tuple((dtype, rate * scale) for dtype, rate in getattr(self, name))
+            for name in ("matmul_peaks_flops_per_s", "vector_peaks_flops_per_s")
+        }
+        quoted = self.quoted_bf16_flops_per_s * scale
+        changed = cite(
+            "assumed",
+            f"{self.name} at another clock",
+            clock_hz=clock_hz,
+            quoted_bf16_flops_per_s=quoted,
+            **scaled,
+        )
+        return dataclasses.replace(
+            self, citations=(*self.citations, changed), **dict(changed.values)
+        )
+
+    def cube_macs_per_cycle(self, dtype: str = "bfloat16") -> float:
+        """Multiply-adds of one matrix core in a cycle for operands of `dtype`.
+
+        Raises:
+            NotImplementedError: the matrix unit has no (known) rate for `dtype`.
+        """
+        ratio = self.matmul_flops_per_s(dtype) / self.matmul_flops_per_s("bfloat16")
+        return self.cube_m * self.cube_n * self.cube_k * ratio
 
     def matmul_flops_per_s(self, dtype: str = "bfloat16") -> float:
         """Peak of the matrix unit alone for operands of `dtype` (a name or a dtype), in FLOP/s per

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from emulator.machines.chip import Chip
 from emulator.machines.cloudmatrix384_transports import EXCHANGE_PHASES_S, transports
+from emulator.machines.engines import ASCEND_DAV_C220
 from emulator.machines.fabric import Fabric, Port, Tier, Transport
 from emulator.machines.fact import Citation, build, cite
 from emulator.machines.machine import Machine
@@ -112,6 +113,7 @@ def _die() -> Chip:
         cite("documented", _INI, "per cycle and core in BF16", cube_m=16, cube_n=16, cube_k=16),
         name="Ascend 910C die",
         fp32_mode="float32",
+        engines=ASCEND_DAV_C220,
     )
 
 

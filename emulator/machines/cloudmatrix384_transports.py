@@ -30,7 +30,7 @@ SDMA_MESSAGE_S = (
 )
 ROCE_MESSAGE_S = 0.1811 * us
 ROCE_BYTES_PER_S = 24.38 * GB
-EXCHANGE_PHASES_S = (("dispatch", 47.41 * us), ("combine", 9.537 * us))
+EXCHANGE_PHASES_S = (("dispatch", 47.41 * us), ("combine", 34.27 * us))
 
 _UB_BYTES_PER_S = 196 * GB
 _READ_LATENCY_S = 1.2 * us

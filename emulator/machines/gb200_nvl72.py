@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from emulator.machines.chip import Chip
+from emulator.machines.engines import NVIDIA_TENSOR_CORE
 from emulator.machines.fabric import Fabric, Tier, Transport
 from emulator.machines.fact import build, cite
 from emulator.machines.machine import Machine
@@ -94,6 +95,7 @@ def _gpu() -> Chip:
         ),
         name="NVIDIA Blackwell GPU (GB200)",
         fp32_mode="tf32",
+        engines=NVIDIA_TENSOR_CORE,
     )
 
 
