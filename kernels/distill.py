@@ -16,15 +16,14 @@ from kernels.arithmetic import Arithmetic
 _MINUS_ZERO = np.int64(-(2**63))
 
 
-def row(c: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
-    """FP32 words `[n]` of a row of accumulators after some steps.
+def steps(c: Array, products: Array, arithmetic: Arithmetic) -> Array:
+    """FP32 words `[n]` of accumulators after some steps.
 
     Args:
         c: the words before, `[n]`.
-        x, y: FP64 operands `[k]` and `[k, n]`, k a multiple of `products`.
+        products: exact, FP64 `[steps, arithmetic.products, n]`.
         arithmetic: a fused one with `fraction_bits=None`.
     """
-    products = (x[:, None] * y).reshape(-1, arithmetic.products, y.shape[1])
     if len(products) == 1:
         return _step(products[0], c, arithmetic)
     return lax.scan(lambda c, terms: (_step(terms, c, arithmetic), None), c, products)[0]

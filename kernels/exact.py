@@ -219,21 +219,28 @@ def _extent(x: Array, y: Array) -> tuple[Array, Array]:
     """A bound on the sum of the magnitudes of a block's products, and a power of two that they are
     multiples of; infinite for specials.
     """
-    tops, lasts = zip(*(_range(v, axis) for v, axis in ((x, (0, 1)), (y, (0, 2)))), strict=True)
-    product = tops[0] * tops[1]
+    (x_top, x_last), (y_top, y_last) = _range(x, (0, 1)), _range(y, (0, 2))
+    product = x_top * y_top
     total = jnp.sum(jnp.where(jnp.isfinite(product), product, jnp.inf))
-    return total, jnp.min(lasts[0] * lasts[1])
+    return total, jnp.min(x_last * y_last)
 
 
 def _range(values: Array, axes: tuple[int, int]) -> tuple[Array, Array]:
-    """Largest magnitude and smallest last place. Positive floats order like their words, of which
-    XLA:CPU computes maxima faster.
+    """Largest magnitude and smallest last place, in one pass. Positive floats order like their
+    words, of which XLA:CPU computes maxima faster.
     """
-    words = [
+
+    def both(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.maximum(left[0], right[0]), jnp.minimum(left[1], right[1])
+
+    words = tuple(
         lax.bitcast_convert_type(v, jnp.int64) for v in (jnp.abs(values), split.trailing(values))
-    ]
-    top, last = jnp.max(words[0], axes), jnp.min(words[1], axes)
-    return lax.bitcast_convert_type(top, jnp.float64), lax.bitcast_convert_type(last, jnp.float64)
+    )
+    first = np.int64(0), np.int64(np.iinfo(np.int64).max)
+    top, last = (
+        lax.bitcast_convert_type(v, jnp.float64) for v in lax.reduce(words, first, both, axes)
+    )
+    return top, last
 
 
 def _largest(words: Array) -> Array:
@@ -417,11 +424,10 @@ def _split(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
         def part(of: Array, start: Array) -> Array:
             return lax.dynamic_slice_in_dim(of, start, columns, of.ndim - 1)
 
-        exact = jax.vmap(
-            lambda batch, row, column: distill.row(
-                part(words[batch, row], column), x[batch, row], part(y[batch], column), arithmetic
-            )
-        )(*at, column)
+        c = jax.vmap(part)(words[at], column).reshape(-1)
+        terms = x[at][:, :, None] * jax.vmap(part)(y[at[0]], column)  # [row, k, column]
+        terms = terms.swapaxes(0, 1).reshape(-1, arithmetic.products, rows * columns)
+        exact = distill.steps(c, terms, arithmetic).reshape(rows, columns)
         places = column[:, None] + jnp.arange(columns, dtype=jnp.int32)
         found = found.at[at[0][:, None], at[1][:, None], places].set(exact)
         return doubtful_rows(found), found
