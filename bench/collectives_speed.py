@@ -138,7 +138,7 @@ def executing(peer_s: float | None) -> None:
     group = group_of(range(DEVICES), cloudmatrix384())
     for dtype in ("bfloat16", "float32"):
         x = jnp.asarray(data).astype(dtype)
-        for algorithm in ("ring", "full_mesh", "hierarchical"):
+        for algorithm in ("ring", "full_mesh", "nhr", "double_ring/nhr"):
             schedule = build("all_reduce", algorithm, group)
             start = time.perf_counter()
             execute.all_reduce(x, schedule).block_until_ready()

@@ -82,9 +82,15 @@ def expert_exchange(
         raise NotImplementedError(
             f"expert_exchange is not modelled on {on.name}: its fabric gives no exchange_s"
         )
-    numbers = on.check_devices(device_key(on.devices if devices is None else devices) or ())
+    numbers = _numbers(on, device_key(devices))
     given = None if counts is None else _check_counts(counts, len(numbers), tokens * top_k)
     return _expert_exchange(phase, *sizes.values(), on, numbers, given)
+
+
+@functools.lru_cache(maxsize=1024)
+def _numbers(on: Machine, devices: Sequence[int] | None) -> tuple[int, ...]:
+    """The device numbers in rank order; all of `on` by default."""
+    return on.check_devices(on.devices if devices is None else devices)
 
 
 @functools.lru_cache(maxsize=4096)
