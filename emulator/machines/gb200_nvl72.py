@@ -224,5 +224,5 @@ def gb200_nvl72() -> Machine:
         chip=_gpu(),
         fabric=_fabric(),
         power=_power(),
-        arithmetic="NVIDIA_HOPPER",
+        arithmetic="NVIDIA_BLACKWELL",
     )

@@ -249,6 +249,9 @@ def _bottom(rng: Generator, dtype: str) -> Iterator[Tile]:
         for place in (150, 149, 127):
             a, b = _beside_a_tie(rng, place)
             yield Tile(name=f"bottom: ties at 2^-{place}", group="bottom", a=a, b=b)
+        for k in (K, 3):
+            a, b = _about_the_last_place(rng, k)
+            yield Tile(name=f"bottom: {k} about 2^-149", group="bottom", a=a, b=b, thorough=True)
         a, b = _single_products()
         yield Tile(name="bottom: single products", group="bottom", a=a, b=b, thorough=True)
         for name, places in _SCANS.items():
@@ -265,6 +268,15 @@ def _bottom(rng: Generator, dtype: str) -> Iterator[Tile]:
     yield Tile(
         name="bottom: subnormal B", group="bottom", a=_cast(mixed, dtype), b=_cast(tiny.T, dtype)
     )
+
+
+def _about_the_last_place(rng: Generator, k: int) -> tuple[NDArray, NDArray]:
+    """Normal numbers whose products lie around 2^-149; half of the rows are half zeros."""
+    a, b = (
+        rng.normal(size=shape) * 2.0 ** -rng.integers(72, 77, shape) for shape in ((M, k), (k, N))
+    )
+    a *= (rng.random((M, k)) < 0.5) | (rng.random((M, 1)) < 0.5)
+    return _cast(a, "bfloat16"), _cast(b, "bfloat16")
 
 
 def _beside_a_tie(rng: Generator, place: int) -> tuple[NDArray, NDArray]:
@@ -362,11 +374,11 @@ def _zeros(dtype: str) -> Iterator[Tile]:
         rows[number], columns[:, number] = values[number % 4], values[number * 5 % 4]
         rows[number, number :: number // 4 + 2] = values[(number // 4 + number) % 4]
     columns[:, 8:] = np.where(np.arange(k)[:, None] % 3 == np.arange(8) % 3, -1.0, 1.0)
-    a, b = np.full((M, 40), -0.0), np.ones((40, N))
-    b[::7, N // 2 :] = -1.0
-    yield Tile(
-        name="minus zeros", group="zeros", a=_cast(a, dtype), b=_cast(b, dtype), thorough=True
-    )
+    for count in (40, 96):  # whole steps of most units: a short one ends with products +0
+        a, b = np.full((M, count), -0.0), np.ones((count, N))
+        b[::7, N // 2 :] = -1.0
+        name = f"{count} minus zeros"
+        yield Tile(name=name, group="zeros", a=_cast(a, dtype), b=_cast(b, dtype), thorough=True)
     yield Tile(name="zeros", group="zeros", a=_cast(rows, dtype), b=_cast(columns, dtype))
     if dtype == "bfloat16":
         # The sum becomes tiny and negative at k = 64, and after it come zeros of one sign.

@@ -34,7 +34,7 @@ VERIFIED = 4000
 _NANS = 3000  # probes among which NaN words are looked for
 
 _QUICK = 400  # probes that a part of a hypothesis must pass before all of them are asked
-_LOST = 0.25  # of the probes: contradicted by every set of joined widths, they are not joined
+_LOST = 0.7  # of the probes: contradicted by every set of joined widths, they are not joined
 _STRUCTURES = 200  # that predict ordinary sums, until the search gives up
 _ROUNDS = 60  # hypotheses that pass those and fail a later probe, until the search gives up
 
