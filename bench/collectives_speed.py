@@ -103,11 +103,14 @@ def larger() -> None:
     )
     for op, algorithm in (
         ("all_reduce", "ring"),
-        ("all_gather", "ring"),
-        ("all_reduce", "double_binary_tree"),
+        ("all_reduce", None),
+        ("all_gather", None),
+        ("broadcast", None),
+        ("scatter", None),
+        ("all_to_all", None),
     ):
         asked(
-            f"time of {op} by {algorithm}, 8192 devices, 1 GiB",
+            f"time of {op} by {algorithm or 'its rule'}, 8192 devices, 1 GiB",
             lambda op=op, a=algorithm: collective(op, 2**30, pod, algorithm=a),
             1.0,
         )

@@ -278,6 +278,60 @@ def test_errors_name_rank_and_step() -> None:
         dataclasses.replace(reduce, rounds=(make_round([1], [0], 4, 0, reduce=False),))
 
 
+def test_what_is_no_schedule_is_named() -> None:
+    good = build("all_reduce", "full_mesh", nodes_of(4, 4))
+    move = good.rounds[0]
+    for changes, error, message in (
+        ({"rounds": (None,)}, TypeError, "rounds must be a sequence of Rounds"),
+        ({"rounds": 5}, TypeError, "rounds must be a sequence of Rounds; got 5"),
+        ({"ranks": "4"}, TypeError, "ranks must be a whole number; got '4'"),
+        ({"slots": 1.5}, TypeError, "slots must be a whole number; got 1.5"),
+        ({"root": True}, TypeError, "root must be a whole number; got True"),
+        (
+            {"rounds": (dataclasses.replace(move, repeat=1.0),)},
+            ValueError,
+            "repeat must be a whole",
+        ),
+        ({"rounds": (dataclasses.replace(move, stride=0),)}, ValueError, "stride must be at least"),
+        ({"slots": 2**40}, ValueError, "too many to check"),
+    ):
+        with pytest.raises(error, match=message):
+            check(dataclasses.replace(good, **changes))
+    for arrays, error, message in (
+        (([0.5], [1], 0, 0), TypeError, r"src must be whole numbers; got \[0.5\]"),
+        (([0], [float("nan")], 0, 0), TypeError, "dst must be whole numbers"),
+        (([2**40], [1], 0, 0), ValueError, "src must be below 2"),
+        (([0, 1], [1, 0], [0, 0, 0], 0), ValueError, "src_slot must be one number or as many"),
+    ):
+        with pytest.raises(error, match=message):
+            make_round(*arrays, reduce=True)
+    with pytest.raises(TypeError, match="Round.src must be a NumPy array"):
+        dataclasses.replace(move, src=[0])
+
+
+def test_strides_reach_as_far_as_they_should() -> None:
+    """Three slots, two apart, end at slot 4 of 0..4; one more does not fit."""
+    step = make_round([0], [1], 0, 0, width=3, stride=2, reduce=False)
+    even = Schedule(op="broadcast", algorithm="even", ranks=2, slots=5, rounds=(step,))
+    state = execute.run(even, np.arange(10).reshape(2, 5))
+    assert state[1].tolist() == [0, 6, 2, 8, 4]
+    with pytest.raises(ValueError, match="slot 0 of rank 0 in its slot 1|holds nothing"):
+        check(even)
+    with pytest.raises(ValueError, match=r"src_slot must stay within 0..4; got 0..6"):
+        dataclasses.replace(even, rounds=(dataclasses.replace(step, width=step.width + 1),))
+
+
+@pytest.mark.parametrize("n", [7, 31, 48, 97, 211])
+def test_a_grid_sends_few_messages(n: int) -> None:
+    schedule = build("all_to_all", "grid", Group((0,) * n))
+    check(schedule)
+    for part in schedule.rounds:
+        messages = np.unique(np.stack([part.src, part.dst])[:, part.src != part.dst], axis=1)
+        assert np.bincount(messages[0]).max() <= 2.5 * n**0.5
+    sent = sum(int(part.width.sum()) for part in schedule.rounds)
+    assert sent == 2 * n * n
+
+
 # --- names, groups, users' algorithms -----------------------------------------------------------
 
 

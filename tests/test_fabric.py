@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulator.collectives import ALGORITHMS, OPS, Group, Schedule, build, hierarchical, make_round
-from emulator.fabric import bound_s, collective, time_schedule
-from emulator.machines import Machine, cite, cloudmatrix384, gb200_nvl72
+from emulator.fabric import all_to_all_v, bound_s, choose, collective, time_schedule
+from emulator.machines import Machine, cite, cloudmatrix384, custom_machine, gb200_nvl72
 from emulator.machines import build as build_record
 from emulator.machines.fabric import Fabric, Tier, Transport
 
@@ -80,6 +80,38 @@ def test_the_whole_pod(op: str) -> None:
     assert 0 < answer.bound_s < answer.time_s < 1000 * answer.bound_s  # 383 x for the direct forms
     assert answer.reason and answer.assumptions and answer.steps >= 1
     assert dict(answer.link_bytes)["pod"] > 0
+
+
+def test_rounding_never_puts_a_time_below_its_bound() -> None:
+    """Ideal links without latency: times are bounds, but for the order of their sums."""
+    cases = [
+        (
+            "mesh(2, 2, 33.333GB/s) / full_mesh(2, 33.333GB/s)",
+            "all_to_all",
+            (7, 1, 5, 2, 3, 6, 0, 4),
+        ),
+        ("switch(4, 33.333GB/s, planes=3, taper=2.5)", "gather", (2, 3)),
+        ("switch(4, 777GB/s, planes=5)", "all_gather", (0, 1, 2)),
+    ]
+    for fabric, op, devices in cases:
+        machine = custom_machine(fabric)
+        for nbytes in (989784, 67108864, 12345678):
+            answer = collective(op, nbytes, machine, devices)
+            assert answer.time_s >= answer.bound_s
+            counts = [[nbytes + 7 * i + j for j in range(3)] for i in range(3)]
+            ragged = all_to_all_v(counts, machine, devices=range(3))
+            assert ragged.time_s >= ragged.bound_s
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op != "permute"])
+def test_thousands_of_devices(op: str) -> None:
+    """No default is quadratic in them; quick enough to be asked for on a whim."""
+    machine = custom_machine("switch(8, 100GB/s, 1us) / switch(512, 50GB/s, 1us, planes=2)")
+    answer = collective(op, 2**30, machine)
+    assert answer.time_s >= answer.bound_s > 0
+    pods = cloudmatrix384("die", pods=6)
+    chosen, _ = choose(op, 2**30, pods.devices, pods)
+    assert chosen == answer.algorithm
 
 
 def test_bounds_by_hand() -> None:
@@ -287,6 +319,8 @@ def test_bad_arguments() -> None:
         collective("all_reduce", 8, machine, transport="aiv_small")
     with pytest.raises(ValueError, match="has no transport 'carrier pigeon'"):
         collective("all_reduce", 8, machine, transport="carrier pigeon")
+    with pytest.raises(ValueError, match="has no transport ''"):
+        collective("all_reduce", 8, machine, transport="")
     assert collective("broadcast", 8, machine, range(8, 16)).time_s > 0  # root: the first device
 
 
@@ -303,8 +337,10 @@ def test_users_algorithm_is_timed_and_checked() -> None:
         collective("all_reduce", 2**20, machine, range(8), backwards).time_s
         == collective("all_reduce", 2**20, machine, range(8), "ring").time_s
     )
-    with pytest.raises(ValueError, match="all_reduce by 'ring'"):
-        collective("all_reduce", 2**20, machine, range(8), lossy)
+    with pytest.raises(
+        ValueError, match=r"all_reduce by 'ring'.*rank 0.*ranks 0, 1, ... are devices 8, 9, 10"
+    ):
+        collective("all_reduce", 2**20, machine, range(8, 16), lossy)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +351,10 @@ def test_users_algorithm_is_timed_and_checked() -> None:
         ({"nbytes": 16.0}, "nbytes must be a whole number"),
         ({"nbytes": True}, "nbytes must be a whole number"),
         ({"devices": 5}, "devices must be a sequence"),
+        ({"devices": {0, 1}}, "devices must be a sequence .* in rank order"),
+        ({"devices": {0: 1}}, "devices must be a sequence"),
+        ({"devices": b"ab"}, "devices must be a sequence"),
+        ({"on": []}, "on must be a Machine"),
         ({"devices": [0.0, 1.0]}, "every device must be a whole number"),
         ({"op": "permute", "pairs": [5]}, "pairs must be .source, destination. pairs"),
         ({"op": "permute", "pairs": [(0, 1, 2)]}, "pairs must be .source, destination. pairs"),
@@ -325,4 +365,4 @@ def test_arguments_of_the_wrong_kind_are_named_whatever_was_asked_before(argumen
     good = {"op": "all_reduce", "nbytes": 16, "devices": [0, 1]}
     collective(**good, on=cloudmatrix384())
     with pytest.raises(TypeError, match=message):
-        collective(**(good | arguments), on=cloudmatrix384())
+        collective(**({"on": cloudmatrix384()} | good | arguments))

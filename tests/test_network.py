@@ -612,6 +612,29 @@ def test_bad_requests() -> None:
     with pytest.raises(TypeError, match="request 0: .*unexpected keyword argument 'bytes'"):
         concurrent([{"op": "all_reduce", "bytes": 8}], POD)
     assert concurrent([], POD) == ()
+    with pytest.raises(TypeError, match="requests must be a sequence of mappings; got 5"):
+        concurrent(5, POD)  # type: ignore[arg-type]
+
+
+def test_requests_that_can_be_read_only_once() -> None:
+    def asked(once: bool) -> list[dict]:
+        to = [(i, i + 8) for i in range(4)]
+        shared = {"op": "permute", "nbytes": 2**26, "devices": range(16), "transport": "sdma"}
+        return [shared | {"pairs": iter(to) if once else to} for _ in range(2)]
+
+    listed = concurrent(asked(once=False), POD)
+    assert concurrent(iter(asked(once=True)), POD) == listed
+    assert listed[0].time_s > collective(**asked(once=False)[0], on=POD).time_s
+
+
+def test_rounding_makes_nothing_faster_beside_others() -> None:
+    some, others = [10, 8, 4, 14, 3, 0, 13], [2, 1, 9, 8]
+    listed: list[dict] = [
+        {"op": "reduce", "nbytes": 995, "devices": some, "algorithm": "double_binary_tree"},
+        {"op": "broadcast", "nbytes": 2209335, "devices": others, "algorithm": "pipeline"},
+    ]
+    for answer, request in zip(concurrent(listed, POD), listed, strict=True):
+        assert answer.time_s >= collective(**request, on=POD).time_s
 
 
 # --- fabrics of a user's own ----------------------------------------------------------------------
@@ -826,6 +849,12 @@ def test_programs_run_on_a_users_fabric() -> None:
         ("switch(4, 1GB/s, planes=two)", "planes must be a number; got 'two'"),
         ("ring(4, 1GB/s, name=a) / ring(4, 1GB/s, name=a)", "need different names"),
         ("full_mesh(100000, 1GB/s)", "more than the 33554432 that are modelled"),
+        ("torus(1GB/s)", r"torus takes a size for each dimension; got \(\)"),
+        ("ring(4, 1GB/s, 2GB/s)", "character 16: a level has one rate"),
+        ("ring(4, 1GB/s, 1us, 2us)", "character 21: a level has one latency"),
+        ("switch(4, 1GB/s, planes=1, planes=2)", "character 28: a level has one planes"),
+        ("switch(4, 1GB/s, name=a b)", "letters, digits and _, .* got 'a b'"),
+        ("switch(4, 1GB/s, name=)", "letters, digits and _, .* got ''"),
     ],
 )
 def test_descriptions_that_cannot_be_built(text: str, message: str) -> None:
@@ -844,11 +873,34 @@ def test_other_bad_descriptions(tmp_path: Path) -> None:
         custom_machine("ring(4, 1GB/s)", like="pod")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="node_levels must be 1..1; got 2"):
         custom_machine("ring(4, 1GB/s)", node_levels=2)
+    for arguments, message in (
+        ({"links": 5}, "links must map link names to rates"),
+        ({"links": {5: 1e9}}, "links must map link names to rates"),
+        ({"name": 5}, "name must be a text; got 5"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            custom_machine("ring(4, 1GB/s)", **arguments)
+    with pytest.raises(ValueError, match="node_levels must be 1..1; got 1.0"):
+        custom_machine("ring(4, 1GB/s)", node_levels=1.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="fabric must be a line of text, .* got 5"):
+        custom_machine(5)  # type: ignore[arg-type]
+    good = {"name": "a", "kind": "switch", "sizes": (4,), "bytes_per_s": 1e9, "latency_s": 0.0}
+    with pytest.raises(TypeError, match=r"level 'a': sizes must be a tuple; got \[4\]"):
+        em.Level(**(good | {"sizes": [4]}))
+    with pytest.raises(ValueError, match="planes must be a whole number of at least 1; got 2.0"):
+        em.Level(**(good | {"planes": 2.0}))
     path = tmp_path / "fabric.toml"
     for text, message in (
         ("[[level]\n", "cannot read the fabric in .*fabric.toml"),
         ("name = 'x'\n", "expected fabric = .* got both or neither"),
         ("fabrics = 'ring(4, 1GB/s)'\n", "unknown fabrics"),
+        ("level = 5\n", r"levels are tables headed \[\[level\]\]; got 5"),
+        ("[level]\nkind = 'ring'\n", r"levels are tables headed \[\[level\]\]"),
+        ("[[level]]\nkind = 5\nsizes = 4\nrate = 1e9\n", "level 1: .*unknown kind 5"),
+        (
+            "[[level]]\nkind = 'switch'\nsizes = 4\nrate = 1e9\nplanes = 2.0\n",
+            "level 1: .*planes must be a whole number",
+        ),
         ("[[level]]\nkind = 'ring'\nsizes = 4\n", "level 1: expected kind, sizes, rate"),
         ("[[level]]\nkind = 'ring'\nsizes = 4\nrate = '4us'\n", "level 1: rate: '4us' is no rate"),
     ):

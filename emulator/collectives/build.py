@@ -11,6 +11,7 @@ from emulator.collectives import (
     direct,
     flat,
     full_mesh,
+    grid,
     hierarchical,
     pairwise,
     pipeline,
@@ -58,6 +59,7 @@ ALGORITHMS: Mapping[str, Mapping[str, Algorithm]] = {
         "full_mesh": full_mesh.all_to_all,
         "pairwise": pairwise.all_to_all,
         "bruck": bruck.all_to_all,
+        "grid": grid.all_to_all,
         "hierarchical": hierarchical.all_to_all,
     },
     "broadcast": _two_phases("broadcast")

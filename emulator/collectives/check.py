@@ -8,6 +8,8 @@ from emulator.collectives.ragged import deliveries
 from emulator.collectives.schedule import REDUCING_OPS, IntArray, Schedule
 from emulator.collectives.symbolic import EMPTY, Batch, Expressions, trace
 
+_MOST_PLACES = 2**28
+
 
 def check(schedule: Schedule) -> None:
     """Proves that every contribution arrives exactly once where it should.
@@ -16,6 +18,11 @@ def check(schedule: Schedule) -> None:
         ValueError: a chunk is lost, repeated, mixed with another or sent before it exists; names
         rank and step.
     """
+    if schedule.ranks * schedule.slots > _MOST_PLACES:
+        raise ValueError(
+            f"{_name(schedule)}: {schedule.slots} slots at each are too many to check; "
+            "ranks x slots may be at most 2^28"
+        )
     expressions = trace(schedule)
     if schedule.op in REDUCING_OPS:
         _check_sums(schedule, expressions)

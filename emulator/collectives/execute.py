@@ -68,7 +68,7 @@ def run(schedule: Schedule, x: np.ndarray, op: str = "sum") -> np.ndarray:
         for src, dst, src_slot, dst_slot, width, reduce in zip(
             step.src, step.dst, step.src_slot, step.dst_slot, step.width, step.reduce, strict=True
         ):
-            for k in range(width):
+            for k in range(0, width * step.stride, step.stride):
                 if not was_filled[src, src_slot + k]:
                     raise ValueError(f"rank {src} sends slot {src_slot + k}, which holds nothing")
                 incoming, at = before[src, src_slot + k], (dst, dst_slot + k)

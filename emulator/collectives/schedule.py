@@ -48,6 +48,7 @@ OPS = (
 REDUCING_OPS = ("all_reduce", "reduce_scatter", "reduce")
 
 IntArray = np.ndarray
+_LARGEST = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,9 +79,9 @@ class Group:
 class Round:
     """One step, or `repeat` alike ones: at each repetition slot s becomes slot `turn[s]`.
 
-    Arrays run over the transfers: `width` consecutive slots from `src_slot` of rank `src` go to
-    `dst_slot` of rank `dst`; `reduce` says whether they are added there. A transfer to oneself is a
-    local copy.
+    Arrays run over the transfers: `width` slots from `src_slot` of rank `src` on, `stride` apart,
+    go to as many from `dst_slot` of rank `dst` on, as far apart; `reduce` says whether they are
+    added there. A transfer to oneself is a local copy.
     """
 
     src: IntArray
@@ -91,16 +92,24 @@ class Round:
     reduce: IntArray
     repeat: int = 1
     turn: IntArray | None = None
+    stride: int = 1
 
     def __post_init__(self) -> None:
-        for array in (self.src, self.dst, self.src_slot, self.dst_slot, self.width, self.reduce):
+        for name in ("src", "dst", "src_slot", "dst_slot", "width", "reduce"):
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray):
+                raise TypeError(
+                    f"Round.{name} must be a NumPy array (make_round makes it); got {array!r}"
+                )
             array.flags.writeable = False
 
     def steps(self) -> Iterator[Round]:
         """The repetitions, each as a plain round."""
         src_slot, dst_slot = self.src_slot, self.dst_slot
         for _ in range(self.repeat):
-            yield Round(self.src, self.dst, src_slot, dst_slot, self.width, self.reduce)
+            yield Round(
+                self.src, self.dst, src_slot, dst_slot, self.width, self.reduce, stride=self.stride
+            )
             if self.turn is not None:
                 src_slot, dst_slot = self.turn[src_slot], self.turn[dst_slot]
 
@@ -115,27 +124,45 @@ def make_round(
     width: int | Sequence[int] | IntArray = 1,
     repeat: int = 1,
     turn: IntArray | None = None,
+    stride: int = 1,
 ) -> Round:
     """A Round from sequences or scalars that broadcast against `src`."""
-    src_array = np.array(src, dtype=np.int32).reshape(-1)
+    src_array = np.array(_whole("src", src), dtype=np.int32).reshape(-1)
 
-    def like_src(values: object, dtype: type) -> IntArray:
-        return np.array(np.broadcast_to(np.asarray(values, dtype=dtype), src_array.shape))
+    def like_src(name: str, values: IntArray, dtype: type) -> IntArray:
+        try:
+            return np.array(np.broadcast_to(values, src_array.shape), dtype=dtype)
+        except ValueError as error:
+            raise ValueError(
+                f"make_round: {name} must be one number or as many as src; got {values.shape} "
+                f"beside {src_array.shape}"
+            ) from error
 
     return Round(
         src_array,
-        like_src(dst, np.int32),
-        like_src(src_slot, np.int32),
-        like_src(dst_slot, np.int32),
-        like_src(width, np.int32),
-        like_src(reduce, np.bool_),
+        like_src("dst", _whole("dst", dst), np.int32),
+        like_src("src_slot", _whole("src_slot", src_slot), np.int32),
+        like_src("dst_slot", _whole("dst_slot", dst_slot), np.int32),
+        like_src("width", _whole("width", width), np.int32),
+        like_src("reduce", np.asarray(reduce), np.bool_),
         repeat,
         turn,
+        stride,
     )
 
 
+def _whole(name: str, values: object) -> IntArray:
+    """`values` as an array of whole numbers that fit into 32 bits."""
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"make_round: {name} must be whole numbers; got {values!r}")
+    if array.size and array.dtype.itemsize > 4 and np.abs(array).max() > _LARGEST:
+        raise ValueError(f"make_round: {name} must be below 2^31; got {values!r}")
+    return array
+
+
 def join_rounds(parts: Sequence[Round], repeat: int = 1, turn: IntArray | None = None) -> Round:
-    """One round with the transfers of all `parts`, in their order."""
+    """One round with the transfers of all `parts`, of stride 1, in their order."""
 
     def joined(name: str) -> IntArray:
         return np.concatenate([getattr(part, name) for part in parts])
@@ -171,6 +198,14 @@ class Schedule:
     counts: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("ranks", "slots", "root", "cuts"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise TypeError(f"Schedule.{name} must be a whole number; got {value!r}")
+        if not isinstance(self.rounds, Sequence) or not all(
+            isinstance(part, Round) for part in self.rounds
+        ):
+            raise TypeError(f"Schedule.rounds must be a sequence of Rounds; got {self.rounds!r}")
         if self.op not in OPS:
             raise ValueError(f"Schedule.op must be one of {', '.join(OPS)}; got {self.op!r}")
         if self.cuts < 1 or (self.cuts > 1 and self.op not in ("reduce_scatter", "all_gather")):
@@ -217,9 +252,10 @@ class Schedule:
             raise ValueError(
                 f"step {step} of {self.algorithm!r}: the arrays of a Round must have one length"
             )
-        if part.repeat < 1:
+        if isinstance(part.repeat, bool) or not isinstance(part.repeat, int) or part.repeat < 1:
             raise ValueError(
-                f"step {step} of {self.algorithm!r}: repeat must be at least 1; got {part.repeat}"
+                f"step {step} of {self.algorithm!r}: repeat must be a whole number of at least 1; "
+                f"got {part.repeat!r}"
             )
         if not part.src.size:
             return
@@ -230,14 +266,18 @@ class Schedule:
                     f"0..{self.ranks - 1}; "
                     f"got {array.min()}..{array.max()}"
                 )
-        if part.width.min() < 1:
-            raise ValueError(f"step {step} of {self.algorithm!r}: width must be at least 1")
+        if part.width.min() < 1 or part.stride < 1:
+            raise ValueError(
+                f"step {step} of {self.algorithm!r}: width and stride must be at least 1"
+            )
+        reach = (part.width - 1) * part.stride
         for name, array in (("src_slot", part.src_slot), ("dst_slot", part.dst_slot)):
-            if array.min() < 0 or (array + part.width).max() > self.slots:
+            last = (array + reach).max()
+            if array.min() < 0 or last >= self.slots:
                 raise ValueError(
                     f"step {step} of {self.algorithm!r}: {name} must stay within "
                     f"0..{self.slots - 1}; "
-                    f"got {array.min()}..{(array + part.width).max() - 1}"
+                    f"got {array.min()}..{last}"
                 )
         if part.turn is not None:
             if part.width.max() > 1:

@@ -10,7 +10,9 @@ Source: Sanders, Speck and Traeff (2009); NCCL's double binary trees. How many p
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,8 +21,6 @@ from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make
 
 PIECES = 16
 """Pieces that follow each other through one tree."""
-
-_Move = tuple[int, int, int, int, bool]  # step, source, destination, slot, reduce
 
 
 def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
@@ -57,17 +57,16 @@ def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> 
 
 def all_reduce(group: Group, trees: int = 1) -> Schedule:
     """Up and down, pipelined."""
-    n, slots = group.n, PIECES * trees
-    moves: list[_Move] = []
+    n = group.n
+    parent, depth = (np.array(x) for x in _tree(n))
+    below, last = np.flatnonzero(depth), depth.max()
+    moves = []
     for tree, piece in itertools.product(range(trees), range(PIECES)):
-        parent, depth = _tree(n)
-        last, slot = max(depth), piece * trees + tree
-        for i in range(n):
-            if depth[i]:
-                ends = _moved(i, tree, n), _moved(parent[i], tree, n)
-                moves.append((piece + last - depth[i], *ends, slot, True))
-                moves.append((piece + last + depth[i] - 1, *ends[::-1], slot, False))
-    return _schedule("all_reduce", group, slots, moves, trees)
+        slot = piece * trees + tree
+        low, high = (below + tree) % n, (parent[below] + tree) % n
+        moves.append(_moves(piece + last - depth[below], low, high, slot, True))
+        moves.append(_moves(piece + last + depth[below] - 1, high, low, slot, False))
+    return _schedule("all_reduce", group, moves, trees)
 
 
 def broadcast(group: Group, root: int = 0, trees: int = 1) -> Schedule:
@@ -117,53 +116,61 @@ def gather(group: Group, root: int = 0) -> Schedule:
 
 
 def _one_way(op: str, group: Group, root: int, trees: int) -> Schedule:
-    n, slots = group.n, PIECES * trees
-    parent, depth = _tree(n)
-    last = max(depth)
-    moves: list[_Move] = []
+    n = group.n
+    parent, depth = (np.array(x) for x in _tree(n))
+    below, last = np.flatnonzero(depth), depth.max()
+    moves = []
     for tree, piece in itertools.product(range(trees), range(PIECES)):
         # The second tree has its own root; the real root hands it the piece, or takes it, aside.
-        turn = root - _root(n) if tree == 0 else root - _root(n) + 1
-        head, slot = (_root(n) + turn) % n, piece * trees + tree
-        aside = int(tree > 0)
-        for i in range(n):
-            if depth[i]:
-                low, high = (i + turn) % n, (parent[i] + turn) % n
-                if op == "broadcast":
-                    moves.append((piece + aside + depth[i] - 1, high, low, slot, False))
-                else:
-                    moves.append((piece + last - depth[i], low, high, slot, True))
-        if aside and head != root:
-            if op == "broadcast":
-                moves.append((piece, root, head, slot, False))
-            else:
-                moves.append((piece + last, head, root, slot, False))
-    if op == "broadcast":
-        moves = [move for move in moves if move[2] != root]
-    return _schedule(op, group, slots, moves, trees, root)
+        turn = root - _root(n) + tree
+        head, slot, aside = (_root(n) + turn) % n, piece * trees + tree, int(tree > 0)
+        low, high = (below + turn) % n, (parent[below] + turn) % n
+        if op == "broadcast":
+            new = low != root
+            step = piece + aside + depth[below] - 1
+            moves.append(_moves(step[new], high[new], low[new], slot, False))
+            if head != root:
+                moves.append(_moves(piece, root, head, slot, False))
+        else:
+            moves.append(_moves(piece + last - depth[below], low, high, slot, True))
+            if head != root:
+                moves.append(_moves(piece + last, head, root, slot, False))
+    return _schedule(op, group, moves, trees, root)
+
+
+def _moves(
+    step: IntArray | int,
+    src: IntArray | int,
+    dst: IntArray | int,
+    slot: int,
+    reduce: bool,
+) -> IntArray:
+    """Transfers as rows: step, source, destination, slot, reduce."""
+    return np.stack(np.broadcast_arrays(np.atleast_1d(step), src, dst, slot, reduce))
 
 
 def _schedule(
-    op: str, group: Group, slots: int, moves: list[_Move], trees: int, root: int = 0
+    op: str, group: Group, moves: Sequence[IntArray], trees: int, root: int = 0
 ) -> Schedule:
-    steps: dict[int, list[_Move]] = {}
-    for move in moves:
-        steps.setdefault(move[0], []).append(move)
-    rounds = []
-    for number in sorted(steps):
-        _, src, dst, slot, reduce = zip(*steps[number], strict=True)
-        rounds.append(make_round(src, dst, slot, slot, reduce=reduce))
+    rows = np.concatenate(moves, axis=1)
+    rows = rows[:, np.argsort(rows[0], kind="stable")]
+    steps = np.split(rows, np.flatnonzero(np.diff(rows[0])) + 1, axis=1)
     return Schedule(
         op=op,
         algorithm="binary_tree" if trees == 1 else "double_binary_tree",
         ranks=group.n,
-        slots=slots,
-        rounds=tuple(rounds),
+        slots=PIECES * trees,
+        rounds=tuple(
+            make_round(src, dst, slot, slot, reduce=reduce)
+            for _, src, dst, slot, reduce in steps
+            if len(src)
+        ),
         root=root,
     )
 
 
-def _tree(n: int) -> tuple[list[int], list[int]]:
+@functools.lru_cache(maxsize=16)
+def _tree(n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Parent and depth of each position 0 .. n-1 (position x - 1 stands for x)."""
     parent = []
     for x in range(1, n + 1):
@@ -181,7 +188,7 @@ def _tree(n: int) -> tuple[list[int], list[int]]:
         while parent[at] >= 0:
             at = parent[at]
             depth[i] += 1
-    return parent, depth
+    return tuple(parent), tuple(depth)
 
 
 def _root(n: int) -> int:

@@ -5,10 +5,12 @@ Checked before the cache of answers, in which 1 == 1.0 == True.
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 LARGEST_BYTES = 2**60
+_NO_RANKS = (str, bytes, Mapping, Set)  # they can be listed, but in no order that was meant
 ITEM_BYTES = {
     "bool": 1,
     "int8": 1,
@@ -44,10 +46,13 @@ def device_key(devices: Sequence[int] | None) -> Sequence[int] | None:
     """Device numbers as something hashable; None means all."""
     if devices is None or isinstance(devices, range):
         return devices
-    try:
-        listed = tuple(devices)
-    except TypeError as error:
-        raise TypeError(f"devices must be a sequence of device numbers; got {devices!r}") from error
+    if isinstance(devices, _NO_RANKS) or not isinstance(devices, Iterable):
+        raise TypeError(
+            f"devices must be a sequence of device numbers in rank order; got {devices!r}"
+        )
+    listed = tuple(devices)
+    if set(map(type, listed)) == {int}:  # nothing to convert, which is quicker
+        return listed
     return tuple(whole("every device", device) for device in listed)
 
 
@@ -55,6 +60,10 @@ def pair_key(pairs: Sequence[tuple[int, int]] | None) -> tuple[tuple[int, int], 
     """The pairs of a permute as tuples."""
     if pairs is None:
         return None
+    if isinstance(pairs, tuple) and set(map(type, pairs)) == {tuple}:
+        numbers = [*itertools.chain.from_iterable(pairs)]
+        if set(map(len, pairs)) == {2} and set(map(type, numbers)) == {int}:
+            return pairs  # nothing to convert, which is quicker
     try:
         listed = [(source, destination) for source, destination in pairs]
     except (TypeError, ValueError) as error:

@@ -13,6 +13,8 @@ from collections import Counter
 from emulator.fabric.routes import network_of
 from emulator.machines import Machine
 
+_ROUNDING = 1e-12  # relative
+
 
 @functools.lru_cache(maxsize=4096)
 def bound_s(
@@ -32,7 +34,7 @@ def bound_s(
         capacity = dict(zip(parts, capacities.tolist(), strict=True))
         if op == "permute":
             for part, moved in _permute_bytes(parts, pairs, nbytes).items():
-                worst = max(worst, _seconds(moved, capacity[part]))
+                worst = max(worst, crossing_s(moved, capacity[part]))
             continue
         sizes = Counter(parts)
         if len(sizes) == 1:
@@ -41,14 +43,20 @@ def bound_s(
             # m parts hold m partial sums: m - 1 of them must leave, and the result must come back
             # to as many.
             m = len(sizes)
-            worst = max(worst, _seconds(2 * (m - 1) * nbytes, sum(capacity.values())))
+            worst = max(worst, crossing_s(2 * (m - 1) * nbytes, sum(capacity.values())))
         for part, inside in sizes.items():
             crossing = _crossing_bytes(op, nbytes, n, inside, parts[root] == part)
-            worst = max(worst, _seconds(crossing, capacity[part]))
+            worst = max(worst, crossing_s(crossing, capacity[part]))
     return worst
 
 
-def _seconds(crossing: float, bytes_per_s: float) -> float:
+def not_below(time_s: float, bound_s: float) -> float:
+    """`time_s`, or the bound where only the rounding of sums puts it above."""
+    return bound_s if time_s < bound_s <= time_s * (1 + _ROUNDING) else time_s
+
+
+def crossing_s(crossing: float, bytes_per_s: float) -> float:
+    """Seconds that so many bytes need across a cut."""
     if not crossing:
         return 0.0
     return crossing / bytes_per_s if bytes_per_s else float("inf")

@@ -26,6 +26,10 @@ _HCCL = "HCCL's rule (cann-hccl 9aeddc0)"
 
 # NVLink domains have at most 576 GPUs; in larger groups nobody talks to everybody at once.
 _LARGEST_MESH = 576
+# Where everybody sends a message to everybody, or NHR sends every block by itself, there would be
+# tens of millions of transfers among more; no machine that the vendors' rules were made for is so
+# large.
+_MANY = 2048
 
 Choice = tuple[str, str | None, str]
 
@@ -56,6 +60,9 @@ def choose_with_transport(
 
 def _hccl(op: str, die_bytes: int, group: Group) -> Choice:
     """`die_bytes`: the operation's size for one die, which is HCCL's rank."""
+    if group.n > _MANY:
+        algorithm, _, reason = _nccl_like(op, die_bytes, group)
+        return algorithm, "sdma", f"HCCL's rules are not for over {_MANY} ranks; {reason}"
     one_server = max(group.nodes) == 0
     if op in ("scatter", "gather", "permute"):
         return "direct", "sdma", "each message goes straight to where it belongs"
@@ -106,6 +113,8 @@ def _nccl_like(op: str, nbytes: int, group: Group) -> Choice:
     """NCCL picks by a table of times; with two protocols, the faster one stands for that."""
     if op in ("scatter", "gather", "permute"):
         return "direct", None, "each message goes straight to where it belongs"
+    if op == "all_to_all" and group.n > _MANY:
+        return "grid", None, f"over {_MANY} ranks: along columns and rows of a grid (assumed)"
     if op == "all_to_all":
         return "full_mesh", None, "every pair at once over the switch"
     if nbytes <= 4 * MB and group.n <= _LARGEST_MESH:

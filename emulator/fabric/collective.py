@@ -21,6 +21,7 @@ from emulator.fabric.arguments import (
     whole,
 )
 from emulator.fabric.bound import bound_s as bound_of
+from emulator.fabric.bound import not_below
 from emulator.fabric.choose import choose_with_transport
 from emulator.fabric.cost import ScheduleLoad, dies_of, load_schedule, transports_for
 from emulator.fabric.production import LAUNCHES, in_production
@@ -113,6 +114,8 @@ def collective(
     Raises:
         TypeError, ValueError: an argument that does not fit; the message names it.
     """
+    if not isinstance(on, Machine):
+        raise TypeError(f"on must be a Machine, e.g. cloudmatrix384(); got {type(on).__name__}")
     for what, value in (("op", op), ("transport", transport)):
         if not (isinstance(value, str) or (what == "transport" and value is None)):
             raise TypeError(f"{what} must be a name; got {value!r}")
@@ -145,8 +148,6 @@ def _collective(
 ) -> Collective:
     if op not in OPS:
         raise ValueError(f"unknown collective operation {op!r}; known: {', '.join(OPS)}")
-    if not isinstance(on, Machine):
-        raise TypeError(f"on must be a Machine, e.g. cloudmatrix384(); got {type(on).__name__}")
     if nbytes < 0:
         raise ValueError(f"nbytes must be at least 0; got {nbytes}")
     if dtype not in ITEM_BYTES:
@@ -166,19 +167,25 @@ def _collective(
     else:
         if algorithm is None:
             algorithm, rule_transport, reason = choose_with_transport(op, nbytes, numbers, on)
-            transport = transport or rule_transport
+            transport = rule_transport if transport is None else transport
         else:
             if not callable(algorithm) and find(op, algorithm) is None:
                 raise ValueError(
                     f'unknown algorithm {algorithm!r} for {op}; known: {known(op)}, or "best"'
                 )
             reason = "given by the caller"
-        schedule = build(op, algorithm, group_of(numbers, on), root=root_of, pairs=between)
+        try:
+            schedule = build(op, algorithm, group_of(numbers, on), root=root_of, pairs=between)
+        except ValueError as error:
+            if callable(algorithm):
+                first = ", ".join(map(str, numbers[:8])) + (", ..." if numbers[8:] else "")
+                raise ValueError(f"{error} (ranks 0, 1, ... are devices {first})") from error
+            raise
         name = schedule.algorithm
         slot_bytes = slot_bytes_of(schedule, nbytes, ITEM_BYTES[dtype], on.dies_per_device)
         loads = loads_of(schedule, on, numbers, transport)
         load = min(loads, key=lambda load: load.time_s(slot_bytes))
-    time_s = load.time_s(slot_bytes)
+    time_s = not_below(load.time_s(slot_bytes), bound_s)
     if launch == "production":
         time_s = in_production(time_s, op, len(numbers) * on.dies_per_device, load.transport)
     crossed = {t: b * on.dies_per_device for t, b in load.link_bytes(slot_bytes).items()}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from emulator.collectives import Schedule, build, group_of
-from emulator.fabric.arguments import ITEM_BYTES
+from emulator.fabric.arguments import ITEM_BYTES, pair_key
 from emulator.fabric.collective import Collective, collective, slot_bytes_of
 from emulator.fabric.cost import dies_of, link_loads, load_schedule, transfers_of
 from emulator.fabric.flows import Phase, finish_s
@@ -31,8 +31,11 @@ def concurrent(requests: Sequence[Mapping[str, Any]], on: Machine) -> tuple[Coll
     Raises:
         TypeError, ValueError: a request that does not fit; the message says which.
     """
-    answers = [_answer(i, request, on) for i, request in enumerate(requests)]
-    ends = _finish(requests, answers, on)
+    if not isinstance(requests, Iterable):
+        raise TypeError(f"concurrent: requests must be a sequence of mappings; got {requests!r}")
+    listed = [_lasting(request) for request in requests]
+    answers = [_answer(i, request, on) for i, request in enumerate(listed)]
+    ends = _finish(listed, answers, on)
     return tuple(
         dataclasses.replace(answer, time_s=end, assumptions=answer.assumptions + _note(answer, end))
         for answer, end in zip(answers, ends, strict=True)
@@ -42,6 +45,13 @@ def concurrent(requests: Sequence[Mapping[str, Any]], on: Machine) -> tuple[Coll
 def together_s(requests: Sequence[Mapping[str, Any]], on: Machine) -> list[float]:
     """Seconds of each of `requests` when all start together."""
     return _finish(requests, [collective(on=on, **request) for request in requests], on)
+
+
+def _lasting(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The request, its pairs as a tuple: they are read twice."""
+    if not isinstance(request, Mapping) or request.get("pairs") is None:
+        return request
+    return {**request, "pairs": pair_key(request["pairs"])}
 
 
 def _answer(i: int, request: Mapping[str, Any], on: Machine) -> Collective:
@@ -65,7 +75,7 @@ def _finish(
     ends = finish_s(jobs)
     # Where nothing is shared the seconds are those alone, to the last bit.
     return [
-        end if end > sum(phase.alone_s for phase in job) else answer.time_s
+        max(end, answer.time_s) if end > sum(phase.alone_s for phase in job) else answer.time_s
         for end, job, answer in zip(ends, jobs, answers, strict=True)
     ]
 

@@ -158,7 +158,8 @@ def _load_step(
     crossed = tuple((names[i], int(width[tier == i].sum()) // copies) for i in present(tier))
     return StepLoad(
         repeat=part.repeat,
-        port_s=max(float(busy.max()) for _, busy in loads),
+        # To 13 digits: sums in another order shall not make like things differ.
+        port_s=float(f"{max(float(busy.max()) for _, busy in loads):.12e}"),
         added=added,
         latency_s=network.latency_s(src, dst, tier, transport.reads),
         message_s=_message_s(src, dst, tier, transport, names),

@@ -60,7 +60,7 @@ def load(on: Machine, devices: tuple[int, ...], transport: str | None) -> Load:
             f"algorithm {NAME!r} needs switches that add; those of {on.name} do not. "
             'Use a ring, or "best"'
         )
-    chosen = on.fabric.transport(transport) if transport else on.fabric.transports[0]
+    chosen = on.fabric.transports[0] if transport is None else on.fabric.transport(transport)
     tier = on.fabric.tiers[-1]
     latency_s = tier.read_latency_s if chosen.reads else tier.write_latency_s
     return Load(

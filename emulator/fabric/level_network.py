@@ -12,7 +12,7 @@ but nothing is faster for a fault: the loads of the ordinary ways count too.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -231,9 +231,11 @@ def _plane_paths(part: LevelWires, a: Ints, b: Ints) -> Floats:
 
 def _through_switch(part: LevelWires, which: Ints, a: Ints, b: Ints, visit: Visit) -> None:
     planes = part.level.planes
-    path = _plane_paths(part, a, b)
-    total = path.sum(axis=1, keepdims=True)
-    share = np.divide(path, total, out=np.zeros_like(path), where=total > 0)
+    shares: Sequence[Floats | float] = [1 / planes] * planes
+    if any(np.ptp(table) for table in (part.ports, part.uplinks) if table.size):
+        path = _plane_paths(part, a, b)
+        total = path.sum(axis=1, keepdims=True)
+        shares = np.divide(path, total, out=np.zeros_like(path), where=total > 0).T
     for plane in range(planes):
         first = part.first
         for table, ends in (
@@ -241,7 +243,7 @@ def _through_switch(part: LevelWires, which: Ints, a: Ints, b: Ints, visit: Visi
             (part.uplinks, (a // part.inner, b // part.inner)),
         ):
             for end in ends if table.size else ():
-                visit(which, first + end * planes + plane, share[:, plane])
+                visit(which, first + end * planes + plane, shares[plane])
                 first += table[0].size
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from emulator.collectives import group_of, ragged_all_to_all
 from emulator.collectives.ragged import Counts
 from emulator.fabric.arguments import ITEM_BYTES, device_key, dtype_name, whole
+from emulator.fabric.bound import crossing_s, not_below
 from emulator.fabric.collective import Collective, loads_of
 from emulator.fabric.routes import network_of
 from emulator.machines import Machine
@@ -41,6 +42,9 @@ def all_to_all_v(
     """
     if not isinstance(on, Machine):
         raise TypeError(f"on must be a Machine, e.g. cloudmatrix384(); got {type(on).__name__}")
+    for what, value in (("algorithm", algorithm), ("transport", transport)):
+        if not isinstance(value, str | None):
+            raise TypeError(f"{what} must be a name; got {value!r}")
     item = dtype_name(dtype)
     if item not in ITEM_BYTES:
         raise ValueError(f"unknown dtype {item!r}; known: {', '.join(ITEM_BYTES)}")
@@ -64,11 +68,12 @@ def _all_to_all_v(
     if algorithm is None:
         largest = int(table.max()) * item_bytes // on.dies_per_device
         algorithm, rule_transport, reason = _choose(largest, devices, on)
-        transport = transport or rule_transport
+        transport = rule_transport if transport is None else transport
     each = tuple(tuple(-(-c // on.dies_per_device) for c in row) for row in counts)
     schedule = ragged_all_to_all(each, algorithm)
     loads = loads_of(schedule, on, devices, transport)
     load = min(loads, key=lambda load: load.time_s(item_bytes))
+    bound_s = bound_of_table(counts, item_bytes, on, devices)
     crossed = {t: b * on.dies_per_device for t, b in load.link_bytes(item_bytes).items()}
     return Collective(
         op="all_to_all",
@@ -78,8 +83,8 @@ def _all_to_all_v(
         algorithm=algorithm,
         transport=load.transport.name,
         reason=reason,
-        time_s=load.time_s(item_bytes),
-        bound_s=bound_of_table(counts, item_bytes, on, devices),
+        time_s=not_below(load.time_s(item_bytes), bound_s),
+        bound_s=bound_s,
         steps=load.num_steps,
         link_bytes=tuple(crossed.items()),
         assumptions=("ragged all_to_all: as much as its counts say, without exchanging them first",)
@@ -102,7 +107,11 @@ def _choose(pair_bytes: int, devices: tuple[int, ...], on: Machine) -> tuple[str
 def check_table(counts: Sequence[Sequence[int]], ranks: int) -> Counts:
     """`counts` as tuples of whole numbers, `ranks` by `ranks`, or why not."""
     try:
-        table = tuple(tuple(whole("every count", c) for c in row) for row in counts)
+        rows = [tuple(row) for row in counts]
+    except TypeError as error:
+        raise TypeError(f"counts must be rows of whole numbers; got {counts!r}") from error
+    try:
+        table = tuple(tuple(whole("every count", c) for c in row) for row in rows)
     except TypeError as error:
         raise TypeError(f"counts must be rows of whole numbers: {error}") from error
     if len(table) != ranks or any(len(row) != ranks for row in table):
@@ -126,6 +135,5 @@ def bound_of_table(counts: Counts, item_bytes: int, on: Machine, devices: tuple[
         for part in np.unique(labels):
             inside = labels == part
             crossing = max(table[inside][:, ~inside].sum(), table[~inside][:, inside].sum())
-            if crossing:
-                worst = max(worst, float(crossing) * item_bytes / float(capacity[inside][0]))
+            worst = max(worst, crossing_s(float(crossing) * item_bytes, float(capacity[inside][0])))
     return worst

@@ -17,6 +17,10 @@ from emulator.machines.power import Power
 from emulator.machines.wiring import check_names
 
 _LARGEST_LINKS = 2**25
+_WANTED = (
+    "custom_machine: fabric must be a line of text, the path of a TOML file or a sequence of at "
+    "least one Level"
+)
 _GIVEN = "the user's description"
 
 
@@ -49,6 +53,8 @@ def custom_machine(
     base = cloudmatrix384("die") if like is None else like
     if not isinstance(base, Machine):
         raise TypeError(f"custom_machine: like must be a Machine; got {like!r}")
+    if not isinstance(fabric, str | os.PathLike | Sequence):
+        raise TypeError(f"{_WANTED}; got {fabric!r}")
     rates: dict[str, float] = {}
     if isinstance(fabric, os.PathLike) or (isinstance(fabric, str) and fabric.endswith(".toml")):
         levels, rates, given_name = fabric_text.read(fabric)
@@ -57,6 +63,15 @@ def custom_machine(
         levels = fabric_text.parse(fabric)
     else:
         levels = tuple(fabric)
+    if not isinstance(links, Mapping | None) or not all(
+        isinstance(link, str) for link in links or ()
+    ):
+        raise TypeError(
+            "custom_machine: links must map link names to rates, as in "
+            f'{{"ring1/0-1": "25GB/s"}}; got {links!r}'
+        )
+    if not isinstance(name, str | None):
+        raise TypeError(f"custom_machine: name must be a text; got {name!r}")
     for link, value in (links or {}).items():
         rates[link] = fabric_text.rate(f"custom_machine: links[{link!r}]", value)
     _check(levels, node_levels)
@@ -92,14 +107,12 @@ def custom_machine(
 
 def _check(levels: tuple[Level, ...], node_levels: int) -> None:
     if not levels or not all(isinstance(level, Level) for level in levels):
-        raise TypeError(
-            "custom_machine: fabric must be a line of text, the path of a TOML file or a sequence "
-            f"of at least one Level; got {levels!r}"
-        )
+        raise TypeError(f"{_WANTED}; got {levels!r}")
     names = [level.name for level in levels]
     if len(set(names)) != len(names):
         raise ValueError(f"custom_machine: the levels need different names; got {names}")
-    if isinstance(node_levels, bool) or not 1 <= node_levels <= len(levels):
+    whole = isinstance(node_levels, int) and not isinstance(node_levels, bool)
+    if not whole or not 1 <= node_levels <= len(levels):
         raise ValueError(
             f"custom_machine: node_levels must be 1..{len(levels)}; got {node_levels!r}"
         )

@@ -77,6 +77,8 @@ def read(path: str | os.PathLike[str]) -> tuple[tuple[Level, ...], dict[str, flo
             raise ValueError(f"{path}: fabric must be a text; got {table['fabric']!r}")
         levels = parse(table["fabric"])
     else:
+        if not isinstance(table["level"], list):
+            raise ValueError(f"{path}: levels are tables headed [[level]]; got {table['level']!r}")
         levels = tuple(
             _table(f"{path}: level {i}", entry, i) for i, entry in enumerate(table["level"], 1)
         )
@@ -116,16 +118,22 @@ def _table(where: str, entry: Any, number: int) -> Level:
             f"{where}: expected kind, sizes, rate and perhaps latency, planes, taper, name; "
             f"got {entry!r}"
         )
-    sizes = entry["sizes"]
-    return Level(
-        name=entry.get("name", f"{entry['kind']}{number}"),
-        kind=entry["kind"],
-        sizes=tuple(sizes) if isinstance(sizes, list) else (sizes,),
-        bytes_per_s=rate(f"{where}: rate", entry["rate"]),
-        latency_s=_time(f"{where}: latency", entry.get("latency", 0.0)),
-        planes=entry.get("planes", 1),
-        taper=entry.get("taper", 1.0),
-    )
+    kind, sizes = entry["kind"], entry["sizes"]
+    values = {
+        "bytes_per_s": rate(f"{where}: rate", entry["rate"]),
+        "latency_s": _time(f"{where}: latency", entry.get("latency", 0.0)),
+    }
+    try:
+        return Level(
+            name=entry.get("name", f"{kind}{number}"),
+            kind=kind,
+            sizes=tuple(sizes) if isinstance(sizes, list) else (sizes,),
+            planes=entry.get("planes", 1),
+            taper=entry.get("taper", 1.0),
+            **values,
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _time(where: str, value: Any) -> float:
@@ -148,14 +156,14 @@ def _level(text: str, start: int, part: str, number: int) -> Level:
             f"{where}: expected {', '.join(KINDS)} with (sizes, rate, latency), as in "
             f"full_mesh(8, 56GB/s, 0.2us); got {part!r}"
         )
-    values: dict[str, Any] = {"name": f"{match[1]}{number}", "latency_s": 0.0, "sizes": ()}
+    values: dict[str, Any] = {"sizes": ()}
     for offset, entry in _split(match[2], ","):
         here = f"fabric {text!r}, character {start + match.start(2) + offset + 1}"
         _entry(here, entry, values)
     if "bytes_per_s" not in values:
         raise ValueError(f"{where}: {part!r} gives no rate, such as 56GB/s")
     try:
-        return Level(kind=match[1], **values)
+        return Level(kind=match[1], **{"name": f"{match[1]}{number}", "latency_s": 0.0, **values})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -167,6 +175,7 @@ def _entry(where: str, entry: str, values: dict[str, Any]) -> None:
         readers = {"planes": int, "taper": float, "name": str}
         if key not in readers:
             raise ValueError(f"{where}: unknown {key!r}; known: planes, taper, name")
+        _once(where, key, values)
         try:
             values[key] = readers[key](value)
         except ValueError as error:
@@ -179,11 +188,19 @@ def _entry(where: str, entry: str, values: dict[str, Any]) -> None:
             raise ValueError(f"{where}: a size must be a whole number; got {entry!r}")
         values["sizes"] += (int(number),)
     elif scale is not None:
+        _once(where, "bytes_per_s", values)
         values["bytes_per_s"] = rate(where, number * scale)
     elif unit in _SECONDS:
+        _once(where, "latency_s", values)
         values["latency_s"] = _time(where, number * _SECONDS[unit])
     else:
         raise ValueError(f"{where}: unknown unit {unit!r} in {entry!r}; {_UNITS}")
+
+
+def _once(where: str, key: str, values: Mapping[str, Any]) -> None:
+    if key in values:
+        what = {"bytes_per_s": "rate", "latency_s": "latency"}.get(key, key)
+        raise ValueError(f"{where}: a level has one {what}; this is a second one")
 
 
 def _quantity(where: str, text: str) -> tuple[float, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 from emulator.machines.fact import check_not_negative, check_positive
 
@@ -38,16 +39,24 @@ class Level:
             raise ValueError(
                 f"level {self.name!r}: unknown kind {self.kind!r}; known: {', '.join(KINDS)}"
             )
+        if not isinstance(self.name, str) or not re.fullmatch(r"\w+", self.name):
+            raise ValueError(
+                "Level.name must be made of letters, digits and _, as links are called by it; "
+                f"got {self.name!r}"
+            )
+        if not isinstance(self.sizes, tuple):
+            raise TypeError(f"level {self.name!r}: sizes must be a tuple; got {self.sizes!r}")
         grids = ("mesh", "torus")
         if not self.sizes or (len(self.sizes) > 1 and self.kind not in grids):
-            raise ValueError(f"level {self.name!r}: {self.kind} takes one size; got {self.sizes}")
-        for size in self.sizes:
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            wanted = "a size for each dimension" if self.kind in grids else "one size"
+            raise ValueError(f"level {self.name!r}: {self.kind} takes {wanted}; got {self.sizes}")
+        for what, count in (*(("a size", size) for size in self.sizes), ("planes", self.planes)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ValueError(
-                    f"level {self.name!r}: a size must be a whole number of at least 1; "
-                    f"got {size!r}"
+                    f"level {self.name!r}: {what} must be a whole number of at least 1; "
+                    f"got {count!r}"
                 )
-        check_positive(self, "bytes_per_s", "planes", "taper")
+        check_positive(self, "bytes_per_s", "taper")
         check_not_negative(self, "latency_s")
         if self.taper < 1:
             raise ValueError(f"level {self.name!r}: taper must be at least 1; got {self.taper!r}")
