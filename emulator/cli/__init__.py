@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from emulator.cli import collectives, info, probe, run, times, validate
+from emulator.cli import collectives, info, matmul, probe, run, validate
 
 app = typer.Typer(
     name="cm384",
@@ -19,7 +19,7 @@ app = typer.Typer(
 app.command("info")(info.info)
 app.command("run")(run.run)
 app.command("collectives")(collectives.collectives)
-app.command("matmul")(times.matmul)
+app.command("matmul")(matmul.matmul)
 app.command("probe")(probe.probe)
 app.command("validate")(validate.validate)
 

@@ -3,6 +3,7 @@
 from emulator.machines.chip import Chip
 from emulator.machines.cloudmatrix384 import cloudmatrix384
 from emulator.machines.custom import custom_machine
+from emulator.machines.engines import Engines
 from emulator.machines.fabric import Fabric, Tier, Transport
 from emulator.machines.fact import Citation, Fact, build, cite
 from emulator.machines.gb200_nvl72 import gb200_nvl72
@@ -13,6 +14,7 @@ from emulator.machines.power import Power
 __all__ = [
     "Chip",
     "Citation",
+    "Engines",
     "Fabric",
     "Fact",
     "Level",

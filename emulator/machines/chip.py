@@ -61,6 +61,10 @@ class Chip:
             )
         self._check_sense()
 
+    def __hash__(self) -> int:
+        # Equal chips agree on these; hashing every number would cost more than a cached answer.
+        return hash((self.name, self.cube_cores, self.clock_hz))
+
     def _check_sense(self) -> None:
         """Numbers that cannot be true together. The clock may be varied alone, within reason."""
         peak = self.matmul_flops_per_s("bfloat16")
@@ -81,17 +85,13 @@ class Chip:
     def at_clock(self, clock_hz: float) -> Chip:
         """This chip at another clock; the peaks of its cores follow, memory and cache do not."""
         scale = clock_hz / self.clock_hz
-        scaled = {
-            name: tuple((dtype, rate * scale) for dtype, rate in getattr(self, name))
-            for name in ("matmul_peaks_flops_per_s", "vector_peaks_flops_per_s")
-        }
-        quoted = self.quoted_bf16_flops_per_s * scale
         changed = cite(
             "assumed",
             f"{self.name} at another clock",
             clock_hz=clock_hz,
-            quoted_bf16_flops_per_s=quoted,
-            **scaled,
+            matmul_peaks_flops_per_s=_scaled(self.matmul_peaks_flops_per_s, scale),
+            quoted_bf16_flops_per_s=self.quoted_bf16_flops_per_s * scale,
+            vector_peaks_flops_per_s=_scaled(self.vector_peaks_flops_per_s, scale),
         )
         return dataclasses.replace(
             self, citations=(*self.citations, changed), **dict(changed.values)
@@ -128,6 +128,10 @@ class Chip:
     def usable_memory_bytes_per_s(self) -> float:
         """Memory bandwidth that kernels reach, per die, reads and writes together."""
         return self.memory_bytes_per_s * self.memory_efficiency
+
+
+def _scaled(table: tuple[tuple[str, float], ...], scale: float) -> tuple[tuple[str, float], ...]:
+    return tuple((dtype, rate * scale) for dtype, rate in table)
 
 
 def _rate(chip: Chip, unit: str, table: tuple[tuple[str, float], ...], dtype: object) -> float:

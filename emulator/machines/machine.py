@@ -250,6 +250,9 @@ class Machine:
         """Every number of the machine with its unit, source and evidence."""
         yield from facts_of(self, per="machine")
         yield from facts_of(self.chip, per="die", prefix="chip.")
+        engines = facts_of(self.chip.engines, per="core", prefix="chip.engines.")
+        # The tiles to choose from are a table of their own, too long to print.
+        yield from (fact for fact in engines if isinstance(fact.value, int | float))
         yield from facts_of(self.fabric, per="machine", prefix="fabric.")
         for tier in self.fabric.tiers:
             yield from facts_of(tier, per="die, one direction", prefix=f"fabric.{tier.name}.")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from emulator.chip import lane_factor, vector_time
-from emulator.chip.engines import engines_of
 from emulator.machines import Machine
 from emulator.memory import Buffer, Lifetimes, Moment
 from emulator.program import layout as layouts_
@@ -124,7 +123,7 @@ class Walker:
         self.rules = rules
         self.has_matmuls = False
         self.fuse = fuse
-        self.line_bytes = engines_of(on.chip).line_bytes
+        self.line_bytes = on.chip.engines.line_bytes
         self.memory_rate = on.dies_per_device * on.chip.memory_bytes_per_s
         self.vector_rate = on.dies_per_device * on.chip.vector_flops_per_s("float32")
         self.assumed: dict[str, int] = {}
@@ -169,7 +168,7 @@ class Walker:
         notes = [how, "no overlap of compute and communication"]
         notes.extend(self.groups.assumptions)
         if self.has_matmuls:
-            notes.append(engines_of(self.on.chip).fit)
+            notes.append(self.on.chip.engines.fit)
         return notes + [
             text if times == 1 else f"{text} ({times} times)"
             for text, times in self.assumed.items()

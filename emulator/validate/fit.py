@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from emulator.machines import Machine
-from emulator.validate.sets import Calibration
+from emulator.validate.records import Calibration
 
 _STEPS = 8
 _ROUNDING = 5e-4  # half a unit of the fourth digit, at most

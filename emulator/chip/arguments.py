@@ -1,0 +1,81 @@
+"""What a matmul is asked for, checked: sizes, dtypes, layouts, groups."""
+
+from __future__ import annotations
+
+import collections
+import operator
+
+from emulator.chip.pipeline import Groups, Product
+from emulator.machines import Machine
+
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "int8": 1, "float32": 4, "hf32": 4, "tf32": 4}
+OUT_BYTES = {**ITEM_BYTES, "int32": 4}
+_USUAL_OUT = {"int8": "bfloat16"}
+_LARGEST = 2**40
+
+
+def dtype_name(dtype: object) -> str:
+    """The name of a dtype given as a name, a NumPy dtype or a scalar type."""
+    return str(getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype))
+
+
+def size_of(name: str, value: int) -> int:
+    try:
+        size = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"matmul_time({name}={value!r}): expected an int") from error
+    if isinstance(value, bool):
+        raise TypeError(f"matmul_time({name}={value!r}): expected an int")
+    if not 1 <= size <= _LARGEST:
+        raise ValueError(
+            f"matmul_time({name}={size}): expected a size of at least 1 and at most 2^40"
+        )
+    return size
+
+
+def check(on: Machine, dtype: str, b_layout: str, out_dtype: str | None, l2: str) -> None:
+    peaks = [name for name, _ in on.chip.matmul_peaks_flops_per_s]
+    if dtype not in ITEM_BYTES or dtype not in peaks:
+        raise NotImplementedError(
+            f"matmul_time(dtype={dtype!r}): the matrix unit of {on.chip.name} has "
+            f"{', '.join(peaks)}"
+        )
+    if out_dtype is not None and dtype_name(out_dtype) not in OUT_BYTES:
+        raise ValueError(
+            f"matmul_time(out_dtype={out_dtype!r}): expected one of {', '.join(OUT_BYTES)}"
+        )
+    for name, value, known in (
+        ("b_layout", b_layout, {"nd": "row-major", "nz": "fractals"}),
+        ("l2", l2, {"cold": "operands in memory", "warm": "operands in the L2 cache"}),
+    ):
+        if not isinstance(value, str):
+            raise TypeError(f"matmul_time({name}={value!r}): expected a string")
+        if value not in known:
+            choices = " or ".join(f"{each!r} ({what})" for each, what in known.items())
+            raise ValueError(f"matmul_time({name}={value!r}): expected {choices}")
+
+
+def grouped(groups: tuple[int, ...], m: int, batch: int) -> Groups:
+    """Groups by their rows, the largest first."""
+    if batch != 1:
+        raise ValueError(
+            f"matmul_time(batch={batch}, groups=...): give one of them; equal groups are a batch"
+        )
+    rows = [0 if group == 0 else size_of("groups", group) for group in groups]
+    if sum(rows) != m:
+        raise ValueError(
+            f"matmul_time(m={m}, groups=...): the {len(rows)} groups have {sum(rows)} rows "
+            "together; m must be their sum"
+        )
+    return tuple(sorted(collections.Counter(rows).items(), reverse=True))
+
+
+def product_of(k: int, dtype: str, b_layout: str, out_dtype: str | None, l2: str) -> Product:
+    return Product(
+        k=k,
+        dtype=dtype,
+        item=ITEM_BYTES[dtype],
+        out=OUT_BYTES[_USUAL_OUT.get(dtype, dtype) if out_dtype is None else dtype_name(out_dtype)],
+        b_nz=b_layout == "nz",
+        warm=l2 == "warm",
+    )

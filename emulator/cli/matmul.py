@@ -1,0 +1,200 @@
+"""`cm384 matmul`: a matrix product on one device, engine by engine; or a sweep over sizes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from emulator.chip import MatmulTime, matmul_time
+from emulator.cli import choose
+from emulator.cli.files import write_text
+from emulator.cli.show import err, out, whole
+from emulator.machines import Machine
+from emulator.machines.chips import chip_names, single
+from emulator.units import quantity, seconds
+
+Series = dict[str, list[MatmulTime]]
+
+_WORDS = {
+    "cube_s": "matrix unit",
+    "l0_s": "L1 to L0",
+    "l2_s": "L2 cache to L1",
+    "memory_s": "memory to L1",
+    "store_s": "results",
+    "fixed_s": "launch, tiling, split K",
+}
+
+
+_COLUMNS = (
+    *("m", "k", "n", "batch", "dtype", "time_s", "bound_s", "limited_by", "flops", "bytes"),
+    *("flops_per_s", "utilization", "quoted_utilization", "split_k", "tiles", "rounds"),
+)
+
+
+def matmul(
+    m: Annotated[int | None, typer.Argument(help="Rows of a.")] = None,
+    k: Annotated[int | None, typer.Argument(help="Columns of a, rows of b.")] = None,
+    n: Annotated[int | None, typer.Argument(help="Columns of b.")] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16, int8, float32, ...")] = "bfloat16",
+    out_dtype: Annotated[
+        str | None, typer.Option(help="Of the result. Default: as dtype; bfloat16 for int8.")
+    ] = None,
+    b_layout: Annotated[
+        str, typer.Option("--layout", "--b-layout", help="Of b: nd (row-major) or nz (fractals).")
+    ] = "nd",
+    batch: Annotated[int, typer.Option(help="How many such products.")] = 1,
+    groups: Annotated[
+        str | None, typer.Option(help="Rows of each of several b (experts), adding up to M: 9,0,7.")
+    ] = None,
+    l2: Annotated[str, typer.Option(help="Operands are cold (in memory) or warm.")] = "cold",
+    library: Annotated[
+        bool, typer.Option("--library", help="The library's rule for tiles, not the quickest tile.")
+    ] = False,
+    chip: Annotated[
+        str | None, typer.Option(help=f"A single die: {', '.join(chip_names())}.")
+    ] = None,
+    machine: Annotated[str, typer.Option(help=choose.MACHINE_HELP)] = "cloudmatrix384",
+    sweep: Annotated[
+        bool,
+        typer.Option("--sweep", help="A table of sizes: 1 to M rows; without M K N, usual ones."),
+    ] = False,
+    table: Annotated[
+        str | None, typer.Option("--csv", help="Write the rows to this file; - for the terminal.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the sweep under its roofline to this PNG file.")
+    ] = None,
+) -> None:
+    """Time one matrix product (M x K) @ (K x N) on one device, with what limits it."""
+    on = choose.machine(machine) if chip is None else single(chip)
+    tiling = "library" if library else None
+
+    def ask(m: int, k: int, n: int, each: Sequence[int] | None = None) -> MatmulTime:
+        return matmul_time(
+            *(m, k, n, on, dtype, b_layout, batch, out_dtype), groups=each, tiling=tiling, l2=l2
+        )
+
+    if not sweep:
+        if m is None or k is None or n is None:
+            raise ValueError("matmul: give M K N, or --sweep for a table of sizes")
+        if plot is not None:
+            raise ValueError("--plot draws a sweep: add --sweep")
+        answer = ask(m, k, n, _groups(groups))
+        return _write({"": [answer]}, table) if table else _show(answer, on, b_layout, l2)
+    if groups is not None:
+        raise ValueError("--groups belongs to one product: leave out --sweep")
+    if m is None:
+        series = {
+            "m = k = n": [ask(size, size, size) for size in _powers(16, 16384)],
+            "k = n = 8192": [ask(rows, 8192, 8192) for rows in _powers(1, 32768)],
+            "k = n = 2048": [ask(rows, 2048, 2048) for rows in _powers(1, 32768)],
+        }
+    elif k is None or n is None:
+        raise ValueError("matmul --sweep: give M K N for 1 to M rows, or none of them")
+    else:
+        rows = [*(size for size in _powers(1, m) if size < m), m]
+        series = {f"k = {k}, n = {n}": [ask(size, k, n) for size in rows]}
+    for path in (plot, None if table in (None, "-") else Path(table)):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{path}: there is no folder {path.parent}")
+    if plot is not None:
+        from emulator.report.plot import roofline
+
+        roofline(series, f"{dtype} matmuls on one {on.device_kind} of {on.name}", plot)
+        err.print(f"drawn to {plot}", soft_wrap=True)
+    if table is not None:
+        _write(series, table)
+    if table != "-":
+        _table(series, on, dtype)
+
+
+def _powers(low: int, high: int) -> list[int]:
+    return [low << i for i in range((high // low).bit_length())]
+
+
+def _groups(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--groups {text!r}: write rows with commas: 128,0,64") from None
+
+
+def _show(time: MatmulTime, on: Machine, b_layout: str, l2: str) -> None:
+    times = f"{time.batch} x " if time.batch > 1 else ""
+    parted = f" in {len(time.groups)} groups" if time.groups else ""
+    out.print(
+        f"{times}({time.m} x {time.k}) @ ({time.k} x {time.n}){parted}, {time.dtype}, b as "
+        f"{b_layout}, {l2} cache, on one {on.device_kind} of {on.name}",
+        soft_wrap=True,
+    )
+    split = f", K over {time.split_k} cores" if time.split_k > 1 else ""
+    shown = Table(show_header=False, box=None)
+    shown.add_row("time", seconds(time.time_s))
+    shown.add_row("physical bound", seconds(time.bound_s))
+    shown.add_row("limited by", time.limited_by)
+    shown.add_row("rate", quantity(time.flops_per_s, "FLOP/s"))
+    shown.add_row("of the matrix unit's peak", f"{100 * time.utilization:.1f} %")
+    shown.add_row("of the quoted figure", f"{100 * time.quoted_utilization:.1f} %")
+    shown.add_row(
+        "tiles",
+        f"{time.tiles:,} of {time.tile[0]} x {time.tile[1]}{split}; {time.rounds:,} on the busiest "
+        f"of {time.cores} cores",
+    )
+    for name, time_s in time.breakdown.items():
+        shown.add_row(f"  {_WORDS[name]}", seconds(time_s))
+    whole(shown)
+    clock = on.chip.clock_hz * on.chip.engines.sustained_clock
+    out.print(
+        f"Engines are those of the busiest core and overlap, except the last line. Clock "
+        f"{clock / 1e9:.2f} GHz (assumed to be kept). {on.chip.engines.fit}.",
+        soft_wrap=True,
+    )
+
+
+def _table(series: Series, on: Machine, dtype: str) -> None:
+    first = next(iter(series.values()))[0]
+    out.print(
+        f"{dtype} matmuls on one {on.device_kind} of {on.name}: matrix unit "
+        f"{quantity(first.peak_flops_per_s, 'FLOP/s')}, memory "
+        f"{quantity(first.memory_bytes_per_s, 'B/s')}",
+        soft_wrap=True,
+    )
+    shown = Table(box=box.SIMPLE_HEAD)
+    for column in ("m", "k", "n", "time", "bound", "rate", "of peak", "limited by", "tile"):
+        shown.add_column(column, justify="left" if column == "limited by" else "right")
+    for times in series.values():
+        for t in times:
+            shown.add_row(
+                *(f"{size:,}" for size in (t.m, t.k, t.n)),
+                *(seconds(t.time_s), seconds(t.bound_s), quantity(t.flops_per_s, "FLOP/s")),
+                *(f"{100 * t.utilization:.1f} %", t.limited_by),
+                f"{t.tile[0]} x {t.tile[1]}" + (f" / {t.split_k}" if t.split_k > 1 else ""),
+            )
+        shown.add_section()
+    whole(shown)
+
+
+def _write(series: Series, table: str) -> None:
+    """All numbers of all rows as CSV, to a file or the terminal."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_COLUMNS, "tile_m", "tile_n", *_WORDS])
+    for times in series.values():
+        for t in times:
+            values = [getattr(t, name) for name in _COLUMNS]
+            writer.writerow([*values, *t.tile, *t.breakdown.values()])
+    if table == "-":
+        sys.stdout.write(text.getvalue())
+        return
+    write_text(Path(table), text.getvalue())
+    err.print(f"written to {table}", soft_wrap=True)
