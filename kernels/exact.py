@@ -67,18 +67,20 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
     tiling = _tiling(shape)
     tiles = int(np.prod(tiling.counts))
 
-    def body(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        tile, careful, out = state
+    State = tuple[Array, Array, Array, Array]
+
+    def body(state: State) -> State:
+        tile, careful, pause, out = state
         corner = tiling.corner(tile)
         start = _start(c, corner, tiling.sizes, arithmetic)
         block = _block_of(a, b, corner, tiling.sizes, arithmetic)
-        found, sound = _all_blocks(start, c is None, block, careful, arithmetic)
+        found, sound, pause = _all_blocks(start, c is None, block, careful, pause, arithmetic)
         out = lax.dynamic_update_slice(out, floats.from_bits32(found), corner)
-        return jnp.where(sound, tile + 1, tile), ~sound, out
+        return jnp.where(sound, tile + 1, tile), ~sound, pause, out
 
     with jax.enable_x64(True):
-        state = jnp.int32(0), jnp.bool_(False), jnp.zeros(shape, jnp.float32)
-        return lax.while_loop(lambda state: state[0] < tiles, body, state)[2]
+        state = jnp.int32(0), jnp.bool_(False), jnp.int32(1), jnp.zeros(shape, jnp.float32)
+        return lax.while_loop(lambda state: state[0] < tiles, body, state)[3]
 
 
 def _tiling(shape: tuple[int, int, int]) -> _Tiling:
@@ -168,10 +170,16 @@ class _State(NamedTuple):
 
 
 def _all_blocks(
-    start: Array, from_zero: bool, blocks: _Blocks, careful: Array, arithmetic: Arithmetic
-) -> tuple[Array, Array]:
-    """Words of a tile's accumulators after all blocks, and whether they are right: a plain sum
-    may have had to round, and then the tile must be computed again with `careful`.
+    start: Array,
+    from_zero: bool,
+    blocks: _Blocks,
+    careful: Array,
+    pause: Array,
+    arithmetic: Arithmetic,
+) -> tuple[Array, Array, Array]:
+    """Words of a tile's accumulators after all blocks; whether they are right: a plain sum may
+    have had to round, and then the tile must be computed again with `careful`; and the `pause` that
+    the next tile, whose data are like these, starts with.
     """
 
     def body(state: _State) -> _State:
@@ -196,17 +204,17 @@ def _all_blocks(
         state = _go(way.astype(jnp.int32), state, x, y, blocks.wide, arithmetic)
         return state._replace(position=state.position + 1)
 
-    unknown, none = jnp.float64(jnp.inf), jnp.int32(0)
-    state = _State(none, start, unknown, unknown, jnp.bool_(True), none, none + 1)
+    unknown, retry = jnp.float64(jnp.inf), pause - 1
+    state = _State(jnp.int32(0), start, unknown, unknown, jnp.bool_(True), retry, pause)
     if from_zero:
         state = state._replace(bound=jnp.float64(0))
     else:
         state = state._replace(lowest=jnp.min(split.trailing(floats.to_float64(start))))
     state = lax.while_loop(lambda s: (s.position < blocks.number) & s.sound, body, state)
     if from_zero and blocks.number == 1:  # no C that could be too small
-        return state.words, jnp.bool_(True)
+        return state.words, jnp.bool_(True), state.pause
     final = jnp.isfinite(state.bound) & ~jnp.isfinite(_largest(state.words))
-    return state.words, careful | (state.sound & ~final)
+    return state.words, careful | (state.sound & ~final), state.pause
 
 
 def _reach(bound: Array, total: Array) -> Array:
