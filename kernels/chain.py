@@ -17,7 +17,7 @@ from kernels import blocks, extents, floats, operands, singles
 from kernels.arithmetic import Arithmetic
 
 _NARROW = 16  # columns below which the product is computed transposed
-_INTERLEAVED = 4  # FP64 steps in one pass: more of them wait for each other
+_INTERLEAVED = 8  # FP64 steps in one pass: more of them wait for each other
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
@@ -39,17 +39,27 @@ def _accumulate(
     narrow = sum(_bits(x, arithmetic) for x in (a, b)) <= 24
     extent = extents.extents(a, b, c, size)
     way, scale, a_scale = extents.ways(extent, arithmetic)
-    plan = way, scale, a_scale, extents.firm(extent, scale, arithmetic)
+    firm, deep = extents.firm(extent, scale, arithmetic), extents.deep(extent)
+    plan = way, scale, a_scale, firm, deep
 
     def advance(
-        c: Array, x: Array, y: Array, way: Array, scale: Array, a_scale: Array, firm: Array
+        c: Array,
+        x: Array,
+        y: Array,
+        way: Array,
+        scale: Array,
+        a_scale: Array,
+        firm: Array,
+        deep: Array,
     ) -> Array:
         x, y = (_in_order(v, axis, arithmetic) for v, axis in ((x, 2), (y, 1)))
         left = extents.scaled(x, a_scale)
         right = extents.scaled(y, scale - a_scale)
         c = singles.entering(c, arithmetic)
         way = jnp.minimum(way, extents.WIDE) if narrow else way
-        return lax.switch(way, _branches(arithmetic, narrow), c, x, y, left, right, scale, firm)
+        return lax.switch(
+            way, _branches(arithmetic, narrow), c, x, y, left, right, scale, firm, deep
+        )
 
     def finish(words: Array, place: blocks.Place) -> Array:
         magnitude = words & floats.MAGNITUDE
@@ -87,34 +97,40 @@ def _in_order(x: Array, axis: int, arithmetic: Arithmetic) -> Array:
 
 
 def _branches(arithmetic: Arithmetic, narrow: bool) -> list[Callable[..., Array]]:
-    """What takes a block each way: words of C, x and y; x and y scaled; S; whether `_firm` may be
-    tried.
+    """What takes a block each way: words of C, x and y; x and y scaled; S; whether `_firm` and
+    `_deep` may be tried.
     """
 
-    def plain(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
+    def plain(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
         return floats.bits32(_plain(floats.from_bits32(c), left, right))
 
-    def scaled(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
+    def scaled(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
         return singles.scale_down(_plain(singles.scale_up(c, scale), left, right), scale)
 
-    def low(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
+    def low(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
         def careful() -> Array:
             found = _low(singles.scale_up(c, scale), left, right, scale, arithmetic)
             return singles.scale_down(found, scale)
 
-        if arithmetic.subnormal_results == "flush":  # as fast
-            return careful()
-        tried = lambda: _firm(c, left, right, scale, singles.scaled_least(scale), True)  # noqa: E731
-        return _unless_nan(firm, tried, c, careful)
+        def shallow() -> Array:
+            if arithmetic.subnormal_results == "flush":  # as fast
+                return careful()
+            tried = lambda: _firm(c, left, right, scale, singles.scaled_least(scale), True)  # noqa: E731
+            return _unless_nan(firm, tried, c, careful)
 
-    def high(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
+        if arithmetic.subnormal_inputs != arithmetic.subnormal_results:
+            return shallow()
+        tried = lambda: _deep(c, left, right, scale, arithmetic)  # noqa: E731
+        return _unless_nan(deep, tried, c, shallow)
+
+    def high(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
         found = _high(singles.scale_up(c, scale), left, right, scale, arithmetic)
         return singles.scale_down(found, scale)
 
-    def close(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
+    def close(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
         return _close(c, x, y)
 
-    def wide(c, x, y, left, right, scale, firm):  # type: ignore[no-untyped-def]
+    def wide(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
         # Accumulators that are infinite or NaN only see which operands are.
         settled = jnp.all((c & floats.MAGNITUDE) >= floats.INF)
         settled &= arithmetic.product_overflow == "keep"
@@ -195,6 +211,27 @@ def _low(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> 
     return c
 
 
+def _deep(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> Array:
+    """Words of the results where no sum reaches 2^-127; NaN where a zero's sign is in doubt.
+
+    Sums are multiples of 2^-149, as numbers from 2^-126 to 2^-125 are; so all is added onto
+    1.5 * 2^-126. Where subnormal results are flushed nothing is left but the sign of a zero.
+    """
+    flush = arithmetic.subnormal_results == "flush"
+    middle = 1.5 * singles.scaled_least(scale)
+    final = x.shape[-1] - 1
+    if flush:
+        before = jnp.zeros(c.shape, jnp.float32)
+    else:
+        before = _plain(singles.scale_up(c, scale) + middle, x[..., :final], y) - middle
+    product = blocks.outer(x, y, final)
+    sign = singles.sign_of(before + product)  # no sum is lost: its last place is a product's
+    total = jnp.zeros_like(before) if flush else ((before + middle) + product) - middle
+    total = jnp.where(total == 0, singles.with_sign(jnp.zeros_like(total), sign), total)
+    doubt = (before == 0) & (product == 0) & (arithmetic.zero == "ieee")
+    return jnp.where(doubt, np.uint32(floats.QUIET_NAN), singles.scale_down(total, scale))
+
+
 def _high(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> Array:
     """Accumulators times 2^scale; results of 2^128 and above overflow."""
     for index in range(x.shape[-1]):
@@ -228,6 +265,7 @@ def _wide(c: Array, x: Array, y: Array, arithmetic: Arithmetic, narrow: bool) ->
     Other sums are rounded to odd first.
     """
     twice = narrow and arithmetic.rounding == "nearest_even"
+    parts = _parts(x, y)
 
     def body(c: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
         x, y = operands
@@ -240,8 +278,47 @@ def _wide(c: Array, x: Array, y: Array, arithmetic: Arithmetic, narrow: bool) ->
             c = singles.rounded(total, arithmetic)
         return c, None
 
-    found, _ = lax.scan(body, floats.to_float64(c), _parts(x, y))
-    return singles.to_words(found)
+    def careful() -> Array:
+        found, _ = lax.scan(body, floats.to_float64(c), parts)
+        return singles.to_words(found)
+
+    if not twice or arithmetic.overflow != "inf" or arithmetic.specials == "saturate":
+        return careful()
+    if arithmetic.subnormal_results == "flush":
+        if arithmetic.subnormal_inputs != "flush":
+            return careful()
+        return _quick(floats.flush_subnormals(c), parts, arithmetic)[0]
+    found, least = _quick(c, parts, arithmetic)
+    return lax.cond(jnp.any(least < (1 << 23)), careful, lambda: found)
+
+
+def _quick(c: Array, parts: tuple[Array, Array], arithmetic: Arithmetic) -> tuple[Array, Array]:
+    """As `_wide`, and the word of the smallest magnitude that each accumulator had. If that is
+    subnormal or 0 the result is in doubt, unless the unit flushes such results.
+    """
+    flush = arithmetic.subnormal_results == "flush"
+
+    def body(state: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
+        x, y = operands
+        c = floats.from_bits32(state.astype(jnp.uint32))
+        least = (state >> 32).astype(jnp.int32)
+        for index in range(x.shape[-1]):
+            product = singles.product(blocks.outer(x, y, index), arithmetic)
+            total = c.astype(jnp.float64) + product
+            if flush:
+                zero = singles.with_sign(jnp.zeros_like(total), singles.sign_of(total))
+                total = jnp.where(jnp.abs(total) < singles.LEAST - 2.0**-151, zero, total)
+            c = total.astype(jnp.float32)  # RNE
+            if not flush:
+                magnitude = floats.bits32(c) & floats.MAGNITUDE
+                least = jnp.minimum(least, magnitude.astype(jnp.int32))
+        # One array, because XLA computes the sums once for each array that comes of them.
+        return least.astype(jnp.uint64) << 32 | floats.bits32(c).astype(jnp.uint64), None
+
+    magnitude = c & floats.MAGNITUDE
+    least = jnp.where(magnitude == 0, floats.INF, magnitude).astype(jnp.uint64)
+    state, _ = lax.scan(body, least << 32 | c.astype(jnp.uint64), parts)
+    return state.astype(jnp.uint32), state >> 32
 
 
 def _kinds(x: Array, y: Array) -> list[Array]:

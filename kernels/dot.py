@@ -26,6 +26,7 @@ def dot_general(
     tiling: Tiling | str | None = None,
     precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
+    c: Array | None = None,
 ) -> Array:
     """`lax.dot_general` whose BF16, FP16 and FP32 products run on the matrix unit.
 
@@ -35,7 +36,8 @@ def dot_general(
     For FP32 operands, `precision` HIGHEST asks for the unit's full FP32 mode and the algorithm
     `TF32_TF32_F32` for its reduced one (TF32, HF32); other precisions leave it at the default.
     `tiling` is that of `kernels.matmul`, for each index of the batch dimensions: rows are counted
-    over all other dimensions of `lhs`, columns over those of `rhs`, the first slowest.
+    over all other dimensions of `lhs`, columns over those of `rhs`, the first slowest. `c`, of the
+    result's shape, is what the accumulator starts at: FP32, or of the result's type where XLA sums.
 
     Integer dots are exact in any order and, like FP64 and complex ones, which no unit here takes,
     are left to XLA.
@@ -50,13 +52,14 @@ def dot_general(
     if not {lhs_type.name, rhs_type.name} & set(floats.FLOAT_DTYPES) or (
         {lhs_type.name, rhs_type.name} - set(floats.FLOAT_DTYPES)
     ):
-        return lax.dot_general(
+        out = lax.dot_general(
             lhs,
             rhs,
             dimension_numbers,
             precision=precision,
             preferred_element_type=preferred_element_type,
         )
+        return out if c is None else out + c
     if lhs_type != rhs_type:
         lhs, rhs = floats.to_float32(lhs), floats.to_float32(rhs)
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
@@ -69,7 +72,8 @@ def dot_general(
     k = math.prod(lhs.shape[d] for d in lhs_contract)
     a = lhs.transpose(*lhs_batch, *lhs_free, *lhs_contract).reshape(batch, m, k)
     b = rhs.transpose(*rhs_batch, *rhs_contract, *rhs_free).reshape(batch, k, n)
-    out = multiply(a, b, None, _mode(a, b, precision, arithmetic), tiling)
+    c = None if c is None else c.reshape(batch, m, n)
+    out = multiply(a, b, c, _mode(a, b, precision, arithmetic), tiling)
     out_type = preferred_element_type or jnp.promote_types(lhs_type, rhs_type)
     return _convert(out, out_type).reshape(*batch_shape, *lhs_shape, *rhs_shape)
 

@@ -175,6 +175,11 @@ def firm(extent: Extent, scale: Array, arithmetic: Arithmetic) -> Array:
     return possible & _operands_fit(extent, scale)
 
 
+def deep(extent: Extent) -> Array:
+    """Whether a `LOW` block's sums are so small that all are multiples of 2^-149 below 2^-127."""
+    return extent.reach < 2.0**-127
+
+
 def _fits(extent: Extent, scale: Array) -> Array:
     """Whether operands and products times 2^scale are normal FP32 numbers."""
     return _operands_fit(extent, scale) & (extent.low * power(scale) >= 2.0**-126)

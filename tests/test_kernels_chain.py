@@ -169,3 +169,50 @@ def test_below_the_smallest_normal_number_c_may_lie_above_it():
     c = np.broadcast_to(c, (40, 199)).copy()
     for arithmetic in (FP32_FMA_CHAIN, X86_AVX512_BF16, _SEQUENTIAL, _FLUSHING):
         check(arithmetic.name, a, b, c, arithmetic)
+
+
+MIXED = [
+    FP32_FMA_CHAIN,
+    X86_AVX512_BF16,
+    *[
+        replace(
+            base, name=f"{inputs} {results}", subnormal_inputs=inputs, subnormal_results=results
+        )
+        for base, inputs, results in (
+            (FP32_FMA_CHAIN, "plus_zero", "flush"),
+            (FP32_FMA_CHAIN, "flush", "keep"),
+            (X86_AVX512_BF16, "plus_zero", "keep"),
+            (X86_AVX512_BF16, "keep", "flush"),
+        )
+    ],
+]
+
+
+@pytest.mark.parametrize("arithmetic", MIXED, ids=lambda x: x.name)
+@pytest.mark.parametrize("scale", [2.0**-75, 2.0**-70, 2.0**-64])
+def test_sums_far_below_the_normal_numbers(arithmetic, scale):
+    """Some products are zeros and some sums cancel, so that signs of zeros are at stake."""
+    rng = np.random.default_rng(7)
+    a, b = (rng.normal(size=(2, 32, 32)) * scale).astype(BF16)
+    if scale == 2.0**-70:
+        a[rng.random(a.shape) < 0.2] = -0.0
+    b[1::2, ::3] = -b[::2, ::3]
+    a[::3, 1::2] = a[::3, ::2]
+    c = (rng.integers(-3, 4, (32, 32)) * 2.0**-149).astype(np.float32)
+    for start in (None, c):
+        expected = kernels.reference.matmul(a, b, start, arithmetic=arithmetic)
+        got = kernels.matmul(a, b, start, arithmetic=arithmetic)
+        assert np.array_equal(words(got), words(expected))
+
+
+@pytest.mark.parametrize("arithmetic", MIXED, ids=lambda x: x.name)
+def test_finite_numbers_of_every_size(arithmetic):
+    rng = np.random.default_rng(8)
+    c = (rng.integers(-3, 4, (32, 32)) * 2.0**-130).astype(np.float32)
+    for largest, start in ((127.9, None), (0, None), (0, c)):
+        sign = rng.choice([-1.0, 1.0], (2, 32, 32))
+        a, b = (sign * 2.0 ** rng.uniform(-133, largest, (2, 32, 32))).astype(np.float32)
+        a, b = a.astype(BF16), b.astype(BF16)
+        expected = kernels.reference.matmul(a, b, start, arithmetic=arithmetic)
+        got = kernels.matmul(a, b, start, arithmetic=arithmetic)
+        assert np.array_equal(words(got), words(expected))
