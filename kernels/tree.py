@@ -74,7 +74,10 @@ def _advance(
 
     def wide() -> Array:
         settled = jnp.all((c & floats.MAGNITUDE) > floats.INF)  # NaNs stay
-        return lax.cond(settled, lambda: c, lambda: _wide(c, x, y, arithmetic))
+        usual = arithmetic.rounding == "nearest_even" and arithmetic.overflow == "inf"
+        usual = usual and arithmetic.subnormal_results == "flush" and arithmetic.specials == "ieee"
+        way = _wide_flushing if usual else _wide
+        return lax.cond(settled, lambda: c, lambda: way(c, x, y, arithmetic))
 
     return lax.switch(way, [plain, scaled, low, high, wide])
 
@@ -139,3 +142,36 @@ def _wide(c: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
 
     found, _ = lax.scan(body, floats.to_float64(c), blocks.in_float64(x, y, products))
     return singles.to_words(found)
+
+
+def _wide_flushing(c: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
+    """As `_wide` where results that would be subnormal are zeros: FP32 adds, FP64 multiplies."""
+    products = arithmetic.products
+
+    def signed_zero(x: Array) -> Array:
+        return singles.with_sign(jnp.zeros_like(x), singles.sign_of(x))
+
+    def multiply(x: Array, y: Array, index: int) -> Array:
+        product = singles.product(blocks.outer(x, y, index), arithmetic)
+        tiny = jnp.abs(product) < singles.LEAST - 2.0**-151  # what is above becomes 2^-126
+        return jnp.where(tiny, signed_zero(product), product).astype(jnp.float32)  # RNE
+
+    def add(left: Array, right: Array) -> Array:
+        total = left + right
+        return jnp.where(jnp.abs(total) < singles.LEAST, signed_zero(total), total)
+
+    def body(words: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
+        c = floats.from_bits32(words)
+        for first in range(0, together, products):
+            terms = [multiply(*operands, first + index) for index in range(products)]
+            while len(terms) > 1:
+                terms = [add(*pair) for pair in zip(terms[::2], terms[1::2], strict=True)]
+            c = add(singles.read(c, arithmetic), terms[0])
+        return floats.bits32(c), None
+
+    if arithmetic.subnormal_inputs == "keep":  # XLA's FP32 operations would not
+        return _wide(c, x, y, arithmetic)
+    steps = x.shape[-1] // products
+    together = products * (2 if steps % 2 == 0 else 1)
+    found, _ = lax.scan(body, c, blocks.in_float64(x, y, together))
+    return found
