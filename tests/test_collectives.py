@@ -28,6 +28,7 @@ from emulator.collectives import (
     group_of,
     hierarchical,
     make_round,
+    ragged_all_to_all,
 )
 from emulator.collectives.flat import LEVELS
 from emulator.collectives.symbolic import EMPTY, initial_slots
@@ -396,6 +397,15 @@ def test_unknown_names_are_listed() -> None:
         build("all_reduce", "ring/bruck", group)
 
 
+@pytest.mark.parametrize("n", [2, 3, 8, 13])
+def test_rings_in_both_directions_are_one_repeated_step(n: int) -> None:
+    """However many ranks: a step for each hop would take minutes among thousands."""
+    for op, phases in (("all_reduce", 2), ("reduce_scatter", 1), ("all_gather", 1)):
+        schedule = build(op, "double_ring", nodes_of(n, n))
+        check(schedule)
+        assert [part.repeat for part in schedule.rounds] == [n - 1] * phases
+
+
 # --- bits ---------------------------------------------------------------------------------------
 
 
@@ -550,6 +560,95 @@ def test_movement_runs_on_data(op: str, name: str) -> None:
         assert [int(state[d, 1]) for _, d in pairs] == [int(x[s, 0]) for s, _ in pairs]
 
 
+# What may be sent and added, in every form that `play` must reproduce.
+ADDED = [
+    *((op, d) for op in ("sum", "prod", "max", "min") for d in (BF16, "float16", "float32")),
+    *((op, d) for op in ("sum", "max") for d in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)),
+    *((op, d) for op in ("sum", "prod", "max", "and", "or", "xor") for d in ("int8", "uint32")),
+    ("or", "bool"),
+    ("sum", "complex64"),
+]
+MOVED = ["bool", "int8", "uint16", "int32", "float16", "float32", "complex64", BF16]
+MOVED += [ml_dtypes.float8_e4m3fn, ml_dtypes.int4]
+
+
+def anything(rng: np.random.Generator, shape: tuple[int, ...], dtype: object) -> np.ndarray:
+    """Any bit patterns; of a complex number small integers, whose sums are exact."""
+    dtype = np.dtype(dtype)
+    if dtype.kind == "b" or dtype == np.dtype(ml_dtypes.int4):
+        return rng.integers(0, 2, shape).astype(dtype)
+    if dtype.kind == "c":
+        return (rng.integers(-9, 9, shape) + 1j * rng.integers(-9, 9, shape)).astype(dtype)
+    x = rng.integers(0, 2 ** (8 * dtype.itemsize), shape, dtype=np.uint64)
+    return x.astype(words(dtype)).view(dtype)
+
+
+def plays_like_run(schedule: Schedule, x: np.ndarray, op: str) -> bool:
+    y = np.asarray(execute.play(schedule, jnp.asarray(x), op))
+    z = execute.run(schedule, x, op)
+    if op in ("max", "min") and x.dtype.kind in "fV":  # of two NaNs and zeros NumPy takes either
+        y, z = positive_zeros(y), positive_zeros(z)
+    if x.dtype.kind == "c" or x.dtype == np.dtype(ml_dtypes.int4):
+        return y.dtype == z.dtype and bool((y == z).all())
+    return same_bits(y, z)
+
+
+@pytest.mark.parametrize(("op", "name"), CASES)
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=2)
+def test_the_jax_executor_plays_every_schedule(
+    op: str, name: str, data: st.DataObject, seed: int
+) -> None:
+    """Bit for bit what the definition leaves in every slot of every rank, whatever is sent."""
+    n, rng = data.draw(st.integers(1, 9)), np.random.default_rng(seed)
+    group = nodes_of(n, data.draw(st.integers(1, 4)))
+    root = data.draw(st.integers(0, n - 1)) if op in ROOTED else 0
+    pairs = tuple(enumerate(data.draw(st.permutations(range(n))))) if op == "permute" else ()
+    schedule = build(op, name, group, root=root, pairs=pairs)
+    adds = op in ("all_reduce", "reduce_scatter", "reduce")
+    kind, dtype = data.draw(st.sampled_from(ADDED if adds else [("sum", d) for d in MOVED]))
+    assert plays_like_run(schedule, anything(rng, (n, schedule.slots, 2), dtype), kind)
+
+
+def test_playing_ragged_exchanges_and_users_schedules() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 4, (5, 5)).tolist()
+    ragged = ragged_all_to_all(counts, "pairwise")
+    assert plays_like_run(ragged, anything(rng, (5, ragged.slots), BF16), "sum")
+    swap = make_round([0, 1], [1, 0], 0, 0, reduce=True)
+    both = Schedule(op="all_reduce", algorithm="both", ranks=2, slots=1, rounds=(swap,))
+    x = np.array([[[0.0]], [[-0.0]]], np.float32)  # each rank adds in its own order
+    assert plays_like_run(both, x, "sum")
+    assert execute.play(both, jnp.zeros((2, 1, 0))).shape == (2, 1, 0)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+@pytest.mark.parametrize("op", ["sum", "prod"])
+def test_all_pairs_of_float8(op: str, dtype: type) -> None:
+    codes = np.arange(256, dtype=np.uint8).view(dtype)
+    x = np.stack([np.repeat(codes, 256), np.tile(codes, 256)])[:, None]
+    assert plays_like_run(build("all_reduce", "full_mesh", nodes_of(2, 2)), x.repeat(2, 1), op)
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.dtype("float16"), np.dtype("float32")], ids=str)
+def test_products(dtype: np.dtype) -> None:
+    """Also those that end among the subnormals, or begin there."""
+    rng = np.random.default_rng(7)
+    x = anything(rng, (2, 2, 30000), dtype)
+    schedule = build("all_reduce", "full_mesh", nodes_of(2, 2))
+    for other in (x, np.where(rng.random(x.shape) < 0.5, x, dtype.type(2.0**-14))):
+        assert plays_like_run(schedule, other, "prod")
+    partner = x.copy()  # exponents that add up to about the smallest
+    exponent = {"bfloat16": 7, "float16": 10, "float32": 23}[dtype.name]
+    lowest = {"float16": 15}.get(dtype.name, 127)
+    bits = x.view(words(dtype)).astype(np.int64)
+    field = (bits[0] >> exponent) & (2 * lowest + 1)
+    sought = np.clip(lowest - field + rng.integers(-2, exponent + 3, field.shape), 0, 2 * lowest)
+    low = bits[1] & ((1 << exponent) - 1)
+    partner[1] = ((sought << exponent) | low).astype(words(dtype)).view(dtype)
+    assert plays_like_run(schedule, partner, "prod")
+
+
 def test_signed_zeros_nan_and_infinity() -> None:
     n = 3
     x = np.array([[-0.0, 0.0, np.inf, np.nan], [-0.0, -0.0, -np.inf, 1.0], [-0.0, -0.0, 1.0, 2.0]])
@@ -594,10 +693,14 @@ def test_executor_errors() -> None:
         ValueError, match="expects a Schedule of reduce_scatter, got one of all_reduce"
     ):
         execute.reduce_scatter(jnp.ones((4, 4, 1, 2)), ring)
-    with pytest.raises(ValueError, match="op must be one of sum, max, min; got 'mean'"):
+    with pytest.raises(ValueError, match="op must be one of sum, prod, max, .*; got 'mean'"):
         execute.all_reduce(jnp.ones((4, 1, 2)), ring, op="mean")
-    with pytest.raises(NotImplementedError, match="sum of float8_e5m2"):
-        execute.all_reduce(jnp.ones((4, 1, 2), jnp.float8_e5m2), ring)
+    with pytest.raises(NotImplementedError, match="sum of bool"):
+        execute.all_reduce(jnp.ones((4, 1, 2), jnp.bool_), ring)
+    with pytest.raises(NotImplementedError, match="xor of bfloat16"):
+        execute.all_reduce(jnp.ones((4, 1, 2), jnp.bfloat16), ring, op="xor")
+    with pytest.raises(ValueError, match=r"play expects x\[ranks, slots, ...\] of \(4, 4\)"):
+        execute.play(ring, jnp.ones((4, 1, 2)))
     swap = make_round([0, 1], [1, 0], 0, 0, reduce=True)
     both = Schedule(op="all_reduce", algorithm="both", ranks=2, slots=1, rounds=(swap,))
     check(both)  # right sums, but each rank adds in its own order

@@ -1,14 +1,15 @@
 """Collectives on data: a Schedule's additions in its order, each rounded once in the sent dtype.
 
 The time half never imports this file; it is the one place where a Schedule meets JAX arrays. `run`
-is the definition (NumPy, step by step, all ranks); `all_reduce` and `reduce_scatter` compute the
-same bits from a plan that forms every distinct sum once.
+is the definition (NumPy, step by step, all ranks); `play` computes the same bits for any Schedule,
+`all_reduce` and `reduce_scatter` for whole arrays, from a plan that forms every distinct sum once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -16,14 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from emulator.collectives.plan import Plan, Run, plan
+from emulator.collectives.combine import (
+    DEFINITION,
+    KINDS,
+    Arithmetic,
+    Combine,
+    How,
+    arithmetic,
+    from_words,
+    to_words,
+)
+from emulator.collectives.plan import Plan, Run, plan, plan_state
 from emulator.collectives.schedule import Schedule
 from emulator.collectives.symbolic import EMPTY, initial_slots
-from kernels import floats
-
-KINDS = ("sum", "max", "min")
-
-Combine = Callable[[Array, Array], Array]
 
 
 @functools.partial(jax.jit, static_argnames=("schedule", "op", "parts"))
@@ -31,13 +37,13 @@ def all_reduce(x: Array, schedule: Schedule, *, op: str = "sum", parts: int = 1)
     """What all ranks end with: x [ranks, batch, count] -> [batch, count].
 
     `parts` contiguous parts of ceil(count / parts) elements each run as a schedule of their own
-    (the dies of a package). Sums are rounded to nearest even at every addition in x's dtype,
-    subnormals kept; integers wrap; float64 and complex additions are XLA's. max and min order -0
-    below +0 and let a NaN through.
+    (the dies of a package). `op` is sum, prod, max, min, and, or, xor. Sums and products are
+    rounded to nearest even every time in x's dtype, subnormals kept; integers wrap; those of
+    float64 and complex numbers are XLA's. max and min order -0 below +0 and let a NaN through.
 
     Raises:
         ValueError: a shape, dtype, `op` or Schedule that does not fit.
-        NotImplementedError: a dtype without addition rules, such as float8.
+        NotImplementedError: a dtype for which `op` means nothing, such as a sum of bool.
     """
     _check("all_reduce", x, schedule, op, rank_axes=1, parts=parts)
     return _by_parts(x, parts, lambda part: _all_reduce(part, schedule, op))
@@ -53,14 +59,41 @@ def reduce_scatter(x: Array, schedule: Schedule, *, op: str = "sum", parts: int 
     return _by_parts(x, parts, lambda part: _reduce_scatter(part, schedule, op))
 
 
+@functools.partial(jax.jit, static_argnames=("schedule", "op"))
+def play(schedule: Schedule, x: Array, op: str = "sum") -> Array:
+    """The state [ranks, slots, ...] after all steps, from x [ranks, slots, ...]: `run` in JAX, for
+    any Schedule and dtype.
+
+    Every distinct sum is formed once; what only moves is one gather. Rules as for `all_reduce`. It
+    works on bits, so it has no derivative.
+
+    Raises:
+        ValueError: a shape or `op` that does not fit, or a Schedule that sends what is not there.
+        NotImplementedError: a dtype for which `op` means nothing, where something is added.
+    """
+    places = (schedule.ranks, schedule.slots)
+    if x.shape[:2] != places:
+        raise ValueError(f"play expects x[ranks, slots, ...] of {places}; got shape {x.shape}")
+    _check_kind("play", op)
+    todo, source = plan_state(schedule)
+    rows, size = math.prod(places), math.prod(x.shape[2:])
+    words = to_words(x).reshape(rows, size)
+    if todo is not None and size:
+        leaves = _Leaves(words, lambda numbers: (numbers[:, None], jnp.int32(0)), 1, size)
+        sums = _execute(leaves, todo, arithmetic(op, x.dtype))
+        words = jnp.concatenate([words, sums.reshape(-1, size)])
+    return from_words(words[jnp.asarray(source, jnp.int32)], x.dtype).reshape(x.shape)
+
+
 def run(schedule: Schedule, x: np.ndarray, op: str = "sum") -> np.ndarray:
     """The state [ranks, slots, ...] after every step, from x [ranks, slots, ...] (NumPy).
 
     The definition: every transfer of every rank happens. Slots that hold nothing at first (by the
-    operation's meaning) are ignored in `x`; reading one raises. Additions are NumPy's (ml_dtypes'
-    for bfloat16).
+    operation's meaning) are ignored in `x`; reading one raises. Additions and all else that `op`
+    may be are NumPy's (ml_dtypes' for bfloat16 and float8).
     """
-    combine = {"sum": np.add, "max": np.maximum, "min": np.minimum}[op]
+    _check_kind("run", op)
+    combine = DEFINITION[op]
     state = np.array(x)
     filled = initial_slots(schedule) != EMPTY
     for step in schedule.steps():
@@ -95,10 +128,14 @@ def _check(name: str, x: Array, schedule: Schedule, op: str, rank_axes: int, par
             f"{name} expects a Schedule without scratch slots, {n * schedule.cuts} of them; got "
             f"{schedule.slots}"
         )
-    if op not in KINDS:
-        raise ValueError(f"{name}: op must be one of {', '.join(KINDS)}; got {op!r}")
+    _check_kind(name, op)
     if parts < 1:
         raise ValueError(f"{name}: parts must be at least 1, got {parts}")
+
+
+def _check_kind(name: str, op: str) -> None:
+    if op not in KINDS:
+        raise ValueError(f"{name}: op must be one of {', '.join(KINDS)}; got {op!r}")
 
 
 def _by_parts(x: Array, parts: int, run_part: Callable[[Array], Array]) -> Array:
@@ -131,13 +168,13 @@ def _all_reduce(x: Array, schedule: Schedule, op: str) -> Array:
             :, None
         ]
 
-    leaves = _Leaves(_to_words(x).reshape(n * batch, count), window, batch, size)
-    out = _execute(leaves, plan(schedule), _arithmetic(op, x.dtype))  # [slots, batch, size]
+    leaves = _Leaves(to_words(x).reshape(n * batch, count), window, batch, size)
+    out = _execute(leaves, plan(schedule), arithmetic(op, x.dtype))  # [slots, batch, size]
     whole = count // size
     y = jnp.moveaxis(out[:whole], 0, 1).reshape(batch, whole * size)
     if rest := count - whole * size:
         y = jnp.concatenate([y, out[whole, :, size - rest :]], axis=1)
-    return _from_words(y, x.dtype)
+    return from_words(y, x.dtype)
 
 
 def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
@@ -157,14 +194,14 @@ def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
         rows = (numbers // cuts)[:, None] * batch + jnp.arange(batch)
         return rows, jnp.asarray(start, jnp.int32)[numbers % cuts][:, None]
 
-    leaves = _Leaves(_to_words(x).reshape(n * n * batch, count), window, batch, size)
-    out = _execute(leaves, plan(schedule), _arithmetic(op, x.dtype))  # [n cuts, batch, size]
+    leaves = _Leaves(to_words(x).reshape(n * n * batch, count), window, batch, size)
+    out = _execute(leaves, plan(schedule), arithmetic(op, x.dtype))  # [n cuts, batch, size]
     pieces = out.reshape(n, cuts, batch, size)
     whole = count // size
     y = jnp.moveaxis(pieces[:, :whole], 1, 2).reshape(n, batch, whole * size)
     if rest := count - whole * size:
         y = jnp.concatenate([y, pieces[:, whole, :, size - rest :]], axis=-1)
-    return _from_words(y.reshape(n, *shape), x.dtype)
+    return from_words(y.reshape(n, *shape), x.dtype)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -190,14 +227,14 @@ class _Leaves:
         return lax.gather(self.words, at, numbers_of, (1, self.size), mode="promise_in_bounds")
 
 
-def _execute(leaves: _Leaves, todo: Plan, arith: _Arithmetic) -> Array:
+def _execute(leaves: _Leaves, todo: Plan, arith: Arithmetic) -> Array:
     """The plan's results [results, batch, size] as words."""
     if (
         todo.results >= 0
     ).any():  # one rank's untouched contribution: only a Schedule that does not sum has that
         raise ValueError("a reduction's result contains no addition; check() the Schedule")
 
-    def evaluate(words: Array, how: _How) -> Array:
+    def evaluate(words: Array, how: How) -> Array:
         return _evaluate(dataclasses.replace(leaves, words=words), todo, how)
 
     words = leaves.words
@@ -219,7 +256,7 @@ def _execute(leaves: _Leaves, todo: Plan, arith: _Arithmetic) -> Array:
     )
 
 
-def _evaluate(leaves: _Leaves, todo: Plan, how: _How) -> Array:
+def _evaluate(leaves: _Leaves, todo: Plan, how: How) -> Array:
     """The plan's results as registers [results, batch, size]."""
 
     def leaf(numbers: Array) -> Array:
@@ -251,139 +288,3 @@ def _run_levels(
     if len(part.left) == 1:
         return level(registers, (left[0], right[0], out[0]))[0]
     return lax.scan(level, registers, (left, right, out))[0]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _How:
-    """One way to combine: words are loaded into registers, combined there, and stored as words
-    again.
-    """
-
-    load: Callable[[Array], Array]
-    combine: Combine
-    store: Callable[[Array], Array]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Arithmetic:
-    """What is right for every input, and perhaps a quick way for ordinary ones.
-
-    Whether the quick way is right is known beforehand from the words (`right_for`), or afterwards
-    from the registers it leaves (`was_right`).
-    """
-
-    exact: _How
-    quick: _How | None = None
-    right_for: Callable[[Array], Array] | None = None
-    was_right: Callable[[Array], Array] | None = None
-
-
-def _to_words(x: Array) -> Array:
-    """Floats as unsigned integers: XLA:CPU moves BF16 through FP32 at times, which flushes
-    subnormals.
-    """
-    if x.dtype.name in floats.FLOAT_DTYPES:
-        return lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-    return x
-
-
-def _from_words(words: Array, dtype: jnp.dtype) -> Array:
-    return words if words.dtype == dtype else lax.bitcast_convert_type(words, dtype)
-
-
-def _same(x: Array) -> Array:
-    return x
-
-
-def _arithmetic(op: str, dtype: jnp.dtype) -> _Arithmetic:
-    """How `op` combines two values of `dtype`, on words."""
-    if dtype.name in floats.FLOAT_DTYPES:
-        to_float = functools.partial(_from_words, dtype=dtype)
-        if op != "sum":
-            return _Arithmetic(
-                _How(_same, functools.partial(_select, dtype=dtype, largest=op == "max"), _same)
-            )
-        exact = _How(_same, lambda a, b: _to_words(floats.add(to_float(a), to_float(b))), _same)
-        if dtype == jnp.float16:  # its subnormals are normal FP32 numbers: no slow case to avoid
-            return _Arithmetic(exact)
-        if dtype == jnp.float32:
-            quick = _How(to_float, jnp.add, _to_words)
-            return _Arithmetic(exact, quick, right_for=_no_subnormals)
-        return _Arithmetic(exact, _How(_pack, _add_packed, _unpack), was_right=_packed_was_right)
-    exact_dtype = jnp.issubdtype(dtype, jnp.integer) or dtype.name in (
-        "float64",
-        "complex64",
-        "complex128",
-    )
-    if op == "sum" and exact_dtype:
-        return _Arithmetic(_How(_same, jnp.add, _same))
-    if op != "sum" and (jnp.issubdtype(dtype, jnp.integer) or dtype.name in ("bool", "float64")):
-        return _Arithmetic(_How(_same, jnp.maximum if op == "max" else jnp.minimum, _same))
-    raise NotImplementedError(f"{op} of {dtype.name} in a collective is not modelled")
-
-
-# Every partial sum is a multiple of the smallest input's last bit, so it is zero or at least that
-# bit. Hence no sum is subnormal if every nonzero input is at least 2^-126 times 2^(significant bits
-# - 1). Magnitudes are compared as integers, because XLA takes subnormals for zero; less one, so
-# that zero wraps round to the largest number.
-_SMALLEST_FP32 = ((127 - 126 + 23) << 23) - 1
-_SMALLEST_BF16 = ((127 - 126 + 7) << 7) - 1
-
-
-def _no_subnormals(words: Array) -> Array:
-    """Whether no partial sum of these FP32 words, nor any of them, is subnormal."""
-    magnitude = words & jnp.uint32(floats.MAGNITUDE)
-    return jnp.min(magnitude - jnp.uint32(1)) >= jnp.uint32(_SMALLEST_FP32)
-
-
-def _pack(words: Array) -> Array:
-    """BF16 words as registers: the value in the upper half, its magnitude less one in the lower."""
-    wide = words.astype(jnp.uint32)
-    return (wide << 16) | (((wide & 0x7FFF) - 1) & 0xFFFF)
-
-
-def _add_packed(a: Array, b: Array) -> Array:
-    """Adds the BF16 values and keeps the smallest magnitude that went in.
-
-    The FP32 sum is rounded to BF16, nearest even, on its bits: XLA may drop a round trip through
-    BF16.
-    """
-    upper = jnp.uint32(0xFFFF0000)
-    total = lax.bitcast_convert_type(a & upper, jnp.float32) + lax.bitcast_convert_type(
-        b & upper, jnp.float32
-    )
-    bits = lax.bitcast_convert_type(total, jnp.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & upper
-    rounded = jnp.where(
-        (bits & floats.MAGNITUDE) > floats.INF, jnp.uint32(floats.QUIET_NAN), rounded
-    )
-    return rounded | jnp.minimum(a & 0xFFFF, b & 0xFFFF)
-
-
-def _unpack(registers: Array) -> Array:
-    return (registers >> 16).astype(jnp.uint16)
-
-
-def _packed_was_right(registers: Array) -> Array:
-    """Whether no subnormal can have occurred on the way to these registers."""
-    return jnp.min(registers & 0xFFFF) >= _SMALLEST_BF16
-
-
-def _select(a: Array, b: Array, *, dtype: jnp.dtype, largest: bool) -> Array:
-    """max or min of float words as integers, so that subnormals count and -0 < +0; the NaN if
-    either is one.
-    """
-    bits = 8 * dtype.itemsize
-    signed = jnp.dtype(f"int{bits}")
-    infinity = int(np.array(np.inf, dtype).view(f"uint{bits}"))
-    low = jnp.array(jnp.iinfo(signed).max, signed)
-
-    def key(words: Array) -> Array:
-        word = lax.bitcast_convert_type(words, signed)
-        return jnp.where(word < 0, word ^ low, word)
-
-    def is_nan(words: Array) -> Array:
-        return (lax.bitcast_convert_type(words, signed) & low) > infinity
-
-    first = key(a) >= key(b) if largest else key(a) <= key(b)
-    return jnp.where(is_nan(a) | (first & ~is_nan(b)), a, b)

@@ -152,18 +152,13 @@ def circulate(
         dst = members[(src_position + 1) % m]
         return make_round(src, dst, slot, slot, reduce=reduce, repeat=repeat, turn=turn)
 
-    regular = (
-        len(blocks) == m
-        and len(set(counts.tolist())) == 1
-        and len(set((starts - np.arange(m)) % m)) == 1
-    )
-    if (
-        regular
-    ):  # every member sends in every step: block b now, block b - 1 (which follows it) next
-        turn = np.arange(slots, dtype=np.int32)
-        for b in range(m):
-            turn[blocks[b]] = blocks[b - 1]
-        return [hop(start, slot, m - 1, turn)]
+    if len(blocks) == m and len(set(counts.tolist())) == 1:
+        for way in (1, -1):  # every member sends in every step: block b, then what follows it
+            if len(set((starts - way * np.arange(m)) % m)) == 1:
+                turn = np.arange(slots, dtype=np.int32)
+                for b in range(m):
+                    turn[blocks[b]] = blocks[(b - way) % m]
+                return [hop(start, slot, m - 1, turn)]
     return [hop(start + t, slot, 1, None) for t in range(m - 1)]
 
 

@@ -55,14 +55,35 @@ def plan(schedule: Schedule) -> Plan:
 
     Raises:
         ValueError: the ranks of an all_reduce end with different expressions, so no single value
-        describes them. NotImplementedError: another operation.
+        describes them.
+        NotImplementedError: another operation.
     """
     if schedule.op not in ("all_reduce", "reduce_scatter"):
         raise NotImplementedError(
-            f"executing {schedule.op} on arrays is not modelled; it only moves data"
+            f"plan is for all_reduce and reduce_scatter; plan_state has a {schedule.op}"
         )
     expressions = trace(schedule)
-    results = _results(schedule, expressions)
+    return _plan(expressions, _results(schedule, expressions))
+
+
+@functools.lru_cache(maxsize=256)
+def plan_state(schedule: Schedule) -> tuple[Plan | None, IntArray]:
+    """The plan of every distinct sum that is anywhere at the end (None if nothing is added), and
+    where each slot [ranks, slots] takes its value: a leaf number, or the leaves' count + the sum's.
+
+    A slot that never held anything keeps what is there.
+    """
+    expressions = trace(schedule)
+    final, leaves = expressions.final, expressions.leaves
+    own = np.arange(leaves).reshape(final.shape)
+    sums = np.unique(final[final >= leaves])
+    source = np.where(final >= leaves, leaves + np.searchsorted(sums, final), final)
+    source = np.where(final == EMPTY, own, source)
+    return (_plan(expressions, sums) if len(sums) else None), source
+
+
+def _plan(expressions: Expressions, results: IntArray) -> Plan:
+    """The additions that `results` (expression numbers) need, in rows."""
     left, right = _operands(expressions)
     leaves = expressions.leaves
     needed = _needed(expressions, results)

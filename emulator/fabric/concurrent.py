@@ -25,7 +25,7 @@ def concurrent(requests: Sequence[Mapping[str, Any]], on: Machine) -> tuple[Coll
     A request holds what `collective` takes, without `on`:
     `concurrent([{"op": "all_reduce", "nbytes": 2**20, "devices": range(8)}, ...], on=machine)`.
     Each keeps its own start-up, steps and latencies. Links (and a die's port, by what a transport
-    reaches of it) are shared max-min fairly by the transfers that are under way, as in
+    reaches of it) are shared max-min fairly by the slots that are under way, as in
     `emulator.fabric.flows`; collectives that share none are not slowed.
 
     Raises:
@@ -148,7 +148,7 @@ def _step_phases(
                 wire_s=wire_s,
                 links=np.concatenate(links),
                 busy=np.concatenate(busy),
-                bytes_per_s=float(transfers[3].max()) / step.port_s,
+                bytes_per_s=1 / step.port_s,
             )
         )
     return tuple(phases)

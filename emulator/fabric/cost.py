@@ -1,9 +1,9 @@
 """A Schedule on the links of a machine: what each step loads, and so how long it takes.
 
 The ranks of a Schedule are dies (all of them in the same position of their packages). Within a step
-all transfers run at once; the step lasts as long as its busiest link, and a link shared is a link
-slowed: its transfers advance together, as none of them ends the step but the last (how several
-collectives share is `flows`). Which links there are, and which a transfer crosses, is the network's
+all transfers run at once, each slot a flow of its own, and a link shared is a link slowed: shared
+max-min fairly, equal flows last exactly as long as the busiest link (`flows` says why, and how
+several collectives share). Which links there are, and which a transfer crosses, is the network's
 (`routes`). A transport reaches only part of a die's port, and the same part of each of its lanes
 (assumption), so a lost lane costs what it carried. Slots are equally large, so a step is a few
 numbers times the slot's bytes.

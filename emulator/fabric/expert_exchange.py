@@ -15,9 +15,12 @@ latencies add up. In a combine they do nothing but write, and while one waits th
 link busy: the longer of the two counts.
 
 Among more dies fewer copies stay at home and more leave the node, which is why the time grows with
-the number of dies, ever more slowly. Routing is taken as uniformly random: the busiest of n dies
-then gets more than the mean, by the expected largest of n normal deviates (balls in bins). `counts`
-replace all that by what was really sent.
+the number of dies, ever more slowly. It dips where another device fills a package or a node: until
+then one device has fewer neighbours than the others, and all wait for it.
+
+Routing is taken as uniformly random: the busiest of n dies then gets more than the mean, by the
+expected largest of n normal deviates (balls in bins). `counts` replace all that
+by what was really sent.
 """
 
 from __future__ import annotations

@@ -1,12 +1,18 @@
 """Max-min fair sharing of links by what is active, event by event.
 
+A flow is one slot on its way from one die to another, so the flows of a step are equally large.
+Shared max-min fairly among themselves they end when the step's busiest link has done its work, not
+later, whatever links each crosses: the busiest link gives its flows the least rate of all, and a
+flow that ends never lowers the least rate. Hence a step by itself needs no events. (Were a flow
+all that one die sends another, unequal ones could end later, and then another byte or a slower link
+can end a step sooner: a neighbour that is held back makes room. Time shall not fall as bytes grow.)
+
 What runs is a list of jobs, each a list of phases one after the other. A phase first waits a fixed
-time, then works: alone, its transfers take `wire_s` and keep link l busy for the part `busy[l]` of
-it. Transfers of one phase advance together, because a phase ends only with its last one and a
-transfer that ran ahead would gain nothing. Between jobs the links are shared max-min fairly:
-everybody's largest transfer gets the same rate, raised until a link is full; what crosses that link
-stays there, the others are raised further (progressive filling), up to the rate that each has
-alone. Whenever a phase starts or ends its work, the rates are found anew.
+time, then works: alone, it takes `wire_s` and keeps link l busy for the part `busy[l]` of it. The
+flows of one phase advance together (assumption), as none of them ends it but the last. Between jobs
+the links are shared max-min fairly: all flows get the same rate, raised until a link is full; the
+jobs that cross that link stay there, the others are raised further (progressive filling), up to the
+rate that each has alone. Whenever a phase starts or ends its work, the rates are found anew.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ class Phase:
     """`repeat` alike steps of a job: `fixed_s` of waiting, then `wire_s` of work if alone.
 
     `links` are the numbers of the links it keeps busy and `busy` for which part of `wire_s` each;
-    `bytes_per_s` is the rate of its largest transfer when alone.
+    `bytes_per_s` is the rate of each of its flows when alone.
     """
 
     repeat: int

@@ -211,11 +211,15 @@ def _along(part: LevelWires, which: Ints, a: Ints, b: Ints, visit: Visit) -> Non
         ):
             share = np.asarray(share, float) * (distance > 0)
             going = np.flatnonzero(share)
-            for hop in range(int(distance[going].max(initial=0))):
-                going = going[distance[going] > hop]
-                at = (i[going] + (hop if way == 0 else -hop)) % size
-                link = part.first + (base[going] + at * stride) * slots + 2 * d + way
-                visit(which[going], link, share[going])
+            # Those with the longest way first, so that who goes on stands in front.
+            going = going[np.argsort(-distance[going], kind="stable")]
+            before, at, part_of = base[going], i[going], share[going]
+            transfers, hops = which[going], -distance[going]
+            for hop in range(-int(hops.min(initial=0))):
+                on = slice(int(np.searchsorted(hops, -hop)))
+                link = part.first + (before[on] + at[on] * stride) * slots + 2 * d + way
+                visit(transfers[on], link, part_of[on])
+                at = (at[on] + (1 if way == 0 else -1)) % size
         a = base + j * stride
         stride *= size
 

@@ -132,10 +132,8 @@ def _aiv_large() -> Transport:
 
 
 def _sdma() -> Transport:
-    message_s = dict(SDMA_MESSAGE_S)
-    inside = message_s["read inside a node"]
-    return build(
-        Transport,
+    return _sdma_form(
+        "sdma",
         cite(
             "inferred",
             _BENCH,
@@ -143,61 +141,43 @@ def _sdma() -> Transport:
             "between nodes assumed the same",
             startup_s=SDMA_STARTUP_S,
         ),
-        cite(
-            "inferred",
-            _HIXL,
-            "fit: blocks of 16 KiB to 2 MiB; inside a package as inside a node",
-            message_s=(
-                ("package", inside),
-                ("node", inside),
-                ("pod", message_s["read between nodes"]),
-            ),
-        ),
-        *_sdma_common(),
+        "read between nodes",
         cite(
             "measured",
             f"{_CM}; {_MFH}",
             "reads: HCCL's peers pull",
             rates_bytes_per_s=(("package", 187 * GB), ("node", 167 * GB), ("pod", 164 * GB)),
         ),
-        name="sdma",
-        scope="pod",
-        reads=True,
     )
 
 
 def _sdma_write() -> Transport:
-    message_s = dict(SDMA_MESSAGE_S)
-    inside = message_s["read inside a node"]
-    return build(
-        Transport,
+    return _sdma_form(
+        "sdma_write",
         cite("inferred", _BENCH, "as for reads", startup_s=SDMA_STARTUP_S),
-        cite(
-            "inferred",
-            _HIXL,
-            "fit: blocks of 16 KiB to 2 MiB; inside a node as for reads",
-            message_s=(
-                ("package", inside),
-                ("node", inside),
-                ("pod", message_s["write between nodes"]),
-            ),
-        ),
-        *_sdma_common(),
+        "write between nodes",
         cite(
             "measured",
             f"{_CM}; {_MFH}",
             "writes: for algorithms that push",
             rates_bytes_per_s=(("package", 187 * GB), ("node", 137 * GB), ("pod", 135 * GB)),
         ),
-        name="sdma_write",
-        scope="pod",
-        reads=False,
-        on_request=True,
     )
 
 
-def _sdma_common() -> tuple[Citation, ...]:
-    return (
+def _sdma_form(name: str, startup: Citation, between: str, rates: Citation) -> Transport:
+    """What reads and writes have in common; writes are used on request only."""
+    message_s = dict(SDMA_MESSAGE_S)
+    inside = message_s["read inside a node"]
+    return build(
+        Transport,
+        startup,
+        cite(
+            "inferred",
+            _HIXL,
+            "fit: blocks of 16 KiB to 2 MiB; inside a package as inside a node, writes as reads",
+            message_s=(("package", inside), ("node", inside), ("pod", message_s[between])),
+        ),
         cite("documented", _HCCL, "a notify to another chip", step_s=1.0 * us),
         cite(
             "assumed",
@@ -207,6 +187,11 @@ def _sdma_common() -> tuple[Citation, ...]:
         ),
         _reduce_rate(),
         _production_factor(),
+        rates,
+        name=name,
+        scope="pod",
+        reads=name == "sdma",
+        on_request=name != "sdma",
     )
 
 
