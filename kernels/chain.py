@@ -189,9 +189,10 @@ def _low(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> 
     flushed.
     """
     least = singles.scaled_least(scale)
-    for index in range(x.shape[-1]):
+
+    def body(c: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
         c = singles.read(c, arithmetic, least)
-        product = blocks.outer(x, y, index)
+        product = operands[0][:, :, None] * operands[1][:, None, :]
         total = c + product  # RNE to 24 bits, tininess seen after it
         sign = singles.sign_of(total)
         if arithmetic.subnormal_results == "flush":
@@ -207,8 +208,10 @@ def _low(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> 
             if arithmetic.zero == "ieee":
                 tiny = singles.with_sign(tiny, sign)
             tiny = jnp.where(jnp.abs(product) < least, tiny, total)
-        c = jnp.where(jnp.abs(total) < least, tiny, total)
-    return c
+        return jnp.where(jnp.abs(total) < least, tiny, total), None
+
+    # One step in each pass: in one that has more of them they wait for each other.
+    return lax.scan(body, c, (x.transpose(2, 0, 1), y.transpose(1, 0, 2)))[0]
 
 
 def _deep(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> Array:
