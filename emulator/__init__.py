@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from emulator.program.emulate import emulate as emulate
     from emulator.program.pmap import pmap as pmap
     from emulator.report.answer import Estimate as Estimate
+    from emulator.report.answer import OutOfMemoryError as OutOfMemoryError
     from emulator.report.answer import Run as Run
     from emulator.report.answer import estimate as estimate
     from emulator.report.answer import run as run
+    from emulator.report.compare import Comparison as Comparison
+    from emulator.report.compare import compare as compare
 
 _ROOM_OF = {
     "Machine": "emulator.machines",
@@ -47,7 +50,10 @@ _ROOM_OF = {
     "estimate": "emulator.report.answer",
     "run": "emulator.report.answer",
     "Estimate": "emulator.report.answer",
+    "OutOfMemoryError": "emulator.report.answer",
     "Run": "emulator.report.answer",
+    "compare": "emulator.report.compare",
+    "Comparison": "emulator.report.compare",
 }
 
 __all__ = sorted(_ROOM_OF)

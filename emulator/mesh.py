@@ -59,10 +59,22 @@ def abstract_mesh(
 
 
 def device_numbers(mesh: AbstractMesh | jax.sharding.Mesh) -> tuple[int, ...]:
-    """The machine's device numbers of a mesh, in row-major order of its axes."""
+    """The machine's device numbers of a mesh, in row-major order of its axes.
+
+    Real devices stand for the numbers of their places in `jax.devices()`.
+    """
     if isinstance(mesh, PodMesh):
         return mesh.device_numbers
+    if isinstance(mesh, jax.sharding.Mesh) and mesh.size:
+        return _places(mesh)
     return tuple(range(mesh.size))
+
+
+@functools.lru_cache(maxsize=64)
+def _places(mesh: jax.sharding.Mesh) -> tuple[int, ...]:
+    flat = mesh.devices.flatten()
+    place = {device: i for i, device in enumerate(flat[0].client.devices())}
+    return tuple(place[device] for device in flat)
 
 
 @functools.cache

@@ -17,18 +17,23 @@ from numpy.typing import NDArray
 
 PS_PER_S = 10**12
 
+# Kinds of kernels whose operations are those of the matrix unit.
+ON_MATRIX = ("matmul", "attention")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Op:
     """Work that each device does by itself: a kernel.
 
     Attributes:
-        kind: "matmul", "vector", "move" or "sort": what the report groups by.
+        kind: "matmul", "attention", "vector", "move" or "sort": what the report groups by.
         time_s: seconds on each device; `bound_s` what physics allows.
         limited_by: the engine that decides.
-        flops: floating-point operations; bytes: memory traffic, both per device.
+        flops: floating-point operations; bytes: memory traffic; l2_bytes: what cores read from and
+            write to the cache, if more; all per device.
         matmul_s, vector_s, memory_s: least seconds of each engine at its peak rate, for the bound.
         where: the line of the user's program.
+        device_s: seconds of each device where they differ; `time_s` is then the longest.
     """
 
     name: str
@@ -41,8 +46,10 @@ class Op:
     matmul_s: float = 0.0
     vector_s: float = 0.0
     memory_s: float = 0.0
+    l2_bytes: int = 0
     where: str = ""
     detail: str = ""
+    device_s: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -83,15 +90,24 @@ class CollectiveOp:
         return "links"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """Numbers of the values that a step waits for and of those that it makes."""
+
+    reads: tuple[int, ...] = ()
+    writes: tuple[int, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Loop:
     """A body that runs `trips` times; a fraction is a mean over executions (a branch taken half the
-    time).
+    time). `needs` has one entry per step of the body.
     """
 
     name: str
     trips: float
     body: tuple[Step, ...]
+    needs: tuple[Needs, ...] = ()
     kind: str = "loop"
 
 
@@ -143,53 +159,64 @@ def play(
     """Runs `steps` on devices that all start at zero. `slowness` says how many times longer kernels
     take on each device.
     """
-    slow = np.ones(len(devices)) if slowness is None else np.asarray(slowness, np.float64)
-    player = _Player(slow)
-    clocks = player.run(steps, np.zeros(len(devices), np.int64), 0)
-    return Timeline(devices=tuple(devices), clocks_ps=clocks, spans=tuple(player.spans))
+    return Player(devices, slowness).play(steps, ())
 
 
-class _Player:
-    def __init__(self, slow: NDArray[np.float64]) -> None:
-        self.count = len(slow)
-        self.slow = slow
-        self.alike = bool((slow == 1).all())
+class Player:
+    """One step after the other, on every device."""
+
+    def __init__(self, devices: Sequence[int], slowness: Sequence[float] | None) -> None:
+        self.devices = tuple(devices)
+        self.count = len(self.devices)
+        self.slow = np.ones(self.count) if slowness is None else np.asarray(slowness, np.float64)
+        self.alike = bool((self.slow == 1).all())
         self.spans: list[Span] = []
         self.quiet = False
 
+    def play(self, steps: Sequence[Step], needs: Sequence[Needs]) -> Timeline:
+        clocks = self.run(steps, needs, np.zeros(self.count, np.int64), 0)
+        return Timeline(devices=self.devices, clocks_ps=clocks, spans=tuple(self.spans))
+
     def run(
-        self, steps: Sequence[Step], clocks: NDArray[np.int64], depth: int
+        self,
+        steps: Sequence[Step],
+        needs: Sequence[Needs],
+        clocks: NDArray[np.int64],
+        depth: int,
     ) -> NDArray[np.int64]:
+        """The clocks after `steps`, which all start at `clocks`."""
         for step in steps:
             start = clocks
             slot = len(self.spans)
             if isinstance(step, Op):
-                clocks = clocks + self.kernel_ps(step.time_s)
+                clocks = clocks + self.kernel_ps(step)
             elif isinstance(step, CollectiveOp):
-                clocks = _meet(step, clocks)
+                clocks = meet(step, clocks)
             else:
                 clocks = self.loop(step, clocks, depth + 1)
             if not self.quiet:
                 self.spans.insert(slot, Span(step=step, depth=depth, start_ps=start, end_ps=clocks))
         return clocks
 
-    def kernel_ps(self, time_s: float) -> int | NDArray[np.int64]:
+    def kernel_ps(self, step: Op) -> int | NDArray[np.int64]:
+        if step.device_s:
+            return np.ceil(np.array(step.device_s) * self.slow * PS_PER_S).astype(np.int64)
         if self.alike:
-            return math.ceil(time_s * PS_PER_S)
-        return np.ceil(time_s * self.slow * PS_PER_S).astype(np.int64)
+            return math.ceil(step.time_s * PS_PER_S)
+        return np.ceil(step.time_s * self.slow * PS_PER_S).astype(np.int64)
 
     def loop(self, step: Loop, clocks: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
         if step.trips <= 0 or not step.body:
             return clocks
         if step.trips < 1:
-            after = self.run(step.body, clocks, depth)
+            after = self.run(step.body, step.needs, clocks, depth)
             return clocks + np.round((after - clocks) * step.trips).astype(np.int64)
         partners = _partners(step.body, self.count)
         left = step.trips
         was_quiet = self.quiet
         while left >= 1:
             before = clocks
-            clocks = self.run(step.body, clocks, depth)
+            clocks = self.run(step.body, step.needs, clocks, depth)
             self.quiet = True  # only the first trip is kept as spans
             left -= 1
             grown = clocks - before
@@ -197,13 +224,14 @@ class _Player:
                 clocks = clocks + np.round(grown * left).astype(np.int64)
                 left = 0.0
         if left > 0:
-            after = self.run(step.body, clocks, depth)
+            after = self.run(step.body, step.needs, clocks, depth)
             clocks = clocks + np.round((after - clocks) * left).astype(np.int64)
         self.quiet = was_quiet
         return clocks
 
 
-def _meet(step: CollectiveOp, clocks: NDArray[np.int64]) -> NDArray[np.int64]:
+def meet(step: CollectiveOp, clocks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The clocks after a collective, whose groups each wait for the last of their devices."""
     clocks = clocks.copy()
     for positions, seconds in step.groups:
         start = clocks[positions].max(axis=1)

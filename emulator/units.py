@@ -40,6 +40,8 @@ def fact(value: Any, unit: str) -> str:
         return capacity(value)
     if not unit:
         return f"{value:,}"
+    if unit.startswith("J/") and value < 1:
+        return f"{value / 1e-12:.4g} p{unit}"
     scales = _SECONDS if unit == "s" else _DECIMAL
     for prefix, scale in scales:
         if abs(value) >= scale:

@@ -33,8 +33,9 @@ def dot_general(
     Several contracting dimensions flatten in the order of `dimension_numbers`, the first slowest.
     Operands of two different float types, or an FP32 one, run in FP32 mode. The FP32 accumulator is
     rounded once, to nearest even, to `preferred_element_type` or else the promoted operand type.
-    For FP32 operands, `precision` HIGHEST asks for the unit's full FP32 mode and the algorithm
-    `TF32_TF32_F32` for its reduced one (TF32, HF32); other precisions leave it at the default.
+    For FP32 operands, `precision` HIGHEST and the algorithm `F32_F32_F32` ask for the unit's full
+    FP32 mode and `TF32_TF32_F32` for its reduced one (TF32, HF32); other precisions leave it at the
+    default. `BF16_BF16_F32` and `F16_F16_F32` round operands, to nearest even, to that type first.
     `tiling` is that of `kernels.matmul`, for each index of the batch dimensions: rows are counted
     over all other dimensions of `lhs`, columns over those of `rhs`, the first slowest. `c`, of the
     result's shape, is what the accumulator starts at: FP32, or of the result's type where XLA sums.
@@ -43,7 +44,7 @@ def dot_general(
     are left to XLA.
 
     Raises:
-        NotImplementedError: float8 operands, or a `precision` that names an algorithm.
+        NotImplementedError: float8 operands, or a `precision` that names another algorithm.
     """
     lhs_type, rhs_type = lhs.dtype, rhs.dtype
     for dtype in (lhs_type, rhs_type):
@@ -60,7 +61,9 @@ def dot_general(
             preferred_element_type=preferred_element_type,
         )
         return out if c is None else out + c
-    if lhs_type != rhs_type:
+    if (narrow := _narrow(precision)) is not None:
+        lhs, rhs = (fixpipe.round_to(floats.to_float32(x), narrow) for x in (lhs, rhs))
+    elif lhs_type != rhs_type:
         lhs, rhs = floats.to_float32(lhs), floats.to_float32(rhs)
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
     lhs_free = [d for d in range(lhs.ndim) if d not in lhs_contract and d not in lhs_batch]
@@ -78,11 +81,23 @@ def dot_general(
     return _convert(out, out_type).reshape(*batch_shape, *lhs_shape, *rhs_shape)
 
 
+def _narrow(precision: lax.PrecisionLike) -> DTypeLike | None:
+    """The type that an algorithm rounds operands to."""
+    for algorithm, dtype in (("BF16_BF16_F32", jnp.bfloat16), ("F16_F16_F32", jnp.float16)):
+        if precision in (algorithm, lax.DotAlgorithmPreset[algorithm]):
+            return dtype
+    return None
+
+
 def _mode(a: Array, b: Array, precision: lax.PrecisionLike, arithmetic: Arithmetic) -> Arithmetic:
     """The unit's mode for these operands."""
     names = precision if isinstance(precision, tuple) else (precision,)
     if set(names) <= {lax.DotAlgorithmPreset.TF32_TF32_F32, "TF32_TF32_F32"}:
         return arithmetic.mode(a.dtype.name, b.dtype.name, "reduced")
+    if set(names) <= {lax.DotAlgorithmPreset.F32_F32_F32, "F32_F32_F32"}:
+        return arithmetic.mode(a.dtype.name, b.dtype.name, "full")
+    if _narrow(precision) is not None:
+        return arithmetic.mode(a.dtype.name, b.dtype.name, "default")
     try:
         levels = {lax.Precision(name) for name in names if name is not None}
     except ValueError as error:

@@ -27,7 +27,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("emulator.memory", "emulator.energy", "emulator.overlap"),
     ("emulator.program",),
     ("emulator.report",),
-    ("emulator.workloads",),
+    ("emulator.workloads", "emulator.script"),
     ("emulator.cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

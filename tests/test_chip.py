@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from emulator.chip import lane_factor, matmul_time, vector_time
+from emulator.chip import matmul_time
 from emulator.machines import Machine, cloudmatrix384, gb200_nvl72
 from emulator.machines.calibration import rows as read
 from emulator.machines.chips import chip, chip_names, single
@@ -367,6 +367,20 @@ def test_bad_input_is_named(arguments: dict, error: type[Exception], words: str)
         ({"base_m": 256}, "256 x 256 does not fit L0C.*131,072 more"),
         ({"clock_hz": 0}, "clock_hz must be a number above 0; got 0"),
         ({"memory_bytes_per_s": None}, "memory_bytes_per_s must be a number above 0; got None"),
+        ({"clock_hz": None}, "clock_hz must be a number above 0; got None"),
+        ({"cube_cores": 2.5}, "cube_cores must be a whole number above 0; got 2.5"),
+        ({"memory_bytes": 0}, "memory_bytes must be a number above 0; got 0"),
+        ({"memory_efficiency": -0.5}, "memory_efficiency must be a number above 0; got -0.5"),
+        ({"matmul_peaks_flops_per_s": None}, "matmul_peaks_flops_per_s must be pairs.*got None"),
+        ({"matmul_peaks_flops_per_s": ()}, "matmul_peaks_flops_per_s has no entry for 'bfloat16'"),
+        ({"vector_peaks_flops_per_s": ()}, "vector_peaks_flops_per_s has no entry for 'float32'"),
+        (
+            {"matmul_peaks_flops_per_s": (("bfloat16", "fast"),)},
+            r"\['bfloat16'\] must be above 0; got 'fast'",
+        ),
+        ({"fp32_mode": "tf32"}, "fp32_mode 'tf32' has no entry"),
+        ({"engines": None}, "engines must be of type Engines; got None"),
+        ({"vector": None}, "vector must be of type VectorEngines; got None"),
     ],
 )
 def test_contradictory_chips_are_refused(changes: dict, words: str) -> None:
@@ -381,6 +395,9 @@ def test_contradictory_chips_are_refused(changes: dict, words: str) -> None:
         ({"store_share": 1.5}, "store_share must be a share"),
         ({"load_bytes_per_cycle": -1.0}, "load_bytes_per_cycle must be a number above 0"),
         ({"tiles": ((256, 256),)}, "256 x 256 does not fit L0C"),
+        ({"tiles": ()}, "tiles must be pairs .* at least one"),
+        ({"splits": ((0, 16),)}, "splits must be pairs"),
+        ({"k_chunk_bytes": 5}, "k_chunk_bytes must be a multiple of 32; got 5"),
     ],
 )
 def test_contradictory_engines_are_refused(changes: dict, words: str) -> None:
@@ -393,30 +410,64 @@ def test_unknown_chip() -> None:
         single("910Z")
 
 
-def test_vector_terms() -> None:
-    ops, traffic = 10**9, 10**6
-    time = vector_time(ops, traffic, DIE)
-    assert time.compute_s == pytest.approx(ops / (DIE.chip.vector_flops_per_s("float32") / 2))
-    assert time.memory_s == pytest.approx(traffic / (1.6e12 * 0.85))
-    assert time.time_s == max(time.compute_s, time.memory_s) + DIE.chip.launch_s
-    assert time.limited_by == "vector"
-    assert vector_time(0, 10**9, DIE).limited_by == "memory"
-    assert vector_time(1, 1, DIE).limited_by == "launch"
-    assert vector_time(0, 0, DIE, 0).time_s == 0
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_devices": 0}, "num_devices must be a whole number above 0; got 0"),
+        ({"num_devices": 3.5}, "num_devices must be a whole number above 0; got 3.5"),
+        ({"dies_per_device": None}, "dies_per_device must be a whole number above 0; got None"),
+        ({"pods": 0}, "pods must be a whole number"),
+        ({"chip": None}, "chip must be of type Chip; got None"),
+        ({"fabric": "torus"}, "fabric must be of type Fabric; got 'torus'"),
+        ({"power": None}, "power must be of type Power; got None"),
+        ({"arithmetic": None}, "arithmetic must be of type str; got None"),
+        ({"headline_bf16_flops_per_s": -1}, "headline_bf16_flops_per_s must be a number above 0"),
+        ({"packages": 1000}, "packages 1,000 are more than the 768 dies"),
+    ],
+)
+def test_contradictory_machines_are_refused(changes: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(cloudmatrix384(), **changes)
 
 
-def test_package_does_vector_work_twice_as_fast() -> None:
-    one, two = vector_time(10**10, 10**10, DIE), vector_time(10**10, 10**10, PACKAGE)
-    assert one.time_s - one.launch_s == pytest.approx(2 * (two.time_s - two.launch_s))
+# -- one row, one column
 
 
-def test_half_precision_lanes() -> None:
-    assert lane_factor("float16", DIE) == 0.5
-    assert lane_factor("bfloat16", DIE) == 1  # no BF16 lanes: widened
-    with pytest.raises(NotImplementedError, match="float128"):
-        lane_factor("float128", DIE)
+@pytest.mark.parametrize(("k", "n"), [(7168, 7168), (256, 7168), (7168, 256), (5120, 25600)])
+@pytest.mark.parametrize("layout", ["nd", "nz"])
+def test_one_row_is_the_least_of_few_rows(k: int, n: int, layout: str) -> None:
+    """A row reads all weights, so that it costs what 16 rows cost or little less."""
+    times = [matmul_time(m, k, n, DIE, b_layout=layout) for m in (1, 2, 4, 8, 16)]
+    seconds = [t.time_s for t in times]
+    assert seconds == sorted(seconds) and seconds[-1] < 1.1 * seconds[0]
+    assert all(t.time_s >= t.bound_s for t in times)
+    assert times[0].bound_s >= k * n * 2 / DIE.chip.memory_bytes_per_s
 
 
-def test_negative_work_is_refused() -> None:
-    with pytest.raises(ValueError, match="lane_ops=-1"):
-        vector_time(-1, 0, DIE)
+def test_one_row_follows_the_published_line() -> None:
+    """4.2 us and the weights at 1.20 TB/s, fitted to 16 rows on this die, from 20 MB of weights."""
+    for k, n in ((7168, 7168), (5120, 25600), (3200, 5120), (16384, 53248)):
+        line = 4.2e-6 + k * n * 2 / 1.2e12
+        assert matmul_time(16, k, n, DIE, b_layout="nz").time_s == pytest.approx(line, rel=0.12)
+        assert matmul_time(1, k, n, DIE, b_layout="nz").time_s == pytest.approx(line, rel=0.12)
+
+
+@pytest.mark.parametrize(("m", "k"), [(4096, 4096), (53248, 16384), (7168, 256), (1, 10**6)])
+def test_one_column_is_like_one_row(m: int, k: int) -> None:
+    """A x needs what x^T A^T needs; a column is one piece in either layout."""
+    column = matmul_time(m, k, 1, DIE)
+    assert column.time_s == matmul_time(m, k, 1, DIE, b_layout="nz").time_s
+    row = matmul_time(1, k, m, DIE, b_layout="nz")
+    assert column.time_s == pytest.approx(row.time_s, rel=0.35)
+    assert column.bound_s == pytest.approx(row.bound_s)
+    assert column.time_s <= matmul_time(m, k, 2, DIE).time_s
+
+
+def test_batches_of_vectors() -> None:
+    one = matmul_time(1, 128, 4096, DIE)
+    before = one.time_s
+    for batch in (2, 3, 8, 64, 512):
+        many = matmul_time(1, 128, 4096, DIE, batch=batch)
+        assert before <= many.time_s <= batch * one.time_s
+        assert many.bound_s == pytest.approx(batch * one.bound_s) and many.time_s >= many.bound_s
+        before = many.time_s

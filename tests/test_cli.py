@@ -45,6 +45,7 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
         (["run", "transformer", "--trace", "no/such/folder/t.json"], "there is no folder"),
         (["run", "matmul", "--size", "100"], "positive multiple of 48, such as 96"),
         (["run", "matmul", "--size", "big"], "number of rows"),
+        (["run", "matmul", "--fusion", "half"], "--fusion half: expected one of chains, eager"),
         (["run", "matmul", "--machine", "tpu"], "unknown machine 'tpu'; known: cloudmatrix384"),
         (["collectives", "all_reduce", "--machine", "ring(4, 1GX/s)"], "unknown unit 'GX/s'"),
         (["collectives", "all_reduse"], "all_reduce"),
@@ -178,4 +179,4 @@ def test_sizes_and_units() -> None:
     assert units.capacity(3 * 2**20) == "3.00 MiB"
     assert units.seconds(4.2e-6) == "4.20 us"
     assert units.fact((1.5e-6, 2e-3), "s") == "1.5 us to 2 ms"
-    assert units.fact((("a", 8.0e-12), ("b", 353.9e12)), "J/B") == "a 8e-12 J/B\nb 353.9 TJ/B"
+    assert units.fact((("a", 8.0e-12), ("b", 353.9e12)), "J/B") == "a 8 pJ/B\nb 353.9 TJ/B"

@@ -224,12 +224,8 @@ def test_counts_of_nothing_are_refused() -> None:
 
 
 def test_unknown_primitive_raises_by_name() -> None:
-    with pytest.raises(NotImplementedError, match="cholesky"):
-        estimate(lambda x: jnp.linalg.cholesky(x), S((8, 8), F32), on=POD)
-    with pytest.raises(NotImplementedError, match="'fft'"):
-        estimate(jnp.fft.fft, S((8, 8), F32), on=POD)
-    with pytest.raises(NotImplementedError, match="ragged_dot"):
-        estimate(lax.ragged_dot, S((8, 8), F32), S((2, 8, 8), F32), S((2,), jnp.int32), on=POD)
+    with pytest.raises(NotImplementedError, match="pure_callback"):
+        estimate(lambda x: jax.pure_callback(lambda y: y, x, x), S((8, 8), F32), on=POD)
     with pytest.raises(NotImplementedError, match="float8_e4m3fn"):
         f8 = S((32, 32), jnp.float8_e4m3fn)
         estimate(lambda a, b: lax.dot(a, b, preferred_element_type=F32), f8, f8, on=POD)
@@ -342,10 +338,10 @@ def test_fused_chain_reads_and_writes_once() -> None:
     f = lambda x: jnp.tanh(x * 2 + 1) * x  # noqa: E731
     (step,) = ops(estimate(f, x, on=POD), "vector")
     assert step.bytes == 2 * 4 * 1024**2
-    eager = ops(estimate(f, x, on=POD, fusion="none"), "vector")
+    eager = ops(estimate(f, x, on=POD, fusion="eager"), "vector")
     assert len(eager) == 4
     assert sum(s.bytes for s in eager) > 3 * step.bytes
-    assert estimate(f, x, on=POD).time_s < estimate(f, x, on=POD, fusion="none").time_s
+    assert estimate(f, x, on=POD).time_s < estimate(f, x, on=POD, fusion="eager").time_s
     with pytest.raises(ValueError, match="fusion='half'"):
         estimate(f, x, on=POD, fusion="half")
 
@@ -590,7 +586,7 @@ def test_collective_buffers_are_counted() -> None:
 
 
 def test_out_of_memory_is_said() -> None:
-    e = estimate(lambda x: x @ x, S((300_000, 300_000), BF16), on=POD)
+    e = estimate(lambda x: x @ x, S((300_000, 300_000), BF16), on=POD, allow_oom=True)
     assert not e.memory.fits
     assert e.memory.message.startswith("RESOURCE_EXHAUSTED: Out of memory")
     assert "Out of memory" in str(e)
@@ -645,8 +641,10 @@ def test_run_counts_what_only_values_tell() -> None:
 
 
 def test_run_refuses_before_it_computes() -> None:
-    with pytest.raises(NotImplementedError, match="cholesky"):
-        run(lambda x: jnp.linalg.cholesky(x), np.eye(4, dtype=np.float32), on=POD)
+    called: list[Any] = []
+    with pytest.raises(NotImplementedError, match="pure_callback"):
+        run(lambda x: jax.pure_callback(called.append, x, x), np.ones((8, 8), np.float32), on=POD)
+    assert not called
 
 
 def test_other_machine_is_one_argument_away() -> None:
@@ -661,5 +659,4 @@ def test_energy_grows_with_devices_and_is_ordered() -> None:
     assert 0 < e.energy.low_j < e.energy.high_j
     low, high = e.energy.power_w
     idle = 384 * POD.power.idle_device_w[0]
-    most = 384 * POD.power.peak_device_w[1] + POD.power.overhead_w[1]
-    assert idle < low < high < 1.05 * most
+    assert idle < low < high <= POD.power.system_w[1] * 1.0001

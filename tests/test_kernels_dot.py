@@ -126,5 +126,31 @@ def test_precision():
     assert (bits(UNIT, reduced) == hf32).all() and (bits(UNIT, None) != hf32).any()
     assert (bits(kernels.ASCEND_910C_HF32, highest) == bits(UNIT, None)).all()
     assert (bits(kernels.NVIDIA_HOPPER, reduced) == bits(kernels.NVIDIA_HOPPER, None)).all()
-    with pytest.raises(NotImplementedError, match="BF16_BF16_F32"):
-        bits(UNIT, lax.DotAlgorithmPreset.BF16_BF16_F32)
+    full = lax.DotAlgorithmPreset.F32_F32_F32
+    assert (bits(kernels.ASCEND_910C_HF32, full) == bits(UNIT, None)).all()
+    with pytest.raises(NotImplementedError, match="BF16_BF16_F32_X3"):
+        bits(UNIT, lax.DotAlgorithmPreset.BF16_BF16_F32_X3)
+
+
+def test_algorithms_that_narrow_their_operands(monkeypatch):
+    """`jax.nn.dot_product_attention` asks for them, also where gradients make operands FP32."""
+    x, y = random(15, (6, 40), jnp.float32), random(16, (40, 5), jnp.float32)
+    seen = []
+
+    def multiply(a, b, c, arithmetic, tiling):
+        seen.append((a[0], b[0], arithmetic))
+        return jnp.zeros((1, 6, 5), jnp.float32)
+
+    monkeypatch.setattr("kernels.dot.multiply", multiply)
+    for name, dtype in (("BF16_BF16_F32", jnp.bfloat16), ("F16_F16_F32", jnp.float16)):
+        for a, b in ((x, y), (x.astype(dtype), y)):
+            out = kernels.dot_general(
+                a, b, MATRIX, arithmetic=UNIT, precision=lax.DotAlgorithmPreset[name]
+            )
+            assert out.dtype == jnp.float32
+            left, right, mode = seen.pop()
+            assert mode == UNIT.mode(jnp.dtype(dtype).name, jnp.dtype(dtype).name, "default")
+            for got, want in ((left, x), (right, y)):
+                assert got.dtype == dtype
+                narrow = np.asarray(want.astype(dtype)).view(np.uint16)
+                assert np.array_equal(np.asarray(got).view(np.uint16), narrow)

@@ -123,7 +123,7 @@ def test_page_is_whole_and_needs_nothing_else(answer: Estimate, tmp_path: Path) 
     tags = Tags()
     tags.feed(text)
     assert tags.open == []
-    assert tags.seen["table"] == 5
+    assert tags.seen["table"] == 6
     assert tags.seen["rect"] >= 4
     assert "http" not in text.replace("https://ui.perfetto.dev", "")
     assert seconds(answer.time_s) in text and "{{" not in text

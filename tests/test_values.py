@@ -525,9 +525,6 @@ def test_programs_outside_the_model_are_refused_by_name() -> None:
 
     with pytest.raises(NotImplementedError, match="predicate differs.*psum"):
         em.emulate(shard(diverging), PACKAGE)(np.arange(4, dtype=np.float32))
-    with pytest.raises(NotImplementedError, match="ragged_dot"):
-        sizes = np.array([1, 3], np.int32)
-        em.emulate(lax.ragged_dot, PACKAGE)(normal(4, 2), normal(2, 2, 3), sizes)
     with pytest.raises(ValueError, match="mesh's order"):
         mesh2 = PACKAGE.mesh(x=2, y=2)
         swap = jax.shard_map(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from emulator.chip import pipeline
-from emulator.chip.arguments import check, dtype_name, grouped, product_of, size_of
+from emulator.chip.arguments import ITEM_BYTES, check, dtype_name, grouped, product_of, size_of
 from emulator.chip.tilings import shares_of, tilings_for
 from emulator.machines import Machine
 
@@ -71,6 +71,14 @@ class MatmulTime:
     @property
     def quoted_utilization(self) -> float:
         return self.flops_per_s / self.quoted_flops_per_s
+
+    @property
+    def l2_bytes(self) -> int:
+        """What the cores read from the L2 cache, tile by tile, and write to it."""
+        (base_m, base_n), item = self.tile, ITEM_BYTES[self.dtype]
+        rows, columns = -(-self.m // base_m), -(-self.n // base_n)
+        read = self.k * (self.m * columns + self.n * rows) * item
+        return max(self.bytes, self.batch * (read + self.m * self.n * item))
 
     @property
     def breakdown(self) -> dict[str, float]:
@@ -164,7 +172,8 @@ def _answer(
     check(on, name, b_layout, out_dtype, l2)
     rows = ((m, batch),) if groups is None else grouped(groups, m, batch)
     chip, dies = on.chip, on.dies_per_device
-    product = product_of(k, name, b_layout, out_dtype, l2)
+    # A single column is one piece of memory in either layout.
+    product = product_of(k, name, "nz" if n == 1 else b_layout, out_dtype, l2)
     shares = shares_of(rows, n, dies)
     most = max(r for r, _ in rows)
     tilings, cores = tilings_for(tiling, most, n, product, chip)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from emulator.cli import collectives, info, matmul, probe, run, validate
+from emulator.cli import collectives, compare, exec, info, matmul, probe, run, validate
 
 app = typer.Typer(
     name="cm384",
@@ -18,6 +18,11 @@ app = typer.Typer(
 )
 app.command("info")(info.info)
 app.command("run")(run.run)
+app.command(
+    "exec",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)(exec.exec_)
+app.command("compare")(compare.compare)
 app.command("collectives")(collectives.collectives)
 app.command("matmul")(matmul.matmul)
 app.command("probe")(probe.probe)
@@ -34,6 +39,11 @@ def main() -> None:
         # does everything under `python -X dev`.
         unexpected = isinstance(error, NameError) and "axis name" not in str(error)
         if sys.flags.dev_mode or unexpected:
+            raise
+        print(f"cm384: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if sys.flags.dev_mode or not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
         print(f"cm384: {error}", file=sys.stderr)
         sys.exit(2)

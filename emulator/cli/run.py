@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from emulator.report import Estimate
 
 WORKLOADS = ("transformer", "matmul")
+FUSIONS = ("chains", "eager")
 
 # Beyond this, initial parameters and optimizer state are not for a host with two cores.
 LARGEST_STATE_BYTES = 4 * 2**30
@@ -55,6 +56,19 @@ def run(
             "from cm384 probe, or native. Default: the machine's own."
         ),
     ] = None,
+    fusion: Annotated[
+        str,
+        typer.Option(
+            help="chains: neighbouring operations are one kernel, attention too, as a graph "
+            "compiler makes them; eager: every operation is a kernel of its own."
+        ),
+    ] = "chains",
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="Collectives run beside independent kernels.")
+    ] = False,
+    allow_oom: Annotated[
+        bool, typer.Option("--allow-oom", help="Answer even if a device's memory is too small.")
+    ] = False,
 ) -> None:
     """Run a program on the virtual machine and say what it computes and how long it takes there.
 
@@ -64,16 +78,19 @@ def run(
     machine.mesh(...).
     """
     on = choose.machine(machine)
+    if fusion not in FUSIONS:
+        raise ValueError(f"--fusion {fusion}: expected one of {', '.join(FUSIONS)}")
     if trace is not None and not trace.parent.is_dir():
         raise ValueError(f"--trace {trace}: there is no folder {trace.parent}")
     if chakra is not None and (chakra.exists() or not chakra.absolute().parent.is_dir()):
         raise ValueError(f"--chakra {chakra}: name a new folder in one that exists")
+    how = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
     if program == "transformer":
-        answer = _transformer(on, size or "tiny", steps, dp, tp, estimate, arithmetic)
+        answer = _transformer(on, size or "tiny", steps, dp, tp, estimate, arithmetic, how)
     elif program == "matmul":
-        answer = _matmul(on, size, estimate, arithmetic)
+        answer = _matmul(on, size, estimate, arithmetic, how)
     elif ":" in program:
-        answer = _own(on, program, estimate, arithmetic)
+        answer = _own(on, program, estimate, arithmetic, how)
     else:
         raise ValueError(
             f"unknown program {program!r}; known: {', '.join(WORKLOADS)}, "
@@ -99,6 +116,7 @@ def _transformer(
     tp: int,
     shapes_only: bool,
     arithmetic: str | None,
+    how: dict[str, Any],
 ) -> Estimate:
     import jax
 
@@ -129,7 +147,7 @@ def _transformer(
             )
         _train(on, config, step, dp, tp, steps, arithmetic)
     with err.status("reading the program for its time"):
-        return em.estimate(step, *shapes, on=on)
+        return em.estimate(step, *shapes, on=on, **how)
 
 
 def _train(
@@ -177,7 +195,9 @@ def _train(
         tokens = next(text)
 
 
-def _matmul(on: Machine, size: str | None, shapes_only: bool, arithmetic: str | None) -> Estimate:
+def _matmul(
+    on: Machine, size: str | None, shapes_only: bool, arithmetic: str | None, how: dict[str, Any]
+) -> Estimate:
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -237,10 +257,12 @@ def _matmul(on: Machine, size: str | None, shapes_only: bool, arithmetic: str | 
             if differing:
                 raise RuntimeError(f"{name} does not give the bits of the undivided product")
     shape = jax.ShapeDtypeStruct((rows, rows), jnp.bfloat16)
-    return em.estimate(product, shape, shape, on=on)
+    return em.estimate(product, shape, shape, on=on, **how)
 
 
-def _own(on: Machine, target: str, shapes_only: bool, arithmetic: str | None) -> Estimate:
+def _own(
+    on: Machine, target: str, shapes_only: bool, arithmetic: str | None, how: dict[str, Any]
+) -> Estimate:
     import jax
 
     import emulator as em
@@ -248,7 +270,7 @@ def _own(on: Machine, target: str, shapes_only: bool, arithmetic: str | None) ->
 
     function, args = load(target, on)
     if shapes_only:
-        return em.estimate(function, *args, on=on)
+        return em.estimate(function, *args, on=on, **how)
     shapes = [x for x in jax.tree.leaves(args) if isinstance(x, jax.ShapeDtypeStruct)]
     if shapes:
         raise ValueError(
@@ -257,7 +279,7 @@ def _own(on: Machine, target: str, shapes_only: bool, arithmetic: str | None) ->
         )
     with err.status(f"running {target} on {on.name}"):
         began = time.perf_counter()
-        answer = em.run(function, *args, on=on, arithmetic=arithmetic)
+        answer = em.run(function, *args, on=on, arithmetic=arithmetic, **how)
         wall_s = time.perf_counter() - began
     table = Table(title=f"values, computed in {wall_s:.2f} s on this host", title_justify="left")
     for column in ("output", "dtype", "shape", "value"):

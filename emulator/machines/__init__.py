@@ -10,6 +10,7 @@ from emulator.machines.gb200_nvl72 import gb200_nvl72
 from emulator.machines.levels import Level
 from emulator.machines.machine import Machine
 from emulator.machines.power import Power
+from emulator.machines.vector_engines import VectorEngines
 
 __all__ = [
     "Chip",
@@ -22,6 +23,7 @@ __all__ = [
     "Power",
     "Tier",
     "Transport",
+    "VectorEngines",
     "build",
     "cite",
     "cloudmatrix384",

@@ -5,7 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 from emulator.machines.engines import Engines
-from emulator.machines.fact import Citation, check_positive, cite
+from emulator.machines.fact import (
+    Citation,
+    check_counts,
+    check_parts,
+    check_positive,
+    check_rates,
+    cite,
+)
+from emulator.machines.vector_engines import VectorEngines
 
 _SLACK = 4.0  # of a peak from cores x clock: a changed clock must not be refused
 
@@ -18,7 +26,8 @@ class Chip:
     advertised (on Ascend matrix plus vector units), kept apart because utilisation must be taken of
     the former. `fp32_mode` is the entry of the peak table that a plain FP32 matmul uses: "float32",
     or "tf32" on NVIDIA. `base_*` is the tile one core computes by default, `cube_*` what its matrix
-    unit multiplies per cycle in BF16; `engines` are the paths around it.
+    unit multiplies per cycle in BF16; `engines` are the paths around it, `vector` those around a
+    vector core.
     """
 
     name: str
@@ -42,15 +51,16 @@ class Chip:
     cube_n: int
     cube_k: int
     engines: Engines
+    vector: VectorEngines
     citations: tuple[Citation, ...] = ()
 
     def __post_init__(self) -> None:
         numbers = [f.name for f in dataclasses.fields(self) if f.type in ("int", "float")]
         check_positive(self, *numbers)
-        for name in ("matmul_peaks_flops_per_s", "vector_peaks_flops_per_s"):
-            for dtype, rate in getattr(self, name):
-                if not rate > 0:
-                    raise ValueError(f"Chip.{name}[{dtype!r}] must be above 0; got {rate!r}")
+        check_counts(self, *[f.name for f in dataclasses.fields(self) if f.type == "int"])
+        check_rates(self, "matmul_peaks_flops_per_s", needs="bfloat16")
+        check_rates(self, "vector_peaks_flops_per_s", needs="float32")
+        check_parts(self, engines=Engines, vector=VectorEngines)
         if self.memory_efficiency > 1:
             raise ValueError(
                 f"Chip.memory_efficiency must be at most 1; got {self.memory_efficiency!r}"

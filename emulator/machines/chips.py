@@ -15,6 +15,7 @@ from emulator.machines.engines import NVIDIA_TENSOR_CORE
 from emulator.machines.fact import build, cite
 from emulator.machines.gb200_nvl72 import gb200_nvl72
 from emulator.machines.machine import Machine
+from emulator.machines.vector_engines import NVIDIA_SM
 
 GB = 10**9
 GiB = 2**30
@@ -38,7 +39,7 @@ _ASCEND = {
 
 def chip_names() -> tuple[str, ...]:
     """What `chip` knows."""
-    return (*_ASCEND, "H100")
+    return (*_ASCEND, "H100", "GB200")
 
 
 @functools.cache
@@ -50,6 +51,8 @@ def chip(name: str) -> Chip:
     """
     if name == "H100":
         return _h100()
+    if name == "GB200":
+        return gb200_nvl72().chip
     if name not in _ASCEND:
         raise ValueError(f"unknown chip {name!r}; known: {', '.join(chip_names())}")
     return _ascend(name, *_ASCEND[name])
@@ -69,7 +72,7 @@ def single(name: str) -> Machine:
     Raises:
         ValueError: there is no such die here.
     """
-    base = gb200_nvl72() if name == "H100" else cloudmatrix384("die")
+    base = gb200_nvl72() if name in ("H100", "GB200") else cloudmatrix384("die")
     return on_chip(base, chip(name))
 
 
@@ -136,7 +139,7 @@ def _h100() -> Chip:
         cite(
             "inferred",
             _SHEET,
-            "16-bit assumed twice FP32, integers half",
+            "16-bit assumed twice FP32, integers half; FP64 34 TFLOPS are documented",
             vector_peaks_flops_per_s=(
                 *((dtype, fp32) for dtype in ("float32",)),
                 *((dtype, 2 * fp32) for dtype in ("bfloat16", "float16")),
@@ -170,4 +173,5 @@ def _h100() -> Chip:
         name="NVIDIA H100 SXM",
         fp32_mode="tf32",
         engines=NVIDIA_TENSOR_CORE,
+        vector=NVIDIA_SM,
     )

@@ -13,6 +13,7 @@ from emulator.machines.fabric import Fabric, Port, Tier, Transport
 from emulator.machines.fact import Citation, build, cite
 from emulator.machines.machine import Machine
 from emulator.machines.power import Power
+from emulator.machines.vector_engines import ASCEND_AIV_C220
 
 T = TypeVar("T", Machine, Power, Transport)
 
@@ -114,6 +115,7 @@ def _die() -> Chip:
         name="Ascend 910C die",
         fp32_mode="float32",
         engines=ASCEND_DAV_C220,
+        vector=ASCEND_AIV_C220,
     )
 
 
@@ -250,13 +252,40 @@ def _power() -> Power:
         cite(
             "assumed",
             "no loaded 910C reading is public",
-            "prior 1000 W",
-            peak_device_w=(800.0, 1200.0),
+            "two 910B cards at 364 W in a matmul loop; prior 1000 W",
+            peak_device_w=(728.0, 1200.0),
         ),
         cite(
             "assumed",
-            "CPUs 38 kW, optics 28-45 kW, switches, cards, cooling and supply loss about 100 kW",
-            overhead_w=(120e3, 220e3),
+            "no loaded 910C reading is public",
+            "up to a fifth of the step from idle to peak",
+            active_device_w=(0.0, 200.0),
+        ),
+        cite(
+            "inferred",
+            "FlagOpen/FlagPerf, 910B card, sustained 4096^3 BF16 loop",
+            "364 W less 97 W idle, at 60 to 100 % of 353.9 TFLOPS; assumed for a 910C's die",
+            matmul_j_per_flop=(267 / _BF16, 267 / (0.6 * _BF16)),
+        ),
+        cite(
+            "assumed",
+            "no reading is public",
+            "operands of a vector lane come from and go to its buffer every time",
+            vector_j_per_flop=(1e-12, 6e-12),
+        ),
+        cite("assumed", "on-chip, 0.25 to 1.5 pJ/bit", l2_j_per_byte=(2e-12, 12e-12)),
+        cite(
+            "inferred",
+            f"{_SEMI}: 6,912 modules of 400G",
+            "4 to 6.5 W each, half of an 800G LPO module, with or without traffic",
+            optics_w=(28e3, 45e3),
+        ),
+        cite("assumed", "192 CPUs at 100 to 300 W", "prior 200 W", cpu_w=(19.2e3, 57.6e3)),
+        cite(
+            "assumed",
+            "switches, cards, cooling and supply loss: prior 100 kW together",
+            switch_w=(30e3, 60e3),
+            cooling_share=(0.05, 0.15),
         ),
         cite(
             "documented",
@@ -266,12 +295,12 @@ def _power() -> Power:
         ),
         cite(
             "assumed",
-            "optics at 10-11 pJ/bit per end plus switches and lane drivers",
-            "electrical only below the pod tier",
+            "lanes at 5 to 10 pJ/bit, two of them in a node and four between nodes",
+            "optics are counted by module, not by byte",
             link_j_per_byte=(
                 ("package", (8e-12, 20e-12)),
                 ("node", (80e-12, 160e-12)),
-                ("pod", (320e-12, 640e-12)),
+                ("pod", (160e-12, 320e-12)),
             ),
         ),
         cite("assumed", "HBM2e at 4 to 7 pJ/bit", memory_j_per_byte=(32e-12, 56e-12)),
@@ -338,12 +367,18 @@ def _joined(pod: Machine, pods: int) -> Machine:
             cite(
                 "assumed",
                 f"{pods} pods; RDMA at two to three times the energy of a link between nodes",
-                overhead_w=(pods * power.overhead_w[0], pods * power.overhead_w[1]),
-                system_w=(pods * power.system_w[0], pods * power.system_w[1]),
+                optics_w=_times(pods, power.optics_w),
+                cpu_w=_times(pods, power.cpu_w),
+                switch_w=_times(pods, power.switch_w),
+                system_w=_times(pods, power.system_w),
                 link_j_per_byte=(*power.link_j_per_byte, ("pods", _RDMA_J_PER_BYTE)),
             ),
         ),
     )
+
+
+def _times(count: int, interval: tuple[float, float]) -> tuple[float, float]:
+    return count * interval[0], count * interval[1]
 
 
 def _changed(record: T, citation: Citation, **plain: Any) -> T:

@@ -86,6 +86,18 @@ class Engines:
                 )
         if self.overlap < 1:
             raise ValueError(f"Engines.overlap must be at least 1; got {self.overlap!r}")
+        for name in ("tiles", "splits"):
+            tiles = getattr(self, name)
+            sizes = [size for tile in tiles for size in tile]
+            if not sizes or len(sizes) != 2 * len(tiles) or min(sizes) < 1:
+                raise ValueError(
+                    f"Engines.{name} must be pairs (rows, columns) above 0, at least one; got "
+                    f"{tiles!r}"
+                )
+        if self.k_chunk_bytes % 32:
+            raise ValueError(
+                f"Engines.k_chunk_bytes must be a multiple of 32; got {self.k_chunk_bytes!r}"
+            )
         for tile in self.tiles:
             self.check_tile(*tile)
 

@@ -20,6 +20,7 @@ _UNITS = (
     ("_bytes_per_s", "B/s"),
     ("_s_per_byte", "s/B"),
     ("_j_per_byte", "J/B"),
+    ("_j_per_flop", "J/FLOP"),
     ("_bytes", "B"),
     ("_hz", "Hz"),
     ("_w", "W"),
@@ -123,6 +124,44 @@ def check_positive(record: Any, *names: str) -> None:
             )
 
 
+def check_counts(record: Any, *names: str) -> None:
+    """Raises ValueError unless every named field of `record` is a whole number above zero."""
+    for name in names:
+        value = getattr(record, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"{type(record).__name__}.{name} must be a whole number above 0; got {value!r}"
+            )
+
+
+def check_rates(record: Any, *names: str, needs: str) -> None:
+    """Raises ValueError unless every named field is a table ((name, rate), ...) of finite rates
+    above zero that has an entry for `needs`.
+    """
+    for name in names:
+        table, what = getattr(record, name), f"{type(record).__name__}.{name}"
+        pairs = isinstance(table, tuple) and all(
+            isinstance(entry, tuple) and len(entry) == 2 for entry in table
+        )
+        if not pairs:
+            raise ValueError(f"{what} must be pairs (dtype, rate) in a tuple; got {table!r}")
+        for dtype, rate in table:
+            if not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
+                raise ValueError(f"{what}[{dtype!r}] must be above 0; got {rate!r}")
+        if needs not in dict(table):
+            raise ValueError(f"{what} has no entry for {needs!r}, which every machine needs")
+
+
+def check_parts(record: Any, **types: type) -> None:
+    """Raises ValueError unless every named field of `record` is a record of its type."""
+    for name, wanted in types.items():
+        value = getattr(record, name)
+        if not isinstance(value, wanted):
+            raise ValueError(
+                f"{type(record).__name__}.{name} must be of type {wanted.__name__}; got {value!r}"
+            )
+
+
 def check_not_negative(record: Any, *names: str) -> None:
     """Raises ValueError unless every named field of `record` is a finite number, at least 0."""
     for name in names:
@@ -141,11 +180,21 @@ def check_interval(record: Any, *names: str) -> None:
     """Raises ValueError unless every named field is a pair (low, high) with 0 <= low <= high."""
     for name in names:
         value = getattr(record, name)
-        if not (isinstance(value, tuple) and len(value) == 2 and 0 <= value[0] <= value[1]):
+        if not is_interval(value):
             raise ValueError(
                 f"{type(record).__name__}.{name} must be a pair (low, high), 0 <= low <= high; got "
                 f"{value!r}"
             )
+
+
+def is_interval(value: Any) -> bool:
+    """Whether `value` is a pair of finite numbers (low, high) with 0 <= low <= high."""
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(end, (int, float)) for end in value)
+        and 0 <= value[0] <= value[1] < float("inf")
+    )
 
 
 def _is_number(value: Any) -> bool:

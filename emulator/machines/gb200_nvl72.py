@@ -10,6 +10,7 @@ from emulator.machines.fabric import Fabric, Tier, Transport
 from emulator.machines.fact import build, cite
 from emulator.machines.machine import Machine
 from emulator.machines.power import Power
+from emulator.machines.vector_engines import NVIDIA_SM
 
 MB = 10**6
 GB = 10**9
@@ -96,6 +97,7 @@ def _gpu() -> Chip:
         name="NVIDIA Blackwell GPU (GB200)",
         fp32_mode="tf32",
         engines=NVIDIA_TENSOR_CORE,
+        vector=NVIDIA_SM,
     )
 
 
@@ -189,8 +191,32 @@ def _power() -> Power:
             "documented", "NVIDIA GB200 brief: up to 1200 W a GPU", peak_device_w=(1000.0, 1200.0)
         ),
         cite(
-            "inferred", f"{_SEMI}; press", "120 to 145 kW less 72 x 1.2 kW", overhead_w=(33e3, 59e3)
+            "assumed",
+            "no reading at hand",
+            "up to a fifth of the step from idle to peak",
+            active_device_w=(0.0, 200.0),
         ),
+        cite(
+            "inferred",
+            "NVIDIA GB200 brief",
+            "the step from idle to 1000 to 1200 W, at 70 to 100 % of 2.5 PFLOPS",
+            matmul_j_per_flop=((1000 - 250) / _BF16, (1200 - 120) / (0.7 * _BF16)),
+        ),
+        cite("assumed", "no reading at hand", vector_j_per_flop=(0.5e-12, 3e-12)),
+        cite("assumed", "on-chip, 0.25 to 1 pJ/bit", l2_j_per_byte=(2e-12, 8e-12)),
+        cite("documented", _NV, "copper inside the rack", optics_w=(0.0, 0.0)),
+        cite(
+            "inferred",
+            "press: superchip 2.7 kW",
+            "less two GPUs of 1.2 kW: 300 W, or a third, for each of 36 CPUs",
+            cpu_w=(3.6e3, 10.8e3),
+        ),
+        cite(
+            "assumed",
+            "press: nine switch trays of 3.6 kW together, which seems low; cards besides",
+            switch_w=(3.6e3, 15e3),
+        ),
+        cite("assumed", "pumps, fans, supply loss", cooling_share=(0.05, 0.15)),
         cite(
             "documented", f"{_SEMI} (145 kW); several sites (about 120 kW)", system_w=(120e3, 145e3)
         ),

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from emulator.machines.chip import Chip
 from emulator.machines.fabric import Fabric
-from emulator.machines.fact import Citation, Fact, check_positive, facts_of
+from emulator.machines.fact import (
+    Citation,
+    Fact,
+    check_counts,
+    check_parts,
+    check_positive,
+    facts_of,
+)
 from emulator.machines.faults import NONE, Faults, factors, numbers
 from emulator.machines.power import Power
 from emulator.machines.wiring import Link, check_names, links
@@ -45,14 +52,16 @@ class Machine:
     citations: tuple[Citation, ...] = ()
 
     def __post_init__(self) -> None:
-        check_positive(
-            self,
-            "num_devices",
-            "dies_per_device",
-            "devices_per_node",
-            "packages",
-            "headline_bf16_flops_per_s",
+        check_counts(self, "num_devices", "dies_per_device", "devices_per_node", "packages", "pods")
+        check_positive(self, "headline_bf16_flops_per_s")
+        check_parts(
+            self, name=str, chip=Chip, fabric=Fabric, power=Power, faults=Faults, arithmetic=str
         )
+        if self.packages > self.num_dies:
+            raise ValueError(
+                f"Machine {self.name}: packages {self.packages:,} are more than the "
+                f"{self.num_dies:,} dies of num_devices x dies_per_device; correct one of them"
+            )
 
     def __hash__(self) -> int:
         # Equal machines agree on these; hashing every number and citation would cost more than a
@@ -253,6 +262,7 @@ class Machine:
         engines = facts_of(self.chip.engines, per="core", prefix="chip.engines.")
         # The tiles to choose from are a table of their own, too long to print.
         yield from (fact for fact in engines if isinstance(fact.value, int | float))
+        yield from facts_of(self.chip.vector, per="vector core", prefix="chip.vector.")
         yield from facts_of(self.fabric, per="machine", prefix="fabric.")
         for tier in self.fabric.tiers:
             yield from facts_of(tier, per="die, one direction", prefix=f"fabric.{tier.name}.")

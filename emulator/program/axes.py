@@ -13,14 +13,17 @@ from typing import Any
 
 from jax.extend import core
 
+from emulator.program.calls import call_body, is_call
 from emulator.program.collective_rules import REDUCTIONS, collective_axes
 from emulator.program.folded import FoldedMesh
-from emulator.program.trace import open_jaxpr, scan_counts, sub_jaxprs
+from emulator.program.primitives import HOST
+from emulator.program.trace import open_jaxpr, scan_counts
 
 Axes = tuple[str, ...]
 
 _INVARIANT = frozenset(
-    "psum psum_invariant pmax pmin all_gather all_gather_invariant pbroadcast".split()
+    """psum psum_invariant unreduced_psum pmax pmin unreduced_pmax unreduced_pmin all_gather
+    all_gather_invariant all_gather_reduced pbroadcast""".split()
 )
 
 
@@ -63,16 +66,15 @@ class _Inference:
             test = (params["cond_jaxpr"], ins[:n_cond])
             n_carry = len(ins) - n_cond - n_body
             return self.loop(params["body_jaxpr"], ins[n_cond:], n_body, n_carry, test)
-        if name == "cond":
+        if name == "cond" and not is_call(eqn):
             columns = zip(*(self.outputs(b, ins[1:]) for b in params["branches"]), strict=True)
             return [self.union([ins[0], *column]) for column in columns]
-        bodies = sub_jaxprs(eqn)
-        if len(bodies) == 1 and len(open_jaxpr(bodies[0][1]).invars) == len(ins):
-            outs = self.outputs(bodies[0][1], ins)
-            if len(outs) == len(eqn.outvars):
-                return outs
-        if name in ("optimization_barrier", "pvary", "pcast"):
+        if (call := call_body(eqn)) is not None:
+            return self.outputs(call[0], [ins[i] for i in call[1]])
+        if name in ("optimization_barrier", "shard_alike"):
             return ins
+        if name in HOST and name != "pure_callback":
+            return [self.mesh.manual] * len(eqn.outvars)
         return [joined] * len(eqn.outvars)
 
     def collective(self, eqn: Any, used: Axes, ins: list[Axes]) -> list[Axes]:

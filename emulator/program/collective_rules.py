@@ -9,10 +9,12 @@ first slowest.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -24,11 +26,16 @@ from emulator.program.vector import reduce_tree
 
 REDUCTIONS = {
     "reduce_scatter": "sum",
+    "unreduced_reduce_scatter": "sum",
     "psum": "sum",
     "psum_invariant": "sum",
+    "unreduced_psum": "sum",
     "pmax": "max",
     "pmin": "min",
+    "unreduced_pmax": "max",
+    "unreduced_pmin": "min",
 }
+SCATTERING = ("reduce_scatter", "unreduced_reduce_scatter")
 
 
 def collective_axes(eqn: Any) -> tuple[str, ...]:
@@ -54,7 +61,7 @@ def axis_index(mesh: FoldedMesh, eqn: Any) -> Folded:
     return unlead(jnp.arange(math.prod(sizes), dtype=jnp.int32).reshape(sizes), axes, mesh)
 
 
-class _Layout:
+class Layout:
     """A value with the ranks of its collective in front: [groups, ranks in a group, batch, *local].
 
     `groups` are those of `axis_index_groups` (one without). `batch` runs over the value's other
@@ -118,7 +125,7 @@ def _devices(mesh: FoldedMesh, eqn: Any) -> np.ndarray:
 
 def _schedules(settings: Any, mesh: FoldedMesh, eqn: Any, nbytes: int) -> tuple[Any, np.ndarray]:
     """The distinct schedules of a reduction's groups, and which one each of `_devices` uses."""
-    op = "reduce_scatter" if eqn.primitive.name == "reduce_scatter" else "all_reduce"
+    op = "reduce_scatter" if eqn.primitive.name in SCATTERING else "all_reduce"
     pinned = dict(settings.algorithms).get(op)
     devices = _devices(mesh, eqn)
     distinct: list[Any] = []
@@ -148,11 +155,11 @@ def groups_differ(settings: Any, mesh: FoldedMesh, eqn: Any) -> bool:
 
 def _run(
     settings: Any, value: Folded, mesh: FoldedMesh, eqn: Any, runner: Any
-) -> tuple[_Layout, Array]:
+) -> tuple[Layout, Array]:
     """Runs `runner(array [ranks, batch, *local], schedule)`; its result has the batch likewise."""
     nbytes = math.prod(value.local_shape) * jnp.result_type(value.array).itemsize
     schedules, which = _schedules(settings, mesh, eqn, nbytes)
-    layout = _Layout(value, mesh, eqn, everywhere=len(schedules) > 1)
+    layout = Layout(value, mesh, eqn, everywhere=len(schedules) > 1)
     groups, ranks, batch = layout.array.shape[:3]
     array = jnp.moveaxis(layout.array, 0, 1).reshape(ranks, groups * batch, *layout.local)
     if len(schedules) == 1:
@@ -160,7 +167,7 @@ def _run(
     # Groups placed differently on the machine: each schedule runs on its own part of the batch.
     flat = which.reshape(-1)
     parts = [(np.flatnonzero(flat == i), s) for i, s in enumerate(schedules)]
-    axis = 1 if eqn.primitive.name == "reduce_scatter" else 0
+    axis = 1 if eqn.primitive.name in SCATTERING else 0
     joined = jnp.concatenate([runner(array[:, at], schedule) for at, schedule in parts], axis=axis)
     back = np.argsort(np.concatenate([at for at, _ in parts]))
     return layout, jnp.take(joined, back, axis=axis)
@@ -217,7 +224,7 @@ def _reduce_scatter(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) ->
 
 
 def _all_gather(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
-    layout = _Layout(value, mesh, eqn)
+    layout = Layout(value, mesh, eqn)
     at = 2 + eqn.params["all_gather_dimension"]
     out = jnp.moveaxis(layout.array, 1, at)  # [groups, batch, ..., ranks, ...]
     if eqn.params["tiled"]:
@@ -226,7 +233,7 @@ def _all_gather(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Fol
 
 
 def _all_to_all(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
-    layout = _Layout(value, mesh, eqn)
+    layout = Layout(value, mesh, eqn)
     n, split, concat = layout.ranks, 3 + eqn.params["split_axis"], 3 + eqn.params["concat_axis"]
     array = layout.array  # [groups, source, batch, *local]
     array = array.reshape(
@@ -249,7 +256,7 @@ def _ppermute(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folde
             f"ppermute over axes {axes}: name them in the mesh's order {mesh.ordered(axes)}, "
             "in which JAX numbers devices"
         )
-    layout = _Layout(value, mesh, eqn)
+    layout = Layout(value, mesh, eqn)
     source = np.full(layout.n, -1)
     for src, dst in eqn.params["perm"]:
         source[dst] = src
@@ -259,35 +266,52 @@ def _ppermute(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folde
 
 
 def _pbroadcast(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
-    layout = _Layout(value, mesh, eqn)
+    layout = Layout(value, mesh, eqn)
     return layout.same_for_all(
         lax.index_in_dim(layout.array, eqn.params["source"], 1, keepdims=False)
     )
 
 
+def on_words(rule: Callable[..., Folded]) -> Callable[..., Folded]:
+    """`rule` of folded arrays of one type on the bit patterns of floats: XLA:CPU may move BF16
+    through FP32, flushing it.
+    """
+
+    def moved(*values: Folded) -> Folded:
+        dtype = jnp.result_type(values[0].array)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return rule(*values)
+        word = jnp.dtype(f"uint{8 * dtype.itemsize}")
+        words = [Folded(lax.bitcast_convert_type(v.array, word), v.axes) for v in values]
+        out = rule(*words)
+        return Folded(lax.bitcast_convert_type(out.array, dtype), out.axes)
+
+    return moved
+
+
 _Rule = Callable[[Any, FoldedMesh, Any, Folded], Folded]
 
 
-def _on_words(rule: _Rule) -> _Rule:
-    """`rule` on the bit patterns of floats: XLA:CPU may move BF16 through FP32, flushing it."""
-
+def _moving(rule: _Rule) -> _Rule:
     def moved(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
         dtype = jnp.result_type(value.array)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            return rule(settings, mesh, eqn, value)
-        words = lax.bitcast_convert_type(value.array, jnp.dtype(f"uint{8 * dtype.itemsize}"))
-        out = rule(settings, mesh, eqn, Folded(words, value.axes))
-        return Folded(lax.bitcast_convert_type(out.array, dtype), out.axes)
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):  # a key moves as the words it is made of
+            words = jax.random.key_data(value.array)
+            out = rule(settings, mesh, eqn, Folded(words, value.axes))
+            impl = jax.random.key_impl(value.array)
+            return Folded(jax.random.wrap_key_data(out.array, impl=impl), out.axes)
+        return on_words(functools.partial(rule, settings, mesh, eqn))(value)
 
     return moved
 
 
 RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(REDUCTIONS, _all_reduce),
-    "reduce_scatter": _reduce_scatter,
-    "all_gather": _on_words(_all_gather),
-    "all_gather_invariant": _on_words(_all_gather),
-    "all_to_all": _on_words(_all_to_all),
-    "ppermute": _on_words(_ppermute),
-    "pbroadcast": _on_words(_pbroadcast),
+    **dict.fromkeys(SCATTERING, _reduce_scatter),
+    **dict.fromkeys(
+        ("all_gather", "all_gather_invariant", "all_gather_reduced"), _moving(_all_gather)
+    ),
+    "all_to_all": _moving(_all_to_all),
+    "ppermute": _moving(_ppermute),
+    "pbroadcast": _moving(_pbroadcast),
 }

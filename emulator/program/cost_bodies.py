@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ def shard_map(walker: Walker, frame: Frame, index: int, node: Node) -> None:
         params.get("newly_manual_axes", params.get("manual_axes", walker.groups.sizes))
     )
     seeds: dict[int, Layout] = {}
+    moved: set[int] = set()
     for v, inner, spec in zip(node.ins, body.ins, params["in_specs"], strict=True):
         if v is None:
             continue
@@ -30,13 +32,21 @@ def shard_map(walker: Walker, frame: Frame, index: int, node: Node) -> None:
         own = set(params["mesh"].axis_names) - manual
         rest = tuple(tuple(a for a in e if a in own) for e in have)
         to = tuple(e + r for e, r in zip(from_spec(spec, ndim), rest, strict=True))
-        frame.steps.extend(walker.reshard_steps(frame, v, to, node))
+        if steps := walker.reshard_steps(frame, v, to, node):
+            frame.steps.extend(steps)
+            moved.add(inner)
         if axes_of(rest):
             seeds[inner] = rest
     inside = walker.frame(body, seeds, manual, like=frame)
     for outer, inner in zip(node.ins, body.ins, strict=True):
         root = walker.root(frame, outer)
-        inside.ids[inner] = frame.ids.get(root) if root is not None else None
+        if inner not in moved:
+            inside.ids[inner] = frame.ids.get(root) if root is not None else None
+    if moved:
+        label = at("resharded", node)
+        copies = [walker.own(inside, inner, label) for inner in body.ins if inner in moved]
+        walker.arrive(frame, label, node.ins, copies)
+        walker.close(frame, len(frame.moments) - 1)
     inside.held = frame.held | needed_later(walker, frame, index, node)
     walker.walk(inside)
     for w, result in zip(node.outs, body.outs, strict=True):
@@ -81,7 +91,7 @@ def inner(
         i for v in (*body.ins, *body.consts) if v not in carried and (i := sub.ids[v]) is not None
     )
     for v in carried:
-        walker.own(sub, v, f"carry of {node.name}")
+        walker.own(sub, v, at(f"carry of {node.name}", node))
     walker.walk(sub)
     return sub
 
@@ -103,16 +113,31 @@ def scan(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     carried = frozenset(body.ins[first : first + carry])
     sub = inner(walker, frame, node, body, ins, carried)
     label = f"scan x{params['length']}"
-    frame.steps.append(Loop(name=label, trips=params["length"], body=tuple(sub.steps)))
+    frame.steps.append(
+        Loop(name=label, trips=params["length"], body=tuple(sub.steps), needs=tuple(sub.needs))
+    )
     walker.moment(
         frame,
         at(label, node),
         node.ins,
-        node.outs,
-        in_place=True,
+        node.outs[carry:],
+        results=node.outs[:carry],
+        handed=node.ins[first : first + carry],
         inner=(life(walker, sub, carried),),
-        credit=sum(walker.bytes(sub, v) for v in carried),
     )
+    for w, v in zip(node.outs[carry:], body.outs[carry:], strict=True):
+        name_stacked(walker, frame, w, sub, v, label)
+
+
+def name_stacked(
+    walker: Walker, frame: Frame, w: int, sub: Frame, v: int | None, label: str
+) -> None:
+    """Names what a loop stacks up after the line that makes one slice of it."""
+    number, root = frame.ids.get(w), walker.root(sub, v)
+    made = sub.buffers.get(sub.ids.get(root) or 0) if root is not None else None
+    if made is not None and number in frame.buffers:
+        name = f"{made.name}, stacked by {label}"
+        frame.buffers[number] = dataclasses.replace(frame.buffers[number], name=name)
 
 
 def while_(walker: Walker, frame: Frame, index: int, node: Node) -> None:
@@ -134,15 +159,22 @@ def while_(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     site = walker.sites[node.path]
     label = f"{site} x{trips:g}"
     frame.steps.extend(test.steps)
-    frame.steps.append(Loop(name=label, trips=trips, body=(*sub.steps, *test.steps)))
+    frame.steps.append(
+        Loop(
+            name=label,
+            trips=trips,
+            body=(*sub.steps, *test.steps),
+            needs=(*sub.needs, *test.needs),
+        )
+    )
     walker.moment(
         frame,
         at(label, node),
         node.ins,
-        node.outs,
-        in_place=True,
+        (),
+        results=node.outs,
+        handed=node.ins[node.params["cond_nconsts"] + nc :],
         inner=(life(walker, sub, carried), life(walker, test, frozenset())),
-        credit=sum(walker.bytes(sub, v) for v in carried),
     )
 
 
@@ -164,16 +196,19 @@ def cond(walker: Walker, frame: Frame, index: int, node: Node) -> None:
         lives.append(life(walker, sub, frozenset()))
         if share and sub.steps:
             name = f"{site} branch {i} ({share:.0%})"
-            frame.steps.append(Loop(name=name, trips=share, body=tuple(sub.steps)))
-    credit = sum(walker.bytes(frame, w) for w in node.outs)
-    walker.moment(frame, site, node.ins, node.outs, inner=tuple(lives), credit=credit)
+            frame.steps.append(
+                Loop(name=name, trips=share, body=tuple(sub.steps), needs=tuple(sub.needs))
+            )
+    walker.moment(frame, at(site, node), node.ins, (), results=node.outs, inner=tuple(lives))
 
 
 def count(walker: Walker, node: Node, what: str) -> Any:
     site = walker.sites.get(node.path, node.path)
     if site not in walker.counts:
+        missing = [name for name in walker.sites.values() if name not in walker.counts]
+        needed = ", ".join(f"{name!r}: ..." for name in dict.fromkeys([site, *missing]))
         raise ValueError(
             f"the {what} {site!r} ({where(node.eqn) or node.path}) depend on values, which an "
-            f"estimate does not compute: give counts={{{site!r}: ...}}, or use em.run"
+            f"estimate does not compute: give counts={{{needed}}}, or use em.run"
         )
     return walker.counts[site]

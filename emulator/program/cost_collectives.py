@@ -12,8 +12,9 @@ ALL_REDUCE = frozenset({"psum", "pmax", "pmin"})
 
 
 def collective(walker: Walker, frame: Frame, index: int, node: Node) -> None:
-    # "invariant" says something of types, not of what is sent.
-    name, params = node.name.removesuffix("_invariant"), node.params
+    # "invariant", "reduced" and "unreduced" say something of types, not of what is sent.
+    name = node.name.removesuffix("_invariant").removesuffix("_reduced").removeprefix("unreduced_")
+    params = node.params
     axes: Any = params.get("axes", params.get("axis_name"))
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
     positional = [a for a in axes if not isinstance(a, str)]
@@ -50,4 +51,5 @@ def collective(walker: Walker, frame: Frame, index: int, node: Node) -> None:
             where=where(node.eqn),
         )
         frame.steps.extend(steps)
-    walker.moment(frame, at(f"{name} over {'+'.join(axes)}", node), node.ins, node.outs)
+    label = at(f"{name} over {'+'.join(axes)}", node)
+    walker.moment(frame, label, node.ins, node.outs, in_place=name in ALL_REDUCE)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from emulator.chip import Spread
 from emulator.program.graph import Node, nbytes
 from emulator.program.walker import Frame, Walker
 from emulator.program.weights import CUMULATIVE
+
+SORTED_RUN = 8192
 
 
 def free(walker: Walker, frame: Frame, index: int, node: Node) -> None:
@@ -18,32 +21,109 @@ def free(walker: Walker, frame: Frame, index: int, node: Node) -> None:
 
 def move(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     walker.note_replicated(frame, node.outs)
-    traffic = walker.read_bytes(frame, node) + walker.write_bytes(frame, node)
-    walker.emit(frame, walker.kernel(node.name, "move", 0, traffic, node), node)
+    written = walker.write_bytes(frame, node)
+    ops, how = 0.0, Spread(written=written)
+    if node.name == "transpose" and node.ins[0] is not None and written:
+        shape = walker.shape(frame, node.ins[0])
+        item = max(1, written // walker.size(frame, node.outs[0]))
+        runs, turned = layout_runs(shape, node.params["permutation"], item, walker.line_bytes)
+        how = Spread(written=written, rows=written // runs[0] + written // runs[1])
+        # Elements turn in the buffer in two passes over whole instructions.
+        ops = turned * 2 * written / 4
+    traffic = walker.read_bytes(frame, node) + written
+    walker.emit(frame, walker.kernel(node.name, "move", ops, traffic, node, spread=how), node)
+
+
+def layout_runs(
+    shape: Sequence[int], permutation: Sequence[int], item: int, line: int
+) -> tuple[tuple[int, int], bool]:
+    """Bytes that a tile of a transposition reads, and writes, in one piece; and whether elements
+    turn, or only rows move.
+    """
+    dims = [d for d in permutation if shape[d] > 1]
+    order = sorted(dims)
+    tail = 1
+    while dims and dims[-1] == order[-1]:
+        tail *= shape[dims.pop()]
+        order.pop()
+    if not dims:
+        return (tail * item, tail * item), False
+    if tail > 1:
+        return (tail * item, tail * item), False
+    # A tile is a line long on both sides; where one side is shorter, its rows join.
+    side = max(1, line // item)
+    read, write = shape[order[-1]], shape[dims[-1]]
+    wide, high = min(read, side), min(write, side)
+    if read < side:
+        high = min(write, side * side // read)
+    elif write < side:
+        wide = min(read, side * side // write)
+    reads = wide * (high if wide == read and _next(order, -2) == dims[-1] else 1)
+    writes = high * (wide if high == write and _next(dims, -2) == order[-1] else 1)
+    return (reads * item, writes * item), True
+
+
+def _next(dims: Sequence[int], at: int) -> int | None:
+    return dims[at] if len(dims) >= -at else None
 
 
 def cumulative(walker: Walker, frame: Frame, index: int, node: Node) -> None:
+    """Whole rows along the axis, or rows divided among cores that then wait for one another."""
     v = node.outs[0]
-    ops = CUMULATIVE[node.name] * walker.size(frame, v) * walker.lanes(frame, v)
-    traffic = 2 * walker.read_bytes(frame, node) + walker.write_bytes(frame, node)
-    walker.emit(frame, walker.kernel(node.name, "vector", ops, traffic, node), node)
+    size, written = walker.size(frame, v), walker.write_bytes(frame, node)
+    length = walker.shape(frame, v)[node.params["axis"]]
+    read = walker.read_bytes(frame, node)
+    how = Spread(
+        written=written,
+        units=size // max(1, length),
+        syncs=1,
+        instructions=2,
+        row_bytes=8 * length,
+        again=read,
+    )
+    ops = CUMULATIVE[node.name] * size * walker.lanes(frame, v)
+    step = walker.kernel(node.name, "vector", ops, read + written, node, spread=how)
+    walker.emit(frame, step, node)
 
 
 def sort(walker: Walker, frame: Frame, index: int, node: Node) -> None:
-    """Sorted runs of 8192 elements in the local buffer, then merges of four runs at a time."""
+    """Runs of 8192 elements are sorted in the buffer; then lists are merged, each merge by one
+    core, until there is one.
+    """
     v = node.ins[0]
     if v is None:
         return walker.emit(frame, None, node)
+    vector = walker.on.chip.vector
     shape = walker.shape(frame, v)
-    axis = node.params.get("dimension", node.params.get("axis", len(shape) - 1))
-    n = shape[axis] if shape else 1
-    passes = 1 + max(0, math.ceil(math.log(max(n, 1) / 8192, 4))) if n > 8192 else 1
-    depth = max(1, math.ceil(math.log2(max(n, 2))))
-    ops = walker.size(frame, v) * depth * walker.lanes(frame, v)
-    each = walker.read_bytes(frame, node)
-    traffic = each + walker.write_bytes(frame, node) + 2 * (passes - 1) * each
-    walker.assume("sorting is a merge sort of runs of 8192 elements")
-    walker.emit(frame, walker.kernel(node.name, "sort", ops, traffic, node, launches=passes), node)
+    n = shape[node.params.get("dimension", node.params.get("axis", len(shape) - 1))] if shape else 1
+    size, lists = walker.size(frame, v), vector.merge_lists
+    rows = size // max(1, n)
+    moved, written = walker.read_bytes(frame, node), walker.write_bytes(frame, node)
+    levels = _levels(min(n, SORTED_RUN), vector.sorted_elements, lists)
+    cycles = size * (levels + 1) / vector.merged_per_cycle
+    runs = -(-n // SORTED_RUN)
+    how = Spread(written=written, units=rows * runs, instruction_cycles=cycles)
+    ops = size * walker.lanes(frame, v)
+    steps = [walker.kernel(node.name, "sort", ops, moved + written, node, spread=how)]
+    while runs > 1:
+        runs = -(-runs // lists)
+        how = Spread(
+            again=2 * moved,
+            units=rows * runs,
+            instruction_cycles=size / vector.merged_per_cycle,
+        )
+        steps.append(walker.kernel(f"{node.name}, merge", "sort", 0, 0, node, spread=how))
+    walker.assume(f"sorting is a merge sort of runs of {SORTED_RUN} elements, {lists} at a time")
+    frame.steps.extend(steps[:-1])
+    walker.emit(frame, steps[-1], node)
+
+
+def _levels(n: int, start: int, lists: int) -> int:
+    """Merges of `lists` lists that turn n elements, sorted in parts of `start`, into one list."""
+    levels = 0
+    while start < n:
+        start, levels = start * lists, levels + 1
+    return levels
 
 
 def window(walker: Walker, frame: Frame, index: int, node: Node) -> None:
@@ -51,21 +131,51 @@ def window(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     v = node.outs[0] if node.name != "select_and_scatter_add" else node.ins[0]
     v = node.outs[0] if v is None else v
     ops = walker.size(frame, v) * max(1, math.prod(dims)) * walker.lanes(frame, v)
-    traffic = walker.read_bytes(frame, node) + walker.write_bytes(frame, node)
-    walker.emit(frame, walker.kernel(node.name, "vector", ops, traffic, node), node)
+    written = walker.write_bytes(frame, node)
+    how = Spread(written=written, instructions=max(1, math.prod(dims)))
+    traffic = walker.read_bytes(frame, node) + written
+    walker.emit(frame, walker.kernel(node.name, "vector", ops, traffic, node, spread=how), node)
 
 
 def gather(walker: Walker, frame: Frame, index: int, node: Node) -> None:
-    """Rows are fetched in whole lines; the rest of a large operand is not touched."""
+    """Rows are fetched in whole lines, the rest of a large operand is not touched; or a table that
+    fits the buffer is loaded there, and elements are picked from it.
+    """
     walker.note_replicated(frame, node.outs)
     v, out = node.ins[0], node.outs[0]
     written = walker.bytes(frame, out)
-    run = run_bytes(walker, frame, v, node.params["slice_sizes"]) if v is not None else 0
-    lines = -(-run // walker.line_bytes) * walker.line_bytes if run else 0
-    fetched = (written // run) * lines if run else 0
     indices = walker.bytes(frame, node.ins[1]) if node.ins[1] is not None else 0
-    traffic = fetched + indices + written
-    walker.emit(frame, walker.kernel("gather", "move", 0, traffic, node), node)
+    run = run_bytes(walker, frame, v, node.params["slice_sizes"]) if v is not None else 0
+    whole = walker.bytes(frame, v) if v is not None else 0
+    rows = written // run if run else 0
+    lines = -(-run // walker.line_bytes) * walker.line_bytes
+    fetched = min(rows * lines, whole)  # no line twice
+    far = Spread(written=written, again=rows * lines - fetched, indexed=rows)
+    step = walker.kernel("gather", "move", 0, fetched + indices + written, node, spread=far)
+    if table := _table(walker, frame, node):
+        units, picks = table
+        near = Spread(
+            written=written,
+            units=units if units > 1 else 0,
+            shared=whole if units == 1 else 0,
+            instruction_cycles=picks / walker.on.chip.vector.picks_per_cycle,
+        )
+        other = walker.kernel("gather", "move", 0, whole + indices + written, node, spread=near)
+        step = min(step, other, key=lambda s: s.time_s)
+    walker.emit(frame, step, node)
+
+
+def _table(walker: Walker, frame: Frame, node: Node) -> tuple[int, int] | None:
+    """Tables of a gather that each fit half a buffer, and the elements picked from them all."""
+    v = node.ins[0]
+    if v is None:
+        return None
+    shape = walker.shape(frame, v)
+    numbers = node.params["dimension_numbers"]
+    units = math.prod(shape[d] for d in getattr(numbers, "operand_batching_dims", ()))
+    if not units or walker.bytes(frame, v) > units * walker.on.chip.vector.ub_bytes // 2:
+        return None
+    return units, walker.size(frame, node.outs[0])
 
 
 def run_bytes(walker: Walker, frame: Frame, v: int, slices: Sequence[int]) -> int:
@@ -96,7 +206,8 @@ def copies(walker: Walker, frame: Frame, index: int, v: int | None) -> int:
 def update(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     part = walker.bytes(frame, node.ins[1]) if node.ins[1] is not None else 0
     traffic = 2 * part + copies(walker, frame, index, node.ins[0])
-    step = walker.kernel("dynamic_update_slice", "move", 0, traffic, node)
+    how = Spread(written=traffic // 2)
+    step = walker.kernel("dynamic_update_slice", "move", 0, traffic, node, spread=how)
     walker.emit(frame, step, node, in_place=True)
 
 
@@ -113,9 +224,12 @@ def scatter(walker: Walker, frame: Frame, index: int, node: Node) -> None:
         walker.dtype(frame, node.outs[0]),
     )
     lines = -(-run // walker.line_bytes) * walker.line_bytes if run else 0
-    touched = 2 * (size // run) * lines if run else 0
-    traffic = size + touched + copies(walker, frame, index, v)
+    rows = size // run if run else 0
+    copied = copies(walker, frame, index, v)
+    touched = min(rows * lines, walker.bytes(frame, node.outs[0]))  # no line twice
+    traffic = size + 2 * touched + copied
     traffic += walker.bytes(frame, indices) if indices is not None else 0
     ops = count * walker.lanes(frame, node.outs[0])
-    step = walker.kernel(node.name, "move", ops, traffic, node)
+    how = Spread(written=touched + copied // 2, again=2 * (rows * lines - touched), indexed=rows)
+    step = walker.kernel(node.name, "move", ops, traffic, node, spread=how)
     walker.emit(frame, step, node, in_place=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-from emulator.chip import lane_factor, matmul_time
+from emulator.chip import MatmulTime, lane_factor, matmul_time
+from emulator.memory import Buffer
 from emulator.program.graph import Node
 from emulator.program.walker import Frame, Walker
-from emulator.program.where import where
+from emulator.program.where import at, where
 from emulator.timeline import Op
 
 
@@ -66,21 +67,39 @@ def matmul(
         bytes=time.bytes,
         matmul_s=time.flops / time.peak_flops_per_s,
         memory_s=time.bytes / walker.memory_rate,
+        l2_bytes=time.l2_bytes,
         where=where(node.eqn),
         detail=f"{unit}, {time.utilization:.0%} of the matrix peak",
     )
-    walker.emit(frame, step, node)
+    walker.emit(frame, step, node, scratch=partial_sums(time, at(label, node)))
+
+
+def partial_sums(time: MatmulTime, label: str) -> tuple[Buffer, ...]:
+    """The workspace of a product whose K is divided among cores: FP32 sums of each part."""
+    if time.split_k == 1:
+        return ()
+    shape = (time.split_k, time.batch, time.m, time.n)
+    name = f"partial sums of {label}"
+    return (Buffer(name=name, shape=shape, dtype="float32", bytes=4 * math.prod(shape)),)
 
 
 def unit_dtype(walker: Walker, types: list[str], node: Node) -> str | None:
     """The matrix unit's mode for these operands; None for integers that it does not have."""
+    precision = str(node.params.get("precision")).upper()
+    floats = set(types) <= {"bfloat16", "float16", "float32"}
+    if floats and precision.endswith("BF16_BF16_F32"):
+        return "bfloat16"
+    if floats and precision.endswith(".F16_F16_F32"):
+        return "float16"
     if set(types) <= {"bfloat16", "float16"}:
         return "bfloat16" if "bfloat16" in types else "float16"
     if set(types) == {"int8"} or set(types) == {"uint8"}:
         return "int8"
-    if set(types) <= {"bfloat16", "float16", "float32"}:
-        precision = node.params.get("precision")
-        exact = precision is not None and "HIGHEST" in str(precision).upper()
+    if floats:
+        if precision.endswith("TF32_TF32_F32"):  # HF32 and TF32 are the units' reduced modes
+            rates = dict(walker.on.chip.matmul_peaks_flops_per_s)
+            return next(mode for mode in ("hf32", "tf32", "float32") if mode in rates)
+        exact = "HIGHEST" in precision or precision.endswith(".F32_F32_F32")
         return "float32" if exact else walker.on.chip.fp32_mode
     if all(t.startswith(("int", "uint", "bool")) for t in types):
         return None

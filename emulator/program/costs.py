@@ -6,9 +6,10 @@ shapes are local; outside they follow from the layouts that `emulator.program.la
 data that must move between layouts is charged as the collective that moves it. Every primitive has
 a rule here or raises by name.
 
-Fusion "fused" is what a graph compiler does: element-wise operations, reductions and slices that
+Fusion "chains" is what a graph compiler does: element-wise operations, reductions and slices that
 depend on one another between two matmuls, collectives or layout changes form one kernel, which
-reads and writes memory once. Fusion "none" is eager execution: one kernel per operation.
+reads and writes memory once. Fusion "eager": one kernel per operation, every intermediate through
+memory.
 """
 
 from __future__ import annotations
@@ -18,15 +19,23 @@ from typing import Any
 
 from emulator.collectives import check_algorithms
 from emulator.machines import Machine
-from emulator.program import cost_bodies, cost_collectives, cost_kernels, cost_matmuls
+from emulator.program import (
+    cost_attention,
+    cost_bodies,
+    cost_collectives,
+    cost_kernels,
+    cost_linalg,
+    cost_matmuls,
+    cost_ragged,
+)
 from emulator.program.fused import fuse
 from emulator.program.graph import flatten
 from emulator.program.groups import Groups
-from emulator.program.trace import EMULATED, Program, dynamic_sites, walk
-from emulator.program.walker import Costs, Rule, Walker
+from emulator.program.trace import DIVIDED, EMULATED, Program, dynamic_sites, walk
+from emulator.program.walker import ATTENTION, Costs, Rule, Walker
 from emulator.program.weights import CUMULATIVE, FREE, MOVES
 
-FUSIONS = ("fused", "none")
+FUSIONS = ("chains", "eager")
 
 # What is no part of a fused kernel. Whatever is neither here nor in `weights` raises by name.
 RULES: dict[str, Rule] = {
@@ -47,8 +56,13 @@ RULES: dict[str, Rule] = {
     ),
     "dot_general": cost_matmuls.dot,
     "conv_general_dilated": cost_matmuls.conv,
+    "ragged_dot_general": cost_ragged.ragged_dot,
+    "ragged_all_to_all": cost_ragged.ragged_all_to_all,
+    **dict.fromkeys(cost_linalg.LINEAR, cost_linalg.linear_algebra),
+    ATTENTION: cost_attention.attention,
     **dict.fromkeys(
-        """psum psum_invariant pmax pmin all_gather all_gather_invariant reduce_scatter all_to_all
+        """psum psum_invariant unreduced_psum pmax pmin unreduced_pmax unreduced_pmin all_gather
+        all_gather_invariant all_gather_reduced reduce_scatter unreduced_reduce_scatter all_to_all
         ppermute pbroadcast""".split(),
         cost_collectives.collective,
     ),
@@ -65,7 +79,7 @@ def cost(
     *,
     algorithms: Mapping[str, Any] | None = None,
     counts: Mapping[str, Any] | None = None,
-    fusion: str = "fused",
+    fusion: str = "chains",
     names: Sequence[str] = (),
 ) -> Costs:
     """Costs of `program` on `on`.
@@ -96,7 +110,12 @@ def cost(
             f"it has {', '.join(sites.values()) or 'no while or cond'}"
         )
     graph = flatten(program.jaxpr)
-    walker = Walker(on, groups, sites, dict(counts or {}), fusion == "fused", RULES, fuse)
+    walker = Walker(on, groups, sites, dict(counts or {}), fusion == "chains", RULES, fuse)
+    if any(eqn.params.get("name") == DIVIDED for _, eqn in walk(program.jaxpr)):
+        walker.assume(
+            "the program leaves the division of its arrays to the compiler: XLA's partitioner "
+            "divided it; another compiler may choose other collectives"
+        )
     return walker.program(graph, names)
 
 

@@ -10,13 +10,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.lax.lax import _convert_element_type
 from jax.extend import core
 
 import kernels
 from emulator.collectives import check_algorithms
 from emulator.machines import Machine
-from emulator.program.folded import Folded
-from emulator.program.trace import EMULATED, Program, dynamic_sites, is_array_like, trace
+from emulator.program.auto_sharded import placed, trace_divided
+from emulator.program.folded import Folded, FoldedMesh
+from emulator.program.sites import said, sites
+from emulator.program.trace import (
+    DIVIDED,
+    EMULATED,
+    Program,
+    dynamic_sites,
+    is_array_like,
+    trace,
+    walk,
+)
 from emulator.program.values import Evaluator, Settings
 
 
@@ -34,7 +45,9 @@ def emulate(
     `fun` is ordinary JAX over `on.mesh(...)`; the result takes and returns the same pytrees and can
     be jitted, vmapped and differentiated in reverse mode. The gradient is the emulated gradient:
     `jax.grad(em.emulate(f))` has the bits of `em.emulate(jax.grad(f))`. Forward mode
-    (`jax.jvp`) raises.
+    (`jax.jvp`) raises. A program that leaves the division of its arrays to the compiler (shardings
+    of `jax.jit`, of arguments, of constraints) is divided by XLA's partitioner; its derivative must
+    be taken inside.
 
     Args:
         fun: the program.
@@ -66,7 +79,8 @@ def emulate(
     @functools.wraps(plain)
     def emulated(*args: Any, **kwargs: Any) -> Any:
         program, inputs = programs.of(args, kwargs)
-        return jax.tree.unflatten(program.out_tree, evaluate(program.jaxpr, inputs, settings)[0])
+        outs = evaluate(program.jaxpr, inputs, settings)[0]
+        return jax.tree.unflatten(program.out_tree, _as_weak(program.jaxpr, outs))
 
     emulated.program = plain  # type: ignore[attr-defined]
     return emulated
@@ -90,7 +104,7 @@ class _Programs:
         key = tree, tuple(_leaf_key(leaf) for leaf in leaves), config
         program = self.known.get(key)
         if program is None:
-            program = trace(self.fun, args, kwargs)
+            program = trace_divided(self.fun, args, kwargs)
             # Tracers of an outer transformation belong to this call alone.
             if not any(isinstance(c, jax.core.Tracer) for c in program.jaxpr.consts):
                 self.known[key] = program
@@ -222,6 +236,11 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
     traced: dict[Any, Program] = {}
 
     def forward(*primals: Any) -> Any:
+        if any(eqn.params.get("name") == DIVIDED for _, eqn in walk(key.open)):
+            raise NotImplementedError(
+                "the derivative of an emulated auto-sharded program has no rule here: put the "
+                "derivative inside, as in em.emulate(jax.grad(fun), on=machine)"
+            )
         flat = [p.value for p in primals]
         perturbed = tuple(i for i, p in enumerate(primals) if p.perturbed)
 
@@ -293,26 +312,27 @@ def evaluate_with_counts(
     """The values of a program for `args`, and what only values can tell, by site name (see
     `trace.dynamic_sites`).
 
-    A `while` counts the mean of its trips per execution, a `cond` the share of each branch. Sites
-    that were never reached are absent.
+    What is counted, and how it is said, is in `sites`. Sites that were never reached are absent.
     """
     settings = make_settings(on, arithmetic, algorithms, vector, counting=True, tiling=tiling)
     leaves = jax.tree.leaves((tuple(args), {}))
     inputs = [_not_a_shape(x) for x, d in zip(leaves, program.dynamic, strict=True) if d]
     outs, counted = evaluate(program.jaxpr, inputs, settings)
-    value = jax.tree.unflatten(program.out_tree, outs)
-    sites = dynamic_sites(program.jaxpr)
-    counts: dict[str, float | tuple[float, ...]] = {}
-    for path, name in sites.items():
-        if path not in counted:
-            continue
-        numbers = np.asarray(counted[path], dtype=np.float64)
-        if name.startswith("while"):
-            if numbers[0] > 0:
-                counts[name] = float(numbers[1] / numbers[0])
-        elif numbers.sum() > 0:
-            counts[name] = tuple(float(x) for x in numbers / numbers.sum())
+    value = jax.tree.unflatten(program.out_tree, _as_weak(program.jaxpr, outs))
+    names = dynamic_sites(program.jaxpr)
+    counts: dict[str, Any] = {}
+    for path, eqn, mesh in sites(program.jaxpr, "", FoldedMesh()):
+        if path in counted and (known := said(eqn, mesh, counted[path])) is not None:
+            counts[names[path]] = known
     return value, counts
+
+
+def _as_weak(jaxpr: core.ClosedJaxpr, outs: Sequence[Any]) -> list[Any]:
+    """`outs` with the weak types that the program's results have."""
+    return [
+        _convert_element_type(x, weak_type=True) if getattr(aval, "weak_type", False) else x
+        for x, aval in zip(outs, jaxpr.out_avals, strict=True)
+    ]
 
 
 def _not_a_shape(leaf: Any) -> Any:
@@ -327,7 +347,7 @@ def _not_a_shape(leaf: Any) -> Any:
 def _leaf_key(leaf: Any) -> Any:
     if is_array_like(leaf):
         aval = jax.typeof(leaf)
-        return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
+        return aval.shape, aval.dtype, getattr(aval, "weak_type", False), placed(leaf)
     try:
         hash(leaf)
     except TypeError:

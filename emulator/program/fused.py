@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from emulator.program import spread
 from emulator.program.graph import Node
 from emulator.program.walker import Frame, Walker
 from emulator.program.weights import GENERATED, PER_ELEMENT, RANDOM, REDUCTIONS, SLICES
@@ -60,11 +61,11 @@ class _Segment:
         walker, frame = self.walker, self.frame
         members = set(part)
         reads: dict[int, int] = {}
-        ops = 0.0
+        ops: dict[int, float] = {}
         largest = 1
         for i in part:
             node = self.nodes[i]
-            ops += self.lane_ops(node)
+            ops[i] = lane_ops(walker, frame, node)
             largest = max(largest, *(walker.size(frame, w) for w in node.outs))
             for v in node.ins:
                 root = walker.root(frame, v)
@@ -87,33 +88,37 @@ class _Segment:
         if not writes:
             return None
         walker.note_replicated(frame, writes)
-        traffic = sum(reads.values()) + sum(walker.bytes(frame, w) for w in writes)
-        if not ops and not reads and largest <= 1:
+        written = sum(walker.bytes(frame, w) for w in writes)
+        total = sum(ops.values())
+        if not total and not reads and largest <= 1:
             return None  # a constant
         detail = f"{len(part)} operations" if largest > 1 else ""
-        return walker.kernel(label, "vector", ops, traffic, last, detail=detail)
+        how = spread.of_chain(walker, frame, part, ops, reads, written)
+        traffic = sum(reads.values()) + written
+        return walker.kernel(label, "vector", total, traffic, last, detail=detail, spread=how)
 
-    def lane_ops(self, node: Node) -> float:
-        walker, frame = self.walker, self.frame
-        name = node.name
-        if name in GENERATED or name in SLICES:
-            return 0.0
-        if name in REDUCTIONS:
-            v = node.ins[0] if node.ins[0] is not None else node.outs[0]
-            return REDUCTIONS[name] * walker.size(frame, v) * walker.lanes(frame, v)
-        v = node.outs[0]
-        if name in RANDOM:
-            words = max(walker.bytes(frame, w) for w in node.outs) // 4 + 1
-            return RANDOM[name] * words
-        weight = PER_ELEMENT[name]
-        if name == "integer_pow":
-            y = abs(node.params["y"])
-            weight = max(1, y.bit_length() - 1 + y.bit_count() - 1) + 4 * (node.params["y"] < 0)
-        # A comparison of floats works on its operands' type, a conversion on the wider of the two.
-        types = [walker.lanes(frame, v)] + [
-            walker.lanes(frame, u) for u in node.ins if u is not None and walker.size(frame, u) > 1
-        ]
-        return weight * walker.size(frame, v) * max(types)
+
+def lane_ops(walker: Walker, frame: Frame, node: Node) -> float:
+    """FP32 lane operations of a fusible node."""
+    name = node.name
+    if name in GENERATED or name in SLICES:
+        return 0.0
+    if name in REDUCTIONS:
+        v = node.ins[0] if node.ins[0] is not None else node.outs[0]
+        return REDUCTIONS[name] * walker.size(frame, v) * walker.lanes(frame, v)
+    v = node.outs[0]
+    if name in RANDOM:
+        words = max(walker.bytes(frame, w) for w in node.outs) // 4 + 1
+        return RANDOM[name] * words
+    weight = PER_ELEMENT[name]
+    if name == "integer_pow":
+        y = abs(node.params["y"])
+        weight = max(1, y.bit_length() - 1 + y.bit_count() - 1) + 4 * (node.params["y"] < 0)
+    # A comparison of floats works on its operands' type, a conversion on the wider of the two.
+    types = [walker.lanes(frame, v)] + [
+        walker.lanes(frame, u) for u in node.ins if u is not None and walker.size(frame, u) > 1
+    ]
+    return weight * walker.size(frame, v) * max(types)
 
 
 def label_of(nodes: Sequence[Node]) -> str:

@@ -10,34 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from jax.extend import core
 
+from emulator.program.calls import call_body
 from emulator.program.trace import open_jaxpr, scan_counts
-
-# Calls whose body runs once where the call stands: primitive -> parameter that holds the body.
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "call": "call_jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_jvp_call_jaxpr": "fun_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-    "custom_vmap_call": "call",
-    "composite": "jaxpr",
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Node:
     """One equation. `ins` are value numbers (None for a literal), `bodies` the graphs of its sub-
-    programs by label.
+    programs by label, `literals` the values of literals by operand, if it has any.
     """
 
     path: str
@@ -45,6 +30,7 @@ class Node:
     ins: tuple[int | None, ...]
     outs: tuple[int, ...]
     bodies: tuple[tuple[str, Graph], ...]
+    literals: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -58,7 +44,7 @@ class Node:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Graph:
     """Nodes in program order over values numbered from 0; `pins` are shardings that a `jit` asked
-    for.
+    for, `constants` the arrays that a whole program holds.
     """
 
     nodes: tuple[Node, ...]
@@ -68,6 +54,7 @@ class Graph:
     outs: tuple[int | None, ...]
     pins: tuple[tuple[int, Any], ...]
     donated: frozenset[int]
+    constants: tuple[tuple[int, Any], ...] = ()
 
     def consumers(self) -> dict[int, list[int]]:
         """Value -> indices of the nodes that read it; the graph's own outputs count as index
@@ -96,25 +83,42 @@ class _Flattener:
         self.avals.append(aval)
         return len(self.avals) - 1
 
-    def body(self, jaxpr: Any, ins: list[int | None], path: str, top: bool) -> list[int | None]:
-        """Inlines `jaxpr` applied to `ins`; returns the numbers of its outputs."""
+    def body(
+        self,
+        jaxpr: Any,
+        ins: list[int | None],
+        path: str,
+        top: bool,
+        given: Sequence[Any] = (),
+    ) -> list[int | None]:
+        """Inlines `jaxpr` applied to `ins`, with the values `given` where they are literals;
+        returns the numbers of its outputs.
+        """
         jaxpr = open_jaxpr(jaxpr)
         env: dict[Any, int | None] = dict(zip(jaxpr.invars, ins, strict=True))
         for var in jaxpr.constvars:
             env[var] = self.fresh(var.aval)
             self.consts.append(env[var])  # type: ignore[arg-type]
 
+        constants = {var: value for var, value in zip(jaxpr.invars, given, strict=False)}
+
         def read(atom: Any) -> int | None:
             return None if isinstance(atom, core.Literal) else env[atom]
+
+        def literal(atom: Any) -> Any:
+            return atom.val if isinstance(atom, core.Literal) else constants.get(atom)
 
         for i, eqn in enumerate(jaxpr.eqns):
             here = f"{path}/{i}"
             name = eqn.primitive.name
             eqn_ins = [read(atom) for atom in eqn.invars]
-            if name in CALLS:
+            values = [literal(atom) for atom in eqn.invars] if None in eqn_ins else []
+            if (call := call_body(eqn)) is not None:
                 if name in ("jit", "pjit"):
                     self.pin(eqn, eqn_ins, top)
-                outs = self.body(eqn.params[CALLS[name]], eqn_ins, here, top)
+                body, operands = call
+                passed = [values[i] for i in operands] if values else []
+                outs = self.body(body, [eqn_ins[i] for i in operands], here, top, passed)
                 env.update(zip(eqn.outvars, outs, strict=True))
                 if name in ("jit", "pjit"):
                     self.pins.extend(
@@ -126,7 +130,8 @@ class _Flattener:
             outs_new = tuple(self.fresh(var.aval) for var in eqn.outvars)
             env.update(zip(eqn.outvars, outs_new, strict=True))
             bodies = tuple((label, flatten(sub, here + label)) for label, sub in bodies_of(eqn))
-            self.nodes.append(Node(here, eqn, tuple(eqn_ins), outs_new, bodies))
+            node = Node(here, eqn, tuple(eqn_ins), outs_new, bodies, tuple(values))
+            self.nodes.append(node)
         return [read(atom) for atom in jaxpr.outvars]
 
     def pin(self, eqn: Any, ins: list[int | None], top: bool) -> None:
@@ -166,6 +171,7 @@ def flatten(jaxpr: Any, path: str = "") -> Graph:
         outs=tuple(outs),
         pins=tuple(f.pins),
         donated=frozenset(f.donated),
+        constants=tuple(zip(f.consts, getattr(jaxpr, "consts", ()), strict=False)),
     )
 
 

@@ -36,6 +36,7 @@ class Groups:
         self.assumptions: dict[str, None] = {}
         self._positions: dict[Any, list[NDArray[np.int64]]] = {}
         self._steps: dict[Any, list[CollectiveOp]] = {}
+        self._classes: dict[int, tuple[list[int], NDArray[np.int64]]] = {}
         self._network = network_of(on)
         self._numbers = np.array(self.devices)
 
@@ -168,6 +169,12 @@ class Groups:
         """Groups whose ranks lie on the machine in the same pattern cost the same: one of each, and
         who is which.
         """
+        # `positions` are kept for good, so that their place in memory tells them apart.
+        if id(positions) not in self._classes:
+            self._classes[id(positions)] = self._classify(positions)
+        return self._classes[id(positions)]
+
+    def _classify(self, positions: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
         patterns: dict[bytes, int] = {}
         classes: list[int] = []
         members = np.empty(len(positions), np.int64)

@@ -91,14 +91,21 @@ def infer(graph: Graph, seeds: Mapping[int, Layout], manual: frozenset[str]) -> 
                 learn(value, from_spec(spec, len(_shape(graph, value))))
     changed = True
     asked = False
+    unsettled = list(graph.nodes)
     while changed or not asked:
         asked = asked or not changed
         changed = False
-        for node in graph.nodes:
+        unsettled = [node for node in unsettled if not _settled(node, known)]
+        for node in unsettled:
             changed |= _relate(graph, node, known, learn, asked, manual)
-        for node in reversed(graph.nodes):
+        for node in reversed(unsettled):
             changed |= _relate(graph, node, known, learn, asked, manual)
     return known
+
+
+def _settled(node: Node, known: Mapping[int, Layout]) -> bool:
+    """Whether nothing is left to learn at a node."""
+    return all(v in known for v in node.outs) and all(v is None or v in known for v in node.ins)
 
 
 def _shape(graph: Graph, value: int) -> tuple[int, ...]:

@@ -17,8 +17,13 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from emulator.program.calls import call_body, is_call
+from emulator.program.refs import without_refs
+
 #: The name of the jitted function in which `em.emulate` computes: not a program of the machine's.
 EMULATED = "cm384_emulated"
+#: The name of the jitted function in which a program runs that XLA's partitioner has divided.
+DIVIDED = "cm384_divided"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +85,7 @@ def trace(
             "a collective names an axis that no enclosing shard_map or pmap has: "
             f"{at.line or error} ({at.filename}:{at.lineno}); name an axis of the mesh"
         ) from error
+    jaxpr = without_refs(jaxpr)
     return Program(jaxpr=jaxpr, in_tree=in_tree, out_tree=out_tree[0], dynamic=dynamic)
 
 
@@ -97,18 +103,13 @@ def sub_jaxprs(eqn: Any) -> list[tuple[str, Any]]:
     branches.
     """
     name, params = eqn.primitive.name, eqn.params
+    if (call := call_body(eqn)) is not None:
+        return [("", call[0])]
     if name == "while":
         return [(".cond", params["cond_jaxpr"]), (".body", params["body_jaxpr"])]
     if name == "cond":
         return [(f".{i}", branch) for i, branch in enumerate(params["branches"])]
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if key in params and is_jaxpr(params[key]):
-            return [("", params[key])]
-    return []
-
-
-def is_jaxpr(value: Any) -> bool:
-    return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
+    return [("", params["jaxpr"])] if name in ("scan", "shard_map") else []
 
 
 def open_jaxpr(jaxpr: Any) -> core.Jaxpr:
@@ -135,15 +136,29 @@ def walk(jaxpr: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from walk(body, here + label)
 
 
+#: Primitives whose time only values can tell.
+DYNAMIC = ("while", "cond", "ragged_dot_general", "ragged_all_to_all")
+
+
+def is_dynamic(eqn: Any) -> bool:
+    """Whether only values can tell the time of an equation."""
+    name = eqn.primitive.name
+    if name == "ragged_dot_general":  # groups of whole matmuls cost what the matmuls cost
+        numbers = eqn.params["ragged_dot_dimension_numbers"]
+        _, (batch, _) = numbers.dot_dimension_numbers
+        return numbers.lhs_ragged_dimensions[0] not in batch
+    return name in DYNAMIC and not is_call(eqn)
+
+
 def dynamic_sites(jaxpr: Any) -> dict[str, str]:
-    """Equations whose time only values can tell: path -> name ("while_0", "cond_1", ...), numbered
-    in program order.
+    """Equations whose time only values can tell: path -> name ("while_0", "cond_1",
+    "ragged_dot_0", "ragged_all_to_all_0"), numbered in program order.
     """
     sites: dict[str, str] = {}
-    numbers = {"while": 0, "cond": 0}
+    numbers = dict.fromkeys(DYNAMIC, 0)
     for path, eqn in walk(jaxpr):
-        kind = eqn.primitive.name
-        if kind in numbers:
-            sites[path] = f"{kind}_{numbers[kind]}"
+        if is_dynamic(eqn):
+            kind = eqn.primitive.name
+            sites[path] = f"{kind.removesuffix('_general')}_{numbers[kind]}"
             numbers[kind] += 1
     return sites

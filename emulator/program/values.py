@@ -23,12 +23,29 @@ from jax.extend import core
 import kernels
 from emulator.machines import Machine
 from emulator.mesh import device_numbers
-from emulator.program import collective_rules, matmul_rules, vector
+from emulator.program import (
+    collective_rules,
+    matmul_rules,
+    ragged_exchange,
+    ragged_rules,
+    vector,
+)
 from emulator.program.axes import infer_axes
+from emulator.program.calls import call_body, is_call, platform_branch
 from emulator.program.collective_rules import groups_differ
 from emulator.program.folded import Folded, FoldedMesh, merge_dims, split_dims, spread, union_axes
 from emulator.program.groups import check_fits
-from emulator.program.trace import EMULATED, open_jaxpr, scan_counts, sub_jaxprs, walk
+from emulator.program.host_calls import host_call
+from emulator.program.primitives import HOST, IDENTITIES, LINEAR_ALGEBRA, PER_DEVICE, REFUSED
+from emulator.program.sites import sites, width
+from emulator.program.trace import (
+    EMULATED,
+    is_dynamic,
+    open_jaxpr,
+    scan_counts,
+    sub_jaxprs,
+    walk,
+)
 
 Counts = dict[str, Array]
 
@@ -86,30 +103,33 @@ class Evaluator:
 
     def equation(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
         name = eqn.primitive.name
-        if name in _RULES:
-            return _RULES[name](self, eqn, values, path)
+        if is_call(eqn):
+            return self.call(eqn, values, path)
+        if name in RULES:
+            return RULES[name](self, eqn, values, path)
         if name == "axis_index":
             return [collective_rules.axis_index(self.mesh, eqn)]
         if name in collective_rules.RULES:
             return [collective_rules.RULES[name](self.settings, self.mesh, eqn, v) for v in values]
-        if name in _IDENTITIES:
+        if name in IDENTITIES:
             return list(values)
-        if name in _REFUSED:
-            raise NotImplementedError(f"primitive {name!r} is not modelled: {_REFUSED[name]}")
+        if name in HOST:
+            return host_call(_binder(eqn), eqn, values, self.mesh)
         if name in vector.ELEMENTWISE:
             return [
                 vector.elementwise(_binder(eqn), eqn, values, self.mesh, self.settings.exact_vector)
             ]
         if name in ("reduce_sum", "reduce_prod") and self._own_order(values[0]):
             return [vector.reduce_tree(values[0], eqn.params["axes"], name)]
-        return self.each_device(eqn, values)
+        if name in PER_DEVICE or name in LINEAR_ALGEBRA:
+            return self.each_device(eqn, values)
+        reason = REFUSED.get(name, "nothing here knows what it does")
+        raise NotImplementedError(f"primitive {name!r} is not modelled: {reason}")
 
     def each_device(self, eqn: Any, values: list[Folded]) -> list[Folded]:
         """Any other primitive: the equation on every device's local arrays."""
         bind = _binder(eqn)
-        if _uses_rbg(eqn) and (
-            axes := union_axes(self.mesh, values)
-        ):  # such keys differ under vmap
+        if _one_by_one(eqn) and (axes := union_axes(self.mesh, values)):
             sizes = self.mesh.shape(axes)
             everywhere = [spread(v, axes, self.mesh).array for v in values]
             flat = tuple(a.reshape(-1, *a.shape[len(axes) :]) for a in everywhere)
@@ -130,8 +150,10 @@ class Evaluator:
     def call(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
         if eqn.params.get("name") == EMULATED:  # emulated already, perhaps on another machine
             return self.each_device(eqn, values)
-        ((_, body),) = sub_jaxprs(eqn)
-        return self.jaxpr(body, values, path)
+        entered = call_body(eqn)
+        assert entered is not None  # asked by `is_call`
+        body, operands = entered
+        return self.jaxpr(body, [values[i] for i in operands], path)
 
     def shard_map(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
         params = eqn.params
@@ -143,7 +165,7 @@ class Evaluator:
             split_dims(v, _spec(s, len(v.local_shape), "in_specs"), mesh)
             for v, s in zip(values, params["in_specs"], strict=True)
         ]
-        inner = Evaluator(settings=self.settings, mesh=mesh, counts=self.counts)
+        inner = dataclasses.replace(self, mesh=mesh)  # counts go into the same dict
         outs = inner.jaxpr(params["jaxpr"], entered, path)
         leaving = tuple(a for a in mesh.manual if a not in self.mesh.manual)
         return [
@@ -331,6 +353,11 @@ class Evaluator:
         if self.settings.counting:
             self.counts[site] = self.counts[site] + count if site in self.counts else count
 
+    def measure(self, path: str, what: Callable[[], Array]) -> None:
+        """Counts one execution of the site at `path`, and what it adds."""
+        if self.settings.counting:
+            self._count(path, jnp.concatenate([jnp.ones(1, jnp.int32), what().reshape(-1)]))
+
     def _zero_counts(self, body: Any, path: str) -> Counts:
         """A zero for every site inside a body, or inside all bodies of an equation."""
         if not self.settings.counting:
@@ -342,10 +369,8 @@ class Evaluator:
         )
         zeros: Counts = {}
         for at, jaxpr in bodies:
-            for site, eqn in walk(jaxpr, at):
-                if eqn.primitive.name in ("while", "cond"):
-                    width = len(eqn.params["branches"]) if eqn.primitive.name == "cond" else 2
-                    zeros[site] = jnp.zeros(width, jnp.int32)
+            for site, eqn, mesh in sites(jaxpr, at, self.mesh):
+                zeros[site] = jnp.zeros(width(eqn, mesh), jnp.int32)
         return zeros
 
 
@@ -367,59 +392,33 @@ def _conv_general_dilated(
     return [matmul_rules.conv_general_dilated(eqn, lhs, rhs, self.mesh, self.settings.arithmetic)]
 
 
-def _matmul_without_rule(
-    self: Evaluator, eqn: Any, values: list[Folded], path: str
-) -> list[Folded]:
+def _ragged_dot_general(self: Evaluator, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
+    if is_dynamic(eqn):
+        self.measure(path, lambda: ragged_rules.rows_of_groups(values, self.mesh))
     if self.settings.arithmetic is None:
         return self.each_device(eqn, values)
-    raise NotImplementedError(
-        f"primitive {eqn.primitive.name!r} multiplies matrices in a way without a rule here; "
-        'write it with jnp.dot or lax.dot_general, or pass arithmetic="native"'
-    )
+    return [ragged_rules.ragged_dot_general(eqn, values, self.mesh, self.settings.arithmetic)]
+
+
+def _ragged_all_to_all(self: Evaluator, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
+    self.measure(path, lambda: ragged_exchange.sent(eqn, values, self.mesh))
+    return [ragged_exchange.ragged_all_to_all(eqn, values, self.mesh)]
 
 
 _Rule = Callable[[Evaluator, Any, list[Folded], str], list[Folded]]
-_RULES: Mapping[str, _Rule] = {
-    **dict.fromkeys(
-        (
-            "jit",
-            "pjit",
-            "closed_call",
-            "core_call",
-            "remat2",
-            "checkpoint",
-            "custom_jvp_call",
-            "custom_vjp_call",
-            "custom_vjp_call_jaxpr",
-        ),
-        Evaluator.call,
-    ),
+RULES: Mapping[str, _Rule] = {
     "shard_map": Evaluator.shard_map,
     "scan": Evaluator.scan,
     "while": Evaluator.while_loop,
     "cond": Evaluator.cond,
     "dot_general": _dot_general,
     "conv_general_dilated": _conv_general_dilated,
-    "ragged_dot_general": _matmul_without_rule,
-    "ragged_dot": _matmul_without_rule,
-    "scaled_dot": _matmul_without_rule,
-}
-#: Change placement or type, never a value.
-_IDENTITIES = frozenset(
-    "pvary pcast preduced sharding_constraint reshard mesh_cast layout_constraint "
-    "optimization_barrier device_put copy_p name".split()
-)
-_REFUSED = {
-    name: "asynchronous or unreduced communication has no rule here; use the synchronous form"
-    for name in (
-        "ragged_all_to_all psend precv pgather all_gather_reduced "
-        "unreduced_reduce_scatter unreduced_psum unreduced_pmax unreduced_pmin "
-        "vary_unreduced_cast_p all_gather_start all_gather_reduced_start psum_start "
-        "psum_invariant_start unreduced_psum_start reduce_scatter_start "
-        "unreduced_reduce_scatter_start all_to_all_start pbroadcast_start "
-        "ppermute_start all_gather_done psum_done reduce_scatter_done all_to_all_done "
-        "pbroadcast_done ppermute_done"
-    ).split()
+    "ragged_dot_general": _ragged_dot_general,
+    "ragged_all_to_all": _ragged_all_to_all,
+    "dce_sink": lambda self, eqn, values, path: [],
+    "platform_index": lambda self, eqn, values, path: [
+        Folded(np.int32(platform_branch(eqn.params["platforms"])))
+    ],
 }
 
 
@@ -442,8 +441,9 @@ def _binder(eqn: Any) -> Callable[..., Any]:
     return lambda *arrays: eqn.primitive.bind(*arrays, **params)
 
 
-def _uses_rbg(eqn: Any) -> bool:
-    if eqn.primitive.name == "rng_bit_generator":
+def _one_by_one(eqn: Any) -> bool:
+    """Whether `vmap` has no rule for an equation, or gives `rbg` keys other values."""
+    if eqn.primitive.name in ("rng_bit_generator", "cholesky_update"):
         return True
     impl = str(eqn.params.get("impl", "")) + "".join(
         str(v.aval.dtype) for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key)

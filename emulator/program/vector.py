@@ -34,7 +34,7 @@ _ALONE = 64  # shorter arrays may be evaluated by scalar code
 EXACT = frozenset(
     "abs neg sign floor ceil round max min select_n clamp copy eq ne lt le gt ge "
     "is_finite nextafter real imag not and or xor population_count clz shift_left "
-    "shift_right_logical shift_right_arithmetic stop_gradient eq_to lt_to le_to".split()
+    "shift_right_logical shift_right_arithmetic mulhi stop_gradient eq_to lt_to le_to".split()
 )
 #: Basic operations: the next floating-point rounding is theirs, and nothing can be contracted into
 #: them.
@@ -43,9 +43,9 @@ _PRODUCTS = frozenset(("mul", "square", "integer_pow"))
 _OTHER_BASIC = frozenset(("div", "sqrt", "rem", "reduce_precision", "complex", "conj"))
 #: Functions that XLA expands into many operations.
 TRANSCENDENTAL = frozenset(
-    "pow rsqrt cbrt exp exp2 expm1 log log1p tanh sinh cosh sin cos tan asin acos atan "
-    "asinh acosh atanh atan2 logistic erf erfc erf_inv lgamma digamma polygamma igamma "
-    "igammac igamma_grad_a random_gamma_grad bessel_i0e bessel_i1e "
+    "pow rsqrt cbrt exp exp2 expm1 log log2 log1p one_minus_square tanh sinh cosh sin cos tan "
+    "asin acos atan asinh acosh atanh atan2 logistic erf erfc erf_inv lgamma digamma polygamma "
+    "igamma igammac igamma_grad_a bessel_i0e bessel_i1e "
     "regularized_incomplete_beta zeta".split()
 )
 ELEMENTWISE = EXACT | _SUMS | _PRODUCTS | _OTHER_BASIC | TRANSCENDENTAL | {"convert_element_type"}

@@ -7,21 +7,24 @@ rule of every other node, and charges what moves between layouts outside `shard_
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from emulator.chip import lane_factor, vector_time
+from emulator.chip import PLAIN, Spread, lane_factor, vector_time
 from emulator.machines import Machine
 from emulator.memory import Buffer, Lifetimes, Moment
 from emulator.program import layout as layouts_
+from emulator.program.attention import Kernel, find
 from emulator.program.graph import Graph, Node, nbytes
 from emulator.program.groups import Groups
 from emulator.program.layout import ELEMENTWISE, Layout, axes_of, from_spec, local_shape
 from emulator.program.weights import ALIASES, GENERATED, PER_ELEMENT, RANDOM, REDUCTIONS, SLICES
 from emulator.program.where import at, where
-from emulator.timeline import Op, Step
+from emulator.timeline import Needs, Op, Step
 
+ATTENTION = "fused attention"  # the rule of what is no primitive
 RESHARDS = frozenset({"sharding_constraint", "reshard"})
 FUSIBLE = frozenset(PER_ELEMENT) | frozenset(REDUCTIONS) | frozenset(RANDOM) | GENERATED | SLICES
 
@@ -31,6 +34,7 @@ class Costs:
     """What the program does on each device: timed steps, buffers, and what had to be assumed."""
 
     steps: tuple[Step, ...]
+    needs: tuple[Needs, ...]
     life: Lifetimes
     devices: tuple[int, ...]
     mesh_shape: tuple[tuple[str, int], ...]
@@ -42,7 +46,9 @@ class Costs:
 
 @dataclasses.dataclass(slots=True)
 class Frame:
-    """One body while it is walked: where its values live and where its steps go."""
+    """One body while it is walked: where its values live and where its steps go, with what they
+    wait for. `kernels` are nodes that a kernel stands for, which is emitted at its last one.
+    """
 
     graph: Graph
     plan: Plan
@@ -50,9 +56,12 @@ class Frame:
     manual: frozenset[str]
     ids: dict[int, int | None]
     steps: list[Step]
+    needs: list[Needs]
     moments: list[Moment]
     buffers: dict[int, Buffer]
     held: frozenset[int]
+    kernels: Mapping[int, Kernel | None] = dataclasses.field(default_factory=dict)
+    sizes: dict[int, tuple[tuple[int, ...], int, int]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,9 +106,12 @@ def _folds(
     if readers and all(r != end and graph.nodes[r].name == "dot_general" for r in readers):
         return True
     v = node.ins[0]
-    if v is None or v not in makers or len(consumers[v]) != 1:
-        return False
-    return graph.nodes[makers[v]].name == "dot_general"
+    while v is not None and v in makers and len(consumers[v]) == 1:
+        maker = graph.nodes[makers[v]]
+        if maker.name not in ALIASES and maker.name != "transpose":
+            return maker.name == "dot_general"
+        v = maker.ins[0]
+    return False
 
 
 class Walker:
@@ -126,8 +138,12 @@ class Walker:
         self.line_bytes = on.chip.engines.line_bytes
         self.memory_rate = on.dies_per_device * on.chip.memory_bytes_per_s
         self.vector_rate = on.dies_per_device * on.chip.vector_flops_per_s("float32")
+        self.lane_factors = functools.cache(lambda dtype: lane_factor(str(dtype), on))
         self.assumed: dict[str, int] = {}
         self.fresh = 0
+        # Values that no step makes -> the values they come from; copies that the next moment uses.
+        self.derived: dict[int, frozenset[int]] = {}
+        self.moved: list[int] = []
 
     def program(self, graph: Graph, names: Sequence[str]) -> Costs:
         frame = self.frame(graph, {}, frozenset())
@@ -149,6 +165,7 @@ class Walker:
         size = {v: b.bytes for v, b in frame.buffers.items()}
         return Costs(
             steps=tuple(frame.steps),
+            needs=tuple(frame.needs),
             life=life,
             devices=self.groups.devices,
             mesh_shape=self.groups.mesh_shape,
@@ -161,12 +178,12 @@ class Walker:
     def notes(self) -> list[str]:
         how = (
             "element-wise work between matmuls, collectives and layout changes runs fused, one "
-            "kernel per chain; transposes next to a matmul are part of it"
+            "kernel per chain; transposes next to a matmul are part of it (fusion='chains')"
             if self.fused
-            else "every operation is a kernel of its own (fusion='none')"
+            else "every operation is a kernel of its own, every intermediate goes through memory "
+            "(fusion='eager')"
         )
-        notes = [how, "no overlap of compute and communication"]
-        notes.extend(self.groups.assumptions)
+        notes = [how, *self.groups.assumptions]
         if self.has_matmuls:
             notes.append(self.on.chip.engines.fit)
         return notes + [
@@ -192,32 +209,62 @@ class Walker:
             manual=manual,
             ids={},
             steps=like.steps if like else [],
+            needs=like.needs if like else [],
             moments=like.moments if like else [],
             buffers=like.buffers if like else {},
             held=like.held if like else frozenset(),
         )
+        if self.fused:
+            frame.kernels = self.attention(frame)
         for v in (*graph.ins, *graph.consts):
             frame.ids[v] = self.number()
         return frame
+
+    def attention(self, frame: Frame) -> dict[int, Kernel | None]:
+        """Nodes that are part of attention, where one device has all that it needs."""
+        kernels: dict[int, Kernel | None] = {}
+        for pattern in find(frame.graph):
+            if not any(self.divided(frame, i) for k in pattern.kernels for i in k.dots):
+                kernels.update(dict.fromkeys(pattern.covered))
+                kernels.update({k.at: k for k in pattern.kernels})
+        return kernels
+
+    def divided(self, frame: Frame, index: int) -> bool:
+        """Whether more than the batch of a product is divided over devices."""
+        node = frame.graph.nodes[index]
+        for v, batch in zip(node.ins, node.params["dimension_numbers"][1], strict=True):
+            layout = frame.layouts.get(v, ()) if v is not None else ()
+            if any(axes for d, axes in enumerate(layout) if d not in batch):
+                return True
+        return False
 
     def number(self) -> int:
         self.fresh += 1
         return self.fresh
 
+    def measured(self, frame: Frame, v: int) -> tuple[tuple[int, ...], int, int]:
+        """Local shape, elements and bytes."""
+        found = frame.sizes.get(v)
+        if found is None:
+            aval = frame.graph.avals[v]
+            shape = tuple(getattr(aval, "shape", ()))
+            shape = local_shape(shape, frame.layouts.get(v), self.groups.sizes)
+            size = nbytes(shape, aval.dtype) if hasattr(aval, "dtype") else 0
+            found = frame.sizes[v] = (shape, math.prod(shape), size)
+        return found
+
     def shape(self, frame: Frame, v: int) -> tuple[int, ...]:
         """Local shape."""
-        shape = tuple(getattr(frame.graph.avals[v], "shape", ()))
-        return local_shape(shape, frame.layouts.get(v), self.groups.sizes)
+        return self.measured(frame, v)[0]
 
     def size(self, frame: Frame, v: int) -> int:
-        return math.prod(self.shape(frame, v))
+        return self.measured(frame, v)[1]
 
     def dtype(self, frame: Frame, v: int) -> Any:
         return frame.graph.avals[v].dtype
 
     def bytes(self, frame: Frame, v: int) -> int:
-        aval = frame.graph.avals[v]
-        return nbytes(self.shape(frame, v), aval.dtype) if hasattr(aval, "dtype") else 0
+        return self.measured(frame, v)[2]
 
     def root(self, frame: Frame, v: int | None) -> int | None:
         """The number, in this frame, of the value that holds the bytes of `v`."""
@@ -244,43 +291,106 @@ class Walker:
         reads: Sequence[int | None],
         writes: Sequence[int],
         *,
+        results: Sequence[int] = (),
         in_place: bool = False,
+        handed: Sequence[int | None] = (),
         inner: tuple[Lifetimes, ...] = (),
-        credit: int = 0,
+        scratch: tuple[Buffer, ...] = (),
     ) -> None:
-        ids = (frame.ids.get(r) for r in (self.root(frame, v) for v in reads) if r is not None)
+        uses = frame.plan.uses
+        moved, self.moved = tuple(self.moved), []
         frame.moments.append(
             Moment(
                 name=label,
-                reads=tuple(i for i in ids if i is not None),
-                writes=tuple(self.own(frame, w, label) for w in writes if w in frame.plan.uses),
+                reads=(*self.numbers(frame, reads), *moved),
+                writes=tuple(self.own(frame, w, label) for w in writes if w in uses),
+                results=tuple(self.own(frame, w, label) for w in results if w in uses),
                 in_place=in_place,
+                handed=self.numbers(frame, handed),
                 inner=inner,
-                credit_bytes=credit,
+                scratch=scratch,
             )
         )
 
-    def emit(self, frame: Frame, step: Step | None, node: Node, *, in_place: bool = False) -> None:
+    def arrive(
+        self, frame: Frame, label: str, reads: Sequence[int | None], copies: Sequence[int]
+    ) -> None:
+        """Buffers of their own for values that came from other devices."""
+        ids = self.numbers(frame, reads)
+        frame.moments.append(Moment(name=label, reads=ids, writes=tuple(copies)))
+
+    def numbers(self, frame: Frame, values: Sequence[int | None]) -> tuple[int, ...]:
+        """Numbers of the values that hold the bytes of `values`."""
+        ids = (frame.ids.get(r) for r in (self.root(frame, v) for v in values) if r is not None)
+        return tuple(i for i in ids if i is not None)
+
+    def emit(
+        self,
+        frame: Frame,
+        step: Step | None,
+        node: Node,
+        *,
+        in_place: bool = False,
+        scratch: tuple[Buffer, ...] = (),
+    ) -> None:
         """One step that reads and writes all of `node`'s values."""
         if step is not None:
             frame.steps.append(step)
         label = at(step.name if step else node.name, node)
-        self.moment(frame, label, node.ins, node.outs, in_place=in_place)
+        self.moment(frame, label, node.ins, node.outs, in_place=in_place, scratch=scratch)
+
+    def close(
+        self,
+        frame: Frame,
+        first: int,
+        reads: Sequence[int | None] = (),
+        writes: Sequence[int | None] = (),
+    ) -> int:
+        """Says of the steps since the last call what they wait for: one another, `reads`, and what
+        the moments from `first` on read. They make `writes` and what the moments write. Returns
+        the number of the next moment.
+        """
+        waits, makes = set(self.numbers(frame, reads)), set(self.numbers(frame, writes))
+        for moment in frame.moments[first:]:
+            waits.update(moment.reads)
+            makes.update(moment.writes, moment.results)
+        sources: set[int] = set()
+        for v in waits:
+            sources |= self.derived.get(v, {v})
+        count = len(frame.steps) - len(frame.needs)
+        if not count:
+            self.derived.update(dict.fromkeys(makes, frozenset(sources)))
+        made, before = tuple(makes), tuple(sources)
+        for _ in range(count):
+            turn = self.number()
+            frame.needs.append(Needs(reads=before, writes=(*made, turn)))
+            before = (*sources, turn)
+        return len(frame.moments)
 
     def walk(self, frame: Frame) -> None:
         segment: list[int] = []
+        first = len(frame.moments)
 
         def flush() -> None:
+            nonlocal first
             if segment:
                 frame.steps.extend(self.fuse(self, frame, tuple(segment)))
                 segment.clear()
+                first = self.close(frame, first)
 
         for i, node in enumerate(frame.graph.nodes):
             name = node.name
+            if i in frame.kernels:
+                if frame.kernels[i] is not None:
+                    flush()
+                    self.rules[ATTENTION](self, frame, i, node)
+                    first = self.close(frame, first)
+                continue
             if i in frame.plan.skip:
                 if moved := self.moves(frame, node):
                     flush()
                     frame.steps.extend(moved)
+                    first = self.close(frame, first, node.outs, node.outs)
                 continue
             moved = self.moves(frame, node)
             if name in FUSIBLE:
@@ -291,6 +401,7 @@ class Walker:
                 if after := self.after(frame, node):
                     flush()
                     frame.steps.extend(after)
+                    first = self.close(frame, first, node.outs, node.outs)
                 continue
             flush()
             frame.steps.extend(moved)
@@ -302,6 +413,10 @@ class Walker:
                 )
             rule(self, frame, i, node)
             frame.steps.extend(self.after(frame, node))
+            if node.name == "shard_map":  # its steps have been closed inside
+                first = len(frame.moments)
+            else:
+                first = self.close(frame, first, node.ins, node.outs)
         flush()
         for w, root in enumerate(
             frame.plan.roots
@@ -323,7 +438,7 @@ class Walker:
             if v is None or spec is None or not any(entry is not None for entry in spec):
                 return []
             to = from_spec(spec, len(frame.graph.avals[v].shape))
-            return self.reshard_steps(frame, v, to, node)
+            return self.move(frame, v, to, node)
         steps: list[Step] = []
         sharded = [v for v in node.ins if v is not None and axes_of(frame.layouts.get(v, ()))]
         if not sharded or not node.outs:
@@ -333,7 +448,7 @@ class Walker:
             want = frame.layouts.get(node.outs[0]) or layouts_.replicated(len(out_shape))
             for v in sharded:
                 if len(frame.layouts[v]) == len(want):
-                    steps += self.reshard_steps(frame, v, want, node)
+                    steps += self.move(frame, v, want, node)
             return steps
         if node.name == "dot_general":
             v = node.ins[1]
@@ -350,7 +465,7 @@ class Walker:
                 want = tuple(tuple(a for a in entry if a not in lost) for entry in frame.layouts[v])
             else:
                 want = layouts_.replicated(len(frame.layouts[v]))
-            steps += self.reshard_steps(frame, v, want, node)
+            steps += self.move(frame, v, want, node)
         return steps
 
     def dot_moves(self, frame: Frame, node: Node) -> list[Step]:
@@ -363,7 +478,20 @@ class Walker:
             entry if d in contract or d in batch else tuple(a for a in entry if a not in used)
             for d, entry in enumerate(frame.layouts[right])
         )
-        return self.reshard_steps(frame, right, want, node)
+        return self.move(frame, right, want, node)
+
+    def move(self, frame: Frame, v: int, to: Layout, node: Node) -> list[Step]:
+        """As `reshard_steps`, with a copy of `v` in layout `to` that lives until it is used."""
+        steps = self.reshard_steps(frame, v, to, node)
+        if steps:
+            aval, copy, label = frame.graph.avals[v], self.number(), at("resharded", node)
+            shape = local_shape(tuple(aval.shape), to, self.groups.sizes)
+            frame.buffers[copy] = Buffer(
+                name=label, shape=shape, dtype=str(aval.dtype), bytes=nbytes(shape, aval.dtype)
+            )
+            self.arrive(frame, label, [v], [copy])
+            self.moved.append(copy)
+        return steps
 
     def after(self, frame: Frame, node: Node) -> list[Step]:
         """Sums over devices that a reduction or a product over a divided dimension still needs."""
@@ -453,9 +581,10 @@ class Walker:
         *,
         launches: int = 1,
         detail: str = "",
+        spread: Spread = PLAIN,
     ) -> Op:
         ops = int(lane_ops)
-        time = vector_time(ops, traffic, self.on, launches)
+        time = vector_time(ops, traffic, self.on, launches, spread)
         return Op(
             name=name,
             kind=kind,
@@ -463,7 +592,7 @@ class Walker:
             bound_s=time.bound_s,
             limited_by=time.limited_by,
             flops=ops,
-            bytes=traffic,
+            bytes=time.bytes,
             vector_s=ops / self.vector_rate,
             memory_s=traffic / self.memory_rate,
             where=where(node.eqn),
@@ -471,7 +600,7 @@ class Walker:
         )
 
     def lanes(self, frame: Frame, v: int) -> float:
-        return lane_factor(str(self.dtype(frame, v)), self.on)
+        return self.lane_factors(self.dtype(frame, v))
 
     def read_bytes(self, frame: Frame, node: Node) -> int:
         """Bytes of the distinct operands."""

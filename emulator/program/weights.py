@@ -39,7 +39,7 @@ ALIASES = frozenset(
     """reshape squeeze expand_dims pvary pcast stop_gradient
     bitcast_convert_type name random_wrap random_unwrap optimization_barrier
     layout_constraint reduced_vary_cast_p vary_unreduced_cast_p mesh_cast
-    with_memory_space_constraint""".split()
+    with_memory_space_constraint preduced stage shard_alike xla_metadata_value relayout""".split()
 )
 
 # Reductions along axes: lane operations per operand element.
@@ -86,5 +86,5 @@ RANDOM: dict[str, int] = {
 
 # Happen on the host or only in the type system.
 FREE = frozenset(
-    "debug_callback debug_print axis_index create_token after_all check shape_assertion".split()
+    "debug_callback debug_print axis_index create_token after_all dce_sink platform_index".split()
 )

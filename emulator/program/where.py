@@ -9,6 +9,9 @@ from jax._src import source_info_util
 
 from emulator.program.graph import Node
 
+#: How a name scope begins that says a line of the user's program, where there is no traceback.
+PLACE = "@"
+
 
 def at(label: str, node: Node) -> str:
     place = where(node.eqn)
@@ -17,6 +20,9 @@ def at(label: str, node: Node) -> str:
 
 def where(eqn: Any) -> str:
     """The line of the user's program that an equation comes from: "file.py:12 (function)"."""
+    scopes = getattr(eqn.source_info.name_stack, "stack", ())
+    if scopes and (name := getattr(scopes[-1], "name", "")).startswith(PLACE):
+        return name.removeprefix(PLACE)
     traceback = getattr(eqn.source_info, "traceback", None)
     return "" if traceback is None else _where(traceback)
 

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from emulator import overlap as two_engines
 from emulator.energy import energy
 from emulator.machines import Machine
 from emulator.memory import MemoryUse, communicator_bytes, peak
+from emulator.program.auto_sharded import trace_divided
 from emulator.program.costs import Costs, cost
-from emulator.program.trace import Program, dynamic_sites, is_array_like, trace, walk
+from emulator.program.trace import Program, dynamic_sites, is_array_like, walk
 from emulator.report.result import Bound, Estimate, Run
 from emulator.timeline import Op, Step, each, play
+
+NO_OVERLAP = "no overlap of compute and communication"
+OVERLAP = (
+    "collectives overlap with kernels that do not wait for them, at no cost to either "
+    "(overlap=True): the most that overlap can give"
+)
+
+
+class OutOfMemoryError(jax.errors.JaxRuntimeError):
+    """A program that does not fit the memory of one device: `memory` says by how much and why."""
+
+    def __init__(self, memory: MemoryUse) -> None:
+        self.memory = memory
+        super().__init__(
+            f"{memory.explain()}\nDivide the program over more devices, donate arguments "
+            "(jax.jit(donate_argnums=...)) or recompute (jax.checkpoint); allow_oom=True "
+            "(--allow-oom) answers nevertheless."
+        )
 
 
 def estimate(
@@ -22,7 +42,9 @@ def estimate(
     on: Machine,
     algorithms: Mapping[str, Any] | None = None,
     counts: Mapping[str, Any] | None = None,
-    fusion: str = "fused",
+    fusion: str = "chains",
+    overlap: bool = False,
+    allow_oom: bool = False,
 ) -> Estimate:
     """Time, memory and energy of `fun(*args)` on the machine `on`, from shapes alone.
 
@@ -32,17 +54,26 @@ def estimate(
         on: the machine.
         algorithms: collective operation -> algorithm name or callable; default is the machine's
             choice.
-        counts: what only values can tell: "while_0" -> trips, "cond_0" -> shares of the branches.
-        fusion: "fused" (chains of element-wise operations are one kernel) or "none" (each is one).
+        counts: what only values can tell: "while_0" -> trips, "cond_0" -> shares of the branches,
+            "ragged_dot_0" -> rows of each group (or such a row for each device),
+            "ragged_all_to_all_0" -> rows [source][destination] (or such a table for each group of
+            devices). `run(...).counts` is of this form.
+        fusion: "chains" (what a graph compiler makes of neighbours: chains of element-wise
+            operations and reductions are one kernel) or "eager" (each operation is one, every
+            intermediate goes through memory).
+        overlap: whether collectives run beside kernels that do not wait for them. Traces of such
+            machines show next to none.
+        allow_oom: answer also if the program does not fit the memory of a device.
 
     Raises:
+        OutOfMemoryError: the program does not fit, with the largest buffers by name.
         TypeError: `on` is not a machine, or an argument is neither an array nor a shape.
         NotImplementedError: an operation without a cost rule, by name.
         ValueError: a mesh that the machine cannot hold, or a count that only values can tell.
     """
     program = _trace("estimate", fun, args, on)
     costs = _costs(program, args, on, algorithms, counts, fusion)
-    return Estimate(**_answer(costs, _name(fun), on))
+    return Estimate(**_answer(costs, _name(fun), on, _memory(costs, on, allow_oom), overlap))
 
 
 def run(
@@ -51,8 +82,10 @@ def run(
     on: Machine,
     arithmetic: Any = None,
     algorithms: Mapping[str, Any] | None = None,
-    fusion: str = "fused",
+    fusion: str = "chains",
     tiling: Any = None,
+    overlap: bool = False,
+    allow_oom: bool = False,
 ) -> Run:
     """What `fun(*args)` computes on the machine `on`, and everything that `estimate` says.
 
@@ -66,12 +99,32 @@ def run(
 
     program = _trace("run", fun, args, on, trace_once)
     counts = _never_reached(program)
-    # What cannot be costed is said before any value is computed.
+    # What cannot be costed or does not fit is said before any value is computed.
     costs = _costs(program, args, on, algorithms, counts, fusion)
+    memory = _memory(costs, on, allow_oom)
     value, counted = evaluate_with_counts(program, args, on, arithmetic, algorithms, tiling=tiling)
     if counted:
         costs = _costs(program, args, on, algorithms, counts | counted, fusion)
-    return Run(**_answer(costs, _name(fun), on), value=value, counts=counted)
+    answer = _answer(costs, _name(fun), on, memory, overlap)
+    return Run(**answer, value=value, counts=counted)
+
+
+def estimate_program(
+    program: Program,
+    args: Sequence[Any],
+    name: str,
+    *,
+    on: Machine,
+    counts: Mapping[str, Any],
+    allow_oom: bool = False,
+) -> Estimate:
+    """The estimate of a program that is traced already. Loops and branches that `counts` does not
+    name count as never reached.
+
+    Raises what `estimate` does.
+    """
+    costs = _costs(program, tuple(args), on, None, _never_reached(program) | {**counts}, "chains")
+    return Estimate(**_answer(costs, name, on, _memory(costs, on, allow_oom), False))
 
 
 def _never_reached(program: Program) -> dict[str, Any]:
@@ -101,26 +154,35 @@ def _name(fun: Any) -> str:
     return getattr(fun, "__name__", type(fun).__name__)
 
 
-def _answer(costs: Costs, name: str, on: Machine) -> dict[str, Any]:
+def _answer(
+    costs: Costs, name: str, on: Machine, memory: MemoryUse, overlap: bool
+) -> dict[str, Any]:
     """The fields of an Estimate."""
-    timeline = play(costs.steps, costs.devices, on.slowness(costs.devices))
+    slowness = on.slowness(costs.devices)
+    if overlap:
+        timeline = two_engines.play(costs.steps, costs.needs, costs.devices, slowness)
+    else:
+        timeline = play(costs.steps, costs.devices, slowness)
+    notes = (OVERLAP if overlap else NO_OVERLAP, *costs.assumptions, *on.faults.describe())
     return {
         "name": name,
         "machine": on,
         "mesh_shape": costs.mesh_shape,
         "steps": costs.steps,
         "timeline": timeline,
-        "memory": _memory(costs, on),
+        "memory": memory,
         "energy": energy(costs.steps, timeline.time_s, len(costs.devices), on),
         "bound": _bound(costs.steps),
-        "assumptions": tuple(dict.fromkeys((*costs.assumptions, *on.faults.describe()))),
+        "assumptions": tuple(dict.fromkeys(notes)),
+        "overlap": overlap,
     }
 
 
-def _memory(costs: Costs, on: Machine) -> MemoryUse:
+def _memory(costs: Costs, on: Machine, allow_oom: bool) -> MemoryUse:
+    """What the program needs; raises if that is more than there is."""
     fullest = peak(costs.life)
     communication = costs.communicators * communicator_bytes(on)
-    return MemoryUse(
+    use = MemoryUse(
         peak_bytes=fullest.bytes + communication,
         capacity_bytes=on.memory_bytes_per_device,
         arguments_bytes=costs.arguments_bytes,
@@ -129,6 +191,9 @@ def _memory(costs: Costs, on: Machine) -> MemoryUse:
         at=fullest.at,
         alive=fullest.alive,
     )
+    if not (use.fits or allow_oom):
+        raise OutOfMemoryError(use)
+    return use
 
 
 def _bound(steps: tuple[Step, ...]) -> Bound:
@@ -144,7 +209,7 @@ def _bound(steps: tuple[Step, ...]) -> Bound:
 
 
 def _trace(
-    call: str, fun: Any, args: tuple[Any, ...], on: Any, how: Callable[..., Program] = trace
+    call: str, fun: Any, args: tuple[Any, ...], on: Any, how: Callable[..., Program] = trace_divided
 ) -> Program:
     """The program, after checking what can be checked of the call."""
     if not isinstance(on, Machine):

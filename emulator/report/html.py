@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from emulator.report.perfetto import lane_name
 from emulator.report.result import Estimate
 from emulator.timeline import Loop, Span
 from emulator.units import capacity, count, interval, quantity, seconds
@@ -22,6 +23,7 @@ MAX_SLICES = 4000
 # Colour-blind safe (Okabe and Ito).
 COLOURS = {
     "matmul": "#0072b2",
+    "attention": "#56b4e9",
     "vector": "#009e73",
     "move": "#e69f00",
     "sort": "#cc79a7",
@@ -52,6 +54,7 @@ def page(estimate: Estimate) -> str:
         collectives=_collectives(estimate),
         energy=interval(estimate.energy.low_j, estimate.energy.high_j, "J"),
         power=interval(*estimate.energy.power_w, "W"),
+        device=interval(*estimate.energy.device_w, "W"),
         lanes=_lanes(estimate),
         colours=COLOURS,
         alive=estimate.memory.alive[:TOP],
@@ -82,18 +85,17 @@ def _lanes(e: Estimate) -> list[dict[str, Any]]:
     """Slices of the timeline for each different device history, longest first."""
     whole = e.timeline.time_ps or 1
     depth = max((s.depth for s in e.timeline.spans), default=0)
+    rows = 2 if e.overlap else 1  # of each depth: kernels, and collectives below them
     lanes = []
     for lane in e.timeline.lanes()[:MAX_LANES]:
-        slices = _slices(e.timeline.spans, lane[0], whole)
+        slices = _slices(e.timeline.spans, lane[0], whole, rows)
         slices = sorted(slices, key=lambda s: -s["w"])[:MAX_SLICES]
-        name = f"device {e.devices[lane[0]]}"
-        if len(lane) > 1:
-            name += f" and {len(lane) - 1} alike"
-        lanes.append({"name": name, "slices": slices, "rows": depth + 1})
+        name = lane_name(e, lane)
+        lanes.append({"name": name, "slices": slices, "rows": rows * (depth + 1)})
     return lanes
 
 
-def _slices(spans: Sequence[Span], device: int, whole: int) -> list[dict[str, Any]]:
+def _slices(spans: Sequence[Span], device: int, whole: int, rows: int = 1) -> list[dict[str, Any]]:
     """Slices in thousandths of the whole time.
 
     A loop's first trip is stretched over the loop, so that widths are shares of the time at every
@@ -118,7 +120,7 @@ def _slices(spans: Sequence[Span], device: int, whole: int) -> list[dict[str, An
                 {
                     "x": x,
                     "w": width,
-                    "y": span.depth,
+                    "y": rows * span.depth + (rows - 1) * (span.step.kind == "collective"),
                     "colour": COLOURS.get(span.step.kind, "#999999"),
                     "title": f"{span.step.name}: {seconds((end - start) / 1e12)}{where}",
                 }

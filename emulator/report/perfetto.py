@@ -1,7 +1,7 @@
 """An estimate as a trace in the Chrome JSON format, which Perfetto opens.
 
-Devices with the same clocks throughout share one track. A loop is a slice over all its trips;
-inside it the first trip is shown in detail.
+Devices with the same clocks throughout share one track, or two where collectives overlap with
+kernels. A loop is a slice over all its trips; inside it the first trip is shown in detail.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ def trace(estimate: Estimate) -> dict[str, Any]:
         _meta("process_name", 0, None, f"{estimate.machine.name}: {estimate.name}")
     ]
     lanes = timeline.lanes()
-    for track, lane in enumerate(lanes[:MAX_TRACKS], start=1):
-        events.append(_meta("thread_name", 0, track, _lane_name(estimate, lane)))
-        events.append(_meta("thread_sort_index", 0, track, track))
+    engines = ("", ", collectives") if estimate.overlap else ("",)
+    for number, lane in enumerate(lanes[:MAX_TRACKS]):
+        first = 1 + number * len(engines)
+        for track, engine in enumerate(engines, start=first):
+            events.append(_meta("thread_name", 0, track, lane_name(estimate, lane) + engine))
+            events.append(_meta("thread_sort_index", 0, track, track))
         for span in timeline.spans:
-            event = _slice(span, lane[0], track)
+            apart = estimate.overlap and isinstance(span.step, CollectiveOp)
+            event = _slice(span, lane[0], first + apart)
             if event:
                 events.append(event)
     return {
@@ -56,13 +60,14 @@ def _meta(kind: str, pid: int, tid: int | None, value: str | int) -> dict[str, A
     return event
 
 
-def _lane_name(estimate: Estimate, lane: list[int]) -> str:
+def lane_name(estimate: Estimate, lane: list[int]) -> str:
+    """The devices of one story, by their numbers."""
     devices = [estimate.devices[i] for i in lane]
     if len(devices) == 1:
         return f"device {devices[0]}"
     if devices == list(range(devices[0], devices[-1] + 1)):
         return f"devices {devices[0]}-{devices[-1]} ({len(devices)} alike)"
-    return f"device {devices[0]} and {len(devices) - 1} alike"
+    return f"device {devices[0]} and {len(devices) - 1} more ({len(devices)} alike)"
 
 
 def _slice(span: Span, device: int, track: int) -> dict[str, Any] | None:

@@ -11,12 +11,13 @@ from rich.console import RenderableType
 from emulator.energy import Energy
 from emulator.machines import Fact, Machine
 from emulator.memory import MemoryUse
-from emulator.timeline import CollectiveOp, Op, Step, Timeline, each
+from emulator.timeline import ON_MATRIX, CollectiveOp, Op, Step, Timeline, each
 
 DECISIVE = frozenset(
     """chip.clock_hz chip.matmul_peaks_flops_per_s chip.memory_bytes_per_s
     chip.memory_efficiency chip.l2_bytes_per_s chip.launch_s fabric.node.bytes_per_s
-    fabric.pod.bytes_per_s power.idle_device_w power.peak_device_w power.overhead_w""".split()
+    fabric.pod.bytes_per_s power.idle_device_w power.peak_device_w power.matmul_j_per_flop
+    power.optics_w power.cooling_share""".split()
 )
 
 
@@ -72,6 +73,7 @@ class Estimate:
     energy: Energy
     bound: Bound
     assumptions: tuple[str, ...]
+    overlap: bool = False
 
     @property
     def time_s(self) -> float:
@@ -91,7 +93,7 @@ class Estimate:
     def flops(self) -> float:
         """Floating-point operations of all matmuls on one device."""
         return sum(
-            s.flops * n for s, n in each(self.steps) if isinstance(s, Op) and s.kind == "matmul"
+            s.flops * n for s, n in each(self.steps) if isinstance(s, Op) and s.kind in ON_MATRIX
         )
 
     @property
@@ -113,6 +115,11 @@ class Estimate:
         for step, times in each(self.steps):
             total[step.kind] = total.get(step.kind, 0.0) + times * step.time_s
         return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+    @property
+    def hidden_s(self) -> float:
+        """Seconds of work on one device that overlap hides; 0 without overlap."""
+        return max(0.0, sum(self.by_kind().values()) - self.time_s) if self.overlap else 0.0
 
     def rows(self) -> list[Row]:
         """Equal steps at the same line summed up, longest first."""

@@ -36,7 +36,7 @@ def _body(e: Estimate) -> Group:
     parts: list[Table | Text | Group] = [_headline(e), _summary(e), _kinds(e), _top(e)]
     if e.collectives:
         parts.append(_collectives(e))
-    parts += [_memory(e), _energy(e), _evidence(e), _assumptions(e)]
+    parts += [_memory(e), _energy(e), _efficiency(e), _evidence(e), _assumptions(e)]
     return Group(*(piece for part in parts for piece in (part, Text(""))))
 
 
@@ -71,7 +71,7 @@ def _summary(e: Estimate) -> Table:
         "matmul",
         f"{quantity(e.flops, 'FLOP')} per device, {e.utilization:.1%} of the BF16 matrix peak",
     )
-    table.add_row("memory", e.memory.message)
+    table.add_row("memory", e.memory.share)
     low, high = e.energy.power_w
     table.add_row(
         "energy",
@@ -88,6 +88,10 @@ def _kinds(e: Estimate) -> Table:
     idle = e.time_s - sum(kinds.values())
     if idle > 1e-3 * e.time_s:
         table.add_row("waiting", seconds(idle), f"{idle / e.time_s:.1%}")
+    if e.hidden_s:
+        table.add_row(
+            "hidden by overlap", f"-{seconds(e.hidden_s)}", f"-{e.hidden_s / e.time_s:.1%}"
+        )
     return table
 
 
@@ -181,6 +185,18 @@ def _energy(e: Estimate) -> Table:
     )
     for part in e.energy.parts:
         table.add_row(part.name, quantity(part.low_j, "J"), quantity(part.high_j, "J"), part.why)
+    low, high = e.energy.device_w
+    table.caption = f"one {e.machine.device_kind} by itself: {interval(low, high, 'W')} mean"
+    table.caption_justify = "left"
+    return table
+
+
+def _efficiency(e: Estimate) -> Table:
+    table = _grid("Performance per watt", ("what", False), ("FLOP/s per W", True), ("why", False))
+    rows = [("this program", e.energy.flops_per_j, "its matmuls over all of its energy")]
+    rows += [(m.name, m.flops_per_j, m.why) for m in e.energy.nominal]
+    for name, (low, high), why in rows:
+        table.add_row(name, interval(low, high, "FLOP/s/W"), why)
     return table
 
 

@@ -1,0 +1,108 @@
+"""Collectives of a partitioned StableHLO program as those of `jax.lax` over mesh axes.
+
+Groups that run over whole axes of the mesh name these axes; others name all axes and list the
+groups (`axis_index_groups`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxlib.mlir import ir
+from numpy.typing import NDArray
+
+from emulator.program.stablehlo_rules import combiner
+
+_Collective = Callable[[Any, Any, list[Any]], list[Any]]
+
+
+def _over(t: Any, op: Any) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
+    """The axes of a collective and, where they alone do not say its groups, the groups."""
+    handle = re.search(r"handle = (\d+)", str(op.attributes["channel_handle"]))
+    assert handle is not None
+    groups = t.groups[int(handle[1])]
+    if groups.size == 0:  # all devices
+        return t.mesh.names, None
+    axes = t.mesh.axes_of(groups)
+    return (t.mesh.names, groups) if axes is None else (axes, None)
+
+
+def _listed(groups: NDArray[np.int64] | None) -> list[list[int]] | None:
+    return None if groups is None else groups.tolist()
+
+
+def _all_reduce(t: Any, op: Any, arrays: list[Any]) -> list[Any]:
+    axes, groups = _over(t, op)
+    if not axes:
+        return arrays
+    how = combiner(op)
+    rules = {"add": lax.psum, "maximum": lax.pmax, "minimum": lax.pmin, "or": lax.pmax}
+    rules["and"] = lax.pmin
+    booleans = all(x.dtype == jnp.bool_ for x in arrays)
+    if how not in rules or (how in ("and", "or") and not booleans):
+        raise NotImplementedError(f"an all_reduce that combines values by {how!r} has no rule here")
+
+    def reduce(x: Any) -> Any:
+        sent = x.astype(jnp.uint8) if booleans else x
+        return rules[how](sent, axes, axis_index_groups=_listed(groups)).astype(x.dtype)
+
+    return [reduce(x) for x in arrays]
+
+
+def _all_gather(t: Any, op: Any, arrays: list[Any]) -> list[Any]:
+    axes, groups = _over(t, op)
+    dim = op.attributes["all_gather_dim"].value
+    if not axes:
+        return arrays
+    return [
+        lax.all_gather(x, axes, axis=dim, tiled=True, axis_index_groups=_listed(groups))
+        for x in arrays
+    ]
+
+
+def _reduce_scatter(t: Any, op: Any, arrays: list[Any]) -> list[Any]:
+    axes, groups = _over(t, op)
+    if combiner(op) != "add":
+        raise NotImplementedError(f"a reduce_scatter by {combiner(op)!r} has no rule here")
+    dim = op.attributes["scatter_dimension"].value
+    if not axes:
+        return arrays
+    return [
+        lax.psum_scatter(
+            x, axes, scatter_dimension=dim, tiled=True, axis_index_groups=_listed(groups)
+        )
+        for x in arrays
+    ]
+
+
+def _all_to_all(t: Any, op: Any, arrays: list[Any]) -> list[Any]:
+    axes, groups = _over(t, op)
+    split, concat = (op.attributes[f"{k}_dimension"].value for k in ("split", "concat"))
+    if not axes:
+        return arrays
+    return [
+        lax.all_to_all(x, axes, split, concat, tiled=True, axis_index_groups=_listed(groups))
+        for x in arrays
+    ]
+
+
+def _collective_permute(t: Any, op: Any, arrays: list[Any]) -> list[Any]:
+    pairs = np.array(ir.DenseIntElementsAttr(op.attributes["source_target_pairs"])).reshape(-1, 2)
+    axes, local = t.mesh.permutation([(int(s), int(t)) for s, t in pairs])
+    if not axes:  # everyone keeps what it has
+        return arrays
+    return [lax.ppermute(x, axes, local) for x in arrays]
+
+
+RULES: Mapping[str, _Collective] = {
+    "all_reduce": _all_reduce,
+    "all_gather": _all_gather,
+    "reduce_scatter": _reduce_scatter,
+    "all_to_all": _all_to_all,
+    "collective_permute": _collective_permute,
+}

@@ -1,0 +1,15 @@
+"""Whole scripts on the virtual machine: `cm384 exec train.py`.
+
+A script runs in a process of its own with as many host devices as the machine has. Every jitted
+call that it makes is a *step*: evaluated as the machine computes it, on one host device, and costed
+as the machine's. What the script does between steps is its own affair, and listed.
+
+    clock.py      the time that the script reads
+    jax_calls.py  where the script's calls of JAX are caught
+    compiled.py   ... and those of functions that it has compiled ahead of time
+    eager.py      what they are besides steps
+    steps.py      one step: values, time
+    placement.py  arrays between the script's devices and the one that computes
+    report.py     what is printed at the end
+    process.py    the script's process
+"""

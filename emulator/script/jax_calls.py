@@ -1,0 +1,228 @@
+"""Where a script's calls of JAX are caught, below every interface that it may use.
+
+`jax.jit`, `jax.pmap`, gradients of jitted functions and what libraries make of them all end in one
+place with concrete arrays: the execution of a traced program. There a program of the script's
+becomes a step. JAX's own functions (`jnp.dot` is jitted, too) and single operations are eager: they
+stay on the host, and are counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import api_util, pjit, source_info_util
+from jax._src import core as jax_core
+from jax.experimental import shard_map as experimental
+
+from emulator.program.trace import open_jaxpr
+from emulator.script import compiled
+from emulator.script.eager import Eager
+
+_JAX = os.path.dirname(jax.__file__) + os.sep
+_PMAP = os.path.join(_JAX, "_src", "pmap.py")
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+Step = Callable[[tuple[Any, ...], dict[str, Any], Callable[[], list[Any]]], list[Any]]
+
+
+class _Caller(threading.local):
+    """What this thread is in: a step or an eager operation, a function under `jax.pmap`."""
+
+    inside = False
+    mapped = ""
+
+
+_CALLER = _Caller()
+
+
+@contextmanager
+def caught(step: Step, eager: Eager) -> Iterator[None]:
+    """Inside, `step(flat arrays, parameters of the jit, the native way)` computes the script's
+    jitted programs and `eager` counts everything else that computes.
+    """
+    execute = pjit._pjit_call_impl_python
+    one_operation = jax_core.EvalTrace.process_primitive
+    eager_map = jax_core.EvalTrace.process_shard_map  # type: ignore[attr-defined]
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        before, _CALLER.inside = _CALLER.inside, True
+        try:
+            yield
+        finally:
+            _CALLER.inside = before
+
+    def program(*args: Any, **params: Any) -> Any:
+        if _CALLER.inside:
+            return execute(*args, **params)
+        with within():
+            if not _of_jax(_source(params["jaxpr"])):
+                results = step(args, params, lambda: execute(*args, **params)[0])
+                return results, None, None, []
+            eager.note(params["name"], args)
+            return execute(*args, **params)
+
+    def operation(trace: Any, primitive: Any, args: Any, params: Any, /) -> Any:
+        if _CALLER.inside or primitive.name in ("jit", "pjit"):
+            return one_operation(trace, primitive, args, params)
+        with within():
+            eager.note(primitive.name, args)
+            return one_operation(trace, primitive, args, params)
+
+    def mapped(trace: Any, primitive: Any, fun: Any, args: Any, /, **params: Any) -> Any:
+        if _CALLER.inside:
+            return eager_map(trace, primitive, fun, args, **params)
+        with within():  # one that neither `jax.shard_map` nor the old name has made
+            eager.note("shard_map", args)
+            return eager_map(trace, primitive, fun, args, **params)
+
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        old_shard_map = experimental.shard_map
+    source_info_util.register_exclusion(_HERE + os.sep)
+    replaced: list[tuple[Any, str, Any]] = [
+        (pjit, "_pjit_call_impl_python", program),
+        # Without it JAX would call a program that it has run before past all Python.
+        (pjit, "_get_fastpath_data", lambda *_: None),
+        (jax_core.EvalTrace, "process_primitive", operation),
+        (jax_core.EvalTrace, "process_shard_map", mapped),
+        *compiled.replacements(lambda *args, **params: program(*args, **params)[0]),
+        (jax, "jit", _jit(jax.jit)),
+        (jax, "pmap", _pmap(jax.pmap)),
+        (jax, "shard_map", _shard_map(jax.shard_map)),
+        (experimental, "shard_map", _shard_map(old_shard_map)),
+        (jax, "device_put", _device_put(jax.device_put)),
+        # One process has all devices, and their number is the machine's.
+        (jax.distributed, "initialize", lambda *_, **__: None),
+        (jax.config, "update", _update(jax.config.update)),
+    ]
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
+    try:
+        for owner, name, new in replaced:
+            setattr(owner, name, new)
+        yield
+    finally:
+        for owner, name, old in before:
+            setattr(owner, name, old)
+
+
+def _source(jaxpr: Any) -> str:
+    """The function that was jitted and its place: "step at /home/me/train.py:12"."""
+    own = open_jaxpr(jaxpr).debug_info.func_src_info or ""
+    return _CALLER.mapped if _PMAP in own and _CALLER.mapped else own
+
+
+def _of_jax(source: str) -> bool:
+    return _JAX in source
+
+
+def name_and_place(params: dict[str, Any]) -> tuple[str, str]:
+    """What a jitted function is called, and where it stands: "train.py:12", or nothing."""
+    name, _, place = _source(params["jaxpr"]).partition(" at ")
+    return name or params["name"], "" if place.startswith(_HERE) else os.path.basename(place)
+
+
+def _update(update: Any) -> Any:
+    @functools.wraps(update)
+    def update_of_the_script(name: str, value: Any) -> None:
+        if name not in ("jax_num_cpu_devices", "jax_platforms", "jax_platform_name"):
+            update(name, value)
+
+    return update_of_the_script
+
+
+def _pmap(pmap: Any) -> Any:
+    """`jax.pmap` jits a function of its own, which does not say for whom."""
+
+    @functools.wraps(pmap)
+    def pmap_of_the_script(fun: Any, *more: Any, **options: Any) -> Any:
+        mapped = pmap(fun, *more, **options)
+
+        @functools.wraps(mapped)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before, _CALLER.mapped = _CALLER.mapped, api_util.fun_sourceinfo(fun)
+            try:
+                return mapped(*args, **kwargs)
+            finally:
+                _CALLER.mapped = before
+
+        return call
+
+    return pmap_of_the_script
+
+
+def _jit(jit: Any) -> Any:
+    @functools.wraps(jit)
+    def jit_of_the_script(*fun: Any, **options: Any) -> Any:
+        if not fun and "fun" not in options:
+            return lambda function: jit_of_the_script(function, **options)
+        function = options.pop("fun") if not fun else fun[0]
+        return jit(_as_the_scripts(function), *fun[1:], **options)
+
+    return jit_of_the_script
+
+
+def _shard_map(shard_map: Any) -> Any:
+    """`jax.shard_map` called outside of any jit would run operation by operation; here it is one
+    step, as if it were jitted.
+    """
+
+    @functools.wraps(shard_map)
+    def shard_map_of_the_script(*fun: Any, **options: Any) -> Any:
+        if not fun and "f" not in options:
+            return lambda function: shard_map_of_the_script(function, **options)
+        function = options.pop("f") if not fun else fun[0]
+        mapped = shard_map(function, *fun[1:], **options)
+        return jax.jit(mapped)
+
+    return shard_map_of_the_script
+
+
+def _as_the_scripts(function: Any) -> Any:
+    """A function of JAX's that the script jits is the script's step, by its place in the source."""
+    if not callable(function) or not _of_jax(api_util.fun_sourceinfo(function)):
+        return function
+    try:
+        return _wrapped(function)
+    except TypeError:  # not hashable
+        return _wrapped.__wrapped__(function)
+
+
+@functools.lru_cache(maxsize=256)
+def _wrapped(function: Any) -> Any:
+    def step(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    functools.update_wrapper(step, function)
+    del step.__wrapped__  # type: ignore[attr-defined]  # JAX would look through it
+    return step
+
+
+def _device_put(device_put: Any) -> Any:
+    """An array that one device has is shared with the others instead of copied to each."""
+
+    def shared(x: Any) -> Any:
+        plain = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+        if (
+            plain
+            and len(x.devices()) == 1
+            and not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+        ):
+            return np.asarray(x)
+        return x
+
+    @functools.wraps(device_put)
+    def device_put_of_the_script(x: Any, device: Any = None, **options: Any) -> Any:
+        if device is not None:
+            x = jax.tree.map(shared, x)
+        return device_put(x, device, **options)
+
+    return device_put_of_the_script

@@ -1,0 +1,127 @@
+"""Arrays between the script, which has them on hundreds of devices, and the evaluation on one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src.mesh import get_concrete_mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from emulator.program.costs import meshes
+from emulator.program.graph import flatten
+from emulator.program.layout import infer
+from emulator.program.trace import Program
+
+
+def folded(x: Any) -> Any:
+    """The whole array on the host's first device; the host's memory is shared, not copied."""
+    if not isinstance(x, jax.Array):
+        return x
+    if _is_key(x):
+        return jax.random.wrap_key_data(folded(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+    return np.asarray(x)
+
+
+def put(x: Any, sharding: Sharding | None) -> Any:
+    """An array as the script's devices have it."""
+    if sharding is None:
+        return x
+    if _is_key(x):
+        data = jax.random.key_data(x)
+        return jax.random.wrap_key_data(put(data, sharding), impl=jax.random.key_impl(x))
+    return jax.device_put(np.asarray(x), sharding)
+
+
+def _is_key(x: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+
+
+def result_shardings(
+    program: Program, args: Sequence[Any], params: dict[str, Any]
+) -> tuple[Sharding | None, ...]:
+    """Where each result goes: as the jit says, as its type says, as the partitioner or a
+    `shard_map` leaves it, or on all devices of the mesh; None without a mesh.
+    """
+    asked = params["out_shardings"]
+    avals = _avals(params["jaxpr"])
+    known = list(_known_meshes(args, params))
+    graph = flatten(program.jaxpr)
+    layouts = infer(graph, {}, frozenset())
+    over = [node.params["mesh"] for node in graph.nodes if node.name == "shard_map"]
+    single = _single_device(args)
+    found: list[Sharding | None] = []
+    for value, aval, wish in zip(graph.outs, avals, asked, strict=True):
+        if isinstance(wish, Sharding):
+            found.append(wish)
+            continue
+        if not known and not over:
+            found.append(single)
+            continue
+        layout = layouts.get(value, ()) if value is not None else ()
+        spec = PartitionSpec(*(entry or None for entry in layout))
+        typed = getattr(aval, "sharding", None)
+        if typed is not None and AxisType.Explicit in getattr(typed.mesh, "axis_types", ()):
+            spec = typed.spec
+        mesh = _mesh_with({a for entry in layout for a in entry}, known, over)
+        found.append(
+            NamedSharding(mesh, trimmed(spec) if _divides(mesh, spec, aval) else PartitionSpec())
+        )
+    return tuple(found)
+
+
+def trimmed(spec: PartitionSpec) -> PartitionSpec:
+    """The same without what it says of the last dimensions that nothing divides."""
+    entries = [*spec]
+    while entries and entries[-1] in (None, ()):
+        entries.pop()
+    return PartitionSpec(*entries)
+
+
+def _avals(jaxpr: Any) -> Sequence[Any]:
+    return jaxpr.out_avals if hasattr(jaxpr, "out_avals") else [v.aval for v in jaxpr.outvars]
+
+
+def _known_meshes(args: Sequence[Any], params: dict[str, Any]) -> Iterator[Mesh]:
+    """Meshes of real devices that the call or its program names."""
+    wishes = (*params["in_shardings"], *params["out_shardings"])
+    named = [getattr(x, "sharding", None) for x in args] + list(wishes)
+    candidates = [s.mesh for s in named if isinstance(s, NamedSharding)]
+    candidates += [*meshes(params["jaxpr"]), get_concrete_mesh()]
+    for mesh in candidates:
+        if isinstance(mesh, Mesh) and not mesh.empty and mesh.size > 1:
+            yield mesh
+
+
+def _mesh_with(axes: set[str], known: Sequence[Mesh], over: Sequence[Any]) -> Mesh:
+    """A mesh of real devices that has these axes: one of the script's, or one made over the same
+    devices for the axes that the partitioner has divided.
+    """
+    for mesh in known:
+        if axes <= set(mesh.axis_names):
+            return mesh
+    made = next(m for m in over if axes <= set(m.axis_names))
+    devices = next((m.devices.flatten() for m in known if m.size == made.size), None)
+    if devices is None:
+        devices = np.array(jax.devices()[: made.size])
+    return Mesh(devices.reshape(tuple(made.shape.values())), tuple(made.axis_names))
+
+
+def _divides(mesh: Mesh, spec: PartitionSpec, aval: Any) -> bool:
+    for size, entry in zip(aval.shape, spec, strict=False):
+        axes = (entry,) if isinstance(entry, str) else entry or ()
+        if size % math.prod(mesh.shape[a] for a in axes):
+            return False
+    return True
+
+
+def _single_device(args: Sequence[Any]) -> Sharding | None:
+    """The device to which an argument is bound, where that is not the first."""
+    for x in args:
+        if isinstance(x, jax.Array) and getattr(x, "committed", False):
+            if len(x.devices()) == 1:
+                return x.sharding
+    return None

@@ -1,0 +1,122 @@
+"""The process in which a script runs: what `cm384 exec` asks, the rest is its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import runpy
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from emulator.machines import Machine
+from emulator.script.clock import PodClock
+
+_OURS = tuple(
+    str(Path(__file__).resolve().parents[2] / room) + os.sep for room in ("emulator", "kernels")
+)
+_WIDTH = 100  # columns of the report
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What `cm384 exec` was asked for; it travels to the script's process as JSON."""
+
+    script: str
+    arguments: tuple[str, ...]
+    machine: str
+    devices: int
+    arithmetic: str | None = None
+    trace: str | None = None
+    host_time: bool = False
+    allow_oom: bool = False
+
+
+def command(options: Options) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment of the script's process."""
+    root = str(Path(__file__).resolve().parents[2])
+    code = (
+        f"import sys; sys.path.append({root!r}); "
+        "from emulator.cli.exec import child; sys.exit(child(sys.argv[1]))"
+    )
+    flag = f"--xla_force_host_platform_device_count={options.devices}"
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": " ".join(filter(None, [os.environ.get("XLA_FLAGS"), flag])),
+        "JAX_PLATFORMS": "cpu",
+    }
+    words = json.dumps(dataclasses.asdict(options))
+    return [sys.executable, "-c", code, words], environment
+
+
+def run(options: Options, on: Machine) -> int:
+    """Runs the script as `python script arguments...` would, prints the report, and returns the
+    exit status of the script.
+    """
+    import jax
+
+    from emulator.script.eager import Eager
+    from emulator.script.jax_calls import caught
+    from emulator.script.report import no_steps, report
+    from emulator.script.steps import Steps
+
+    jax.devices()  # before the script may ask for another number of them
+    began_s = time.perf_counter()
+    clock, eager = PodClock(options.host_time), Eager()
+    steps = Steps(on, clock, options.arithmetic, options.allow_oom)
+    with caught(steps, eager), clock.shown():
+        status = _script(options)
+    sys.stdout.flush()
+    if not steps.functions:
+        print(no_steps(options.script, eager), file=sys.stderr)
+        return status
+    terminal = Console(highlight=False)
+    # A number cut short is no number: a narrow terminal wraps whole lines.
+    out = Console(highlight=False, width=max(terminal.width, _WIDTH))
+    out.print()
+    out.print(report(on, options.devices, steps, eager, time.perf_counter() - began_s))
+    if options.trace is not None and (longest := steps.longest()) is not None:
+        longest.to_perfetto(options.trace)
+        print(
+            f"trace of {longest.name} written to {options.trace}; open it at https://ui.perfetto.dev"
+        )
+    return status
+
+
+def _script(options: Options) -> int:
+    """The exit status of the script, whatever ends it."""
+    sys.argv = [options.script, *options.arguments]
+    sys.path[0] = str(Path(options.script).resolve().parent)
+    try:
+        runpy.run_path(options.script, run_name="__main__")
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        sys.stdout.flush()
+        summary = traceback.TracebackException.from_exception(error)
+        if not sys.flags.dev_mode:
+            _without_ours(summary)
+        print("".join(summary.format()), end="", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    return 0
+
+
+def _without_ours(summary: Any) -> None:
+    """Leaves the script's frames, and those of the libraries that it calls."""
+    kept = [
+        frame
+        for frame in summary.stack
+        if not frame.filename.startswith(_OURS) and "runpy" not in frame.filename
+    ]
+    summary.stack = traceback.StackSummary.from_list(kept)
+    for other in (summary.__cause__, summary.__context__):
+        if other is not None:
+            _without_ours(other)

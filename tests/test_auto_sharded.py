@@ -1,0 +1,189 @@
+"""Programs that leave the division of their arrays to the compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import emulator as em
+from emulator.timeline import CollectiveOp, each
+from tests.auto_programs import AXES, DEVICES, PROGRAMS, integers, plain
+
+POD = em.cloudmatrix384()
+MESH = POD.mesh(**AXES)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What JAX itself computes on eight host devices."""
+    path = tmp_path_factory.mktemp("native") / "results.npz"
+    flags = f"--xla_force_host_platform_device_count={DEVICES}"
+    here = Path(__file__).resolve()
+    subprocess.run(
+        [sys.executable, here.with_name("auto_programs.py"), path],
+        check=True,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )
+    return dict(np.load(path))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_values_are_those_of_a_real_mesh(name: str, native: dict[str, np.ndarray]) -> None:
+    build, args, exact = PROGRAMS[name]
+    if exact:
+        result = em.run(build(MESH), *args, on=POD, arithmetic="native")
+        value = result.value
+        assert result.time_s > result.bound_s > 0
+    else:  # the estimate is that of `run`; XLA's own element-wise work compiles faster
+        value = em.emulate(build(MESH), on=POD, arithmetic="native", vector="native")(*args)
+        assert em.estimate(build(MESH), *args, on=POD).time_s > 0
+    leaves = [plain(leaf) for leaf in jax.tree.leaves(value)]
+    for i, leaf in enumerate(leaves):
+        wanted = native[f"{name}/{i}"]
+        assert leaf.shape == wanted.shape and leaf.dtype == wanted.dtype
+        if exact:
+            np.testing.assert_array_equal(leaf, wanted, err_msg=f"output {i}")
+        else:
+            np.testing.assert_allclose(leaf, wanted, rtol=2e-4, atol=2e-5, err_msg=f"output {i}")
+    assert len(leaves) == sum(key.startswith(f"{name}/") for key in native)
+
+
+def collectives(estimate: Any) -> list[tuple[str, tuple[str, ...], int, float]]:
+    """Operation, axes, bytes and how often."""
+    return [
+        (s.op, s.axes, s.nbytes, n) for s, n in each(estimate.steps) if isinstance(s, CollectiveOp)
+    ]
+
+
+def test_a_layer_divided_as_megatron_does_has_two_all_reduces() -> None:
+    mesh = POD.mesh(dp=48, tp=8)
+    layers, width, tokens = 61, 1024, 96
+
+    def forward(weights: Any, h: Any) -> Any:
+        def layer(h: Any, w: Any) -> Any:
+            qkv, out, up, down = w
+            h = h + jnp.tanh(h @ qkv) @ out
+            return h + jax.nn.gelu(h @ up) @ down, None
+
+        return lax.scan(layer, h, weights)[0]
+
+    def shape(*sizes: int, spec: Any) -> Any:
+        return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+
+    columns, rows = P(None, None, "tp"), P(None, "tp")
+    weights = (
+        shape(layers, width, width, spec=columns),
+        shape(layers, width, width, spec=rows),
+        shape(layers, width, 4 * width, spec=columns),
+        shape(layers, 4 * width, width, spec=rows),
+    )
+    answer = em.estimate(forward, weights, shape(tokens, width, spec=P("dp")), on=POD)
+    local = tokens // 48 * width * 2  # BF16, as the program has it
+    assert collectives(answer) == [("all_reduce", ("tp",), local, layers)] * 2
+    matmuls = [row for row in answer.rows() if row.kind == "matmul"]
+    assert sum(row.count for row in matmuls) == 4 * layers
+    assert all("test_auto_sharded.py:" in row.where and "(" in row.where for row in matmuls)
+    flops = 2 * tokens // 48 * layers * width * (2 * width + 8 * width) // 8
+    assert sum(row.flops for row in matmuls) == flops
+    assert any("partitioner" in note for note in answer.assumptions)
+    assert answer.memory.arguments_bytes == layers * width * width * 10 // 8 * 2 + local
+
+
+def test_the_matmuls_are_the_machines() -> None:
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((8, 64)), jnp.bfloat16)
+    b = jnp.asarray(np.random.default_rng(1).standard_normal((64, 16)), jnp.bfloat16)
+
+    def product(a: Any, b: Any) -> Any:
+        return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+    place = NamedSharding(MESH, P("dp")), NamedSharding(MESH, P(None, "tp"))
+    divided = jax.jit(product, in_shardings=place)
+    here = em.emulate(divided, on=POD)(a, b)
+    whole = em.emulate(product, on=POD)(a, b)
+    other = em.emulate(divided, on=POD, arithmetic="native")(a, b)
+    assert np.array_equal(np.asarray(here).view(np.uint32), np.asarray(whole).view(np.uint32))
+    assert not np.array_equal(np.asarray(here), np.asarray(other))
+
+
+def test_shardings_in_types() -> None:
+    mesh = POD.mesh(**AXES, axis_types=AxisType.Explicit)
+
+    def shape(*sizes: int, spec: Any) -> Any:
+        return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=NamedSharding(mesh, spec))
+
+    def program(a: Any, b: Any) -> Any:
+        return jnp.dot(a, b, out_sharding=NamedSharding(mesh, P("dp"))).sum()
+
+    answer = em.estimate(
+        program, shape(8, 6, spec=P("dp", "tp")), shape(6, 4, spec=P("tp")), on=POD
+    )
+    assert collectives(answer) == [
+        ("all_reduce", ("tp",), 2 * 4 * 4, 1),
+        ("all_reduce", ("dp",), 4, 1),
+    ]
+
+
+def test_devices_are_those_of_the_mesh() -> None:
+    far = POD.mesh(x=2, devices=[0, 200])
+    near = POD.mesh(x=2, devices=[0, 1])
+
+    def time(mesh: Any) -> float:
+        place = NamedSharding(mesh, P("x"))
+        total = jax.jit(lambda x: x.sum(0), in_shardings=place)
+        answer = em.estimate(total, jax.ShapeDtypeStruct((2, 1 << 20), jnp.float32), on=POD)
+        assert answer.devices == ((0, 200) if mesh is far else (0, 1))
+        return answer.time_s
+
+    assert time(far) > time(near)
+
+
+def test_a_dimension_divided_over_part_of_an_axis() -> None:
+    def program(a: Any) -> Any:  # (8, 3) over 8 devices as (2, 4, 3): the axis is cut in two
+        return a.reshape(2, 4, 3).sum(1)
+
+    mesh = POD.mesh(x=8)
+    whole = jax.jit(program, in_shardings=NamedSharding(mesh, P("x")))
+    a = integers(8, 3)
+    np.testing.assert_array_equal(em.emulate(whole, on=POD)(a), program(a))
+
+
+def test_a_derivative_from_outside_is_refused() -> None:
+    total = jax.jit(lambda x: (x**2).sum(), in_shardings=NamedSharding(MESH, P("dp")))
+    x = jnp.arange(8.0)
+    with pytest.raises(NotImplementedError, match="derivative inside"):
+        jax.grad(em.emulate(total, on=POD))(x)
+    inside = em.emulate(jax.grad(total), on=POD)(x)
+    np.testing.assert_array_equal(inside, 2 * x)
+
+
+def test_what_has_no_translation_is_named() -> None:
+    def program(x: Any) -> Any:
+        jax.debug.print("{}", x)
+        return jnp.linalg.qr(x)[0]
+
+    place = NamedSharding(MESH, P("dp"))
+    with pytest.raises(NotImplementedError, match="callback|geqrf|Qr"):
+        em.estimate(jax.jit(program, in_shardings=place), jnp.ones((4, 4)), on=POD)
+
+
+def test_meshes_of_different_sizes_are_refused() -> None:
+    other = NamedSharding(POD.mesh(z=3), P("z"))
+
+    def program(x: Any) -> Any:
+        return lax.with_sharding_constraint(x, other)
+
+    with pytest.raises(ValueError, match="different sizes"):
+        em.estimate(
+            jax.jit(program, in_shardings=NamedSharding(MESH, P("dp"))), jnp.ones((12,)), on=POD
+        )

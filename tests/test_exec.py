@@ -1,0 +1,245 @@
+"""`cm384 exec`: whole scripts, each in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emulator.script.clock import PodClock
+from tests.conftest import Answer
+
+ROOT = Path(__file__).resolve().parent.parent
+Script = Callable[..., Answer]
+
+COMMAND = "import sys; sys.argv[0] = 'cm384'; from emulator.cli import main; main()"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Writes a script and runs it on 8 devices, with native matmuls unless told otherwise."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def run(
+        text: str, *words: str, options: tuple[str, ...] = ("--arithmetic", "native")
+    ) -> Answer:
+        (tmp_path / "train.py").write_text(text)
+        line = [sys.executable, "-c", COMMAND, "exec", "--devices", "8", *options, "train.py"]
+        done = subprocess.run([*line, *words], cwd=tmp_path, capture_output=True, text=True)
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+DATA_PARALLEL = """
+import functools, sys, time
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+mesh = Mesh(np.array(jax.devices()), ("dp",))
+print("devices", jax.device_count(), "arguments", sys.argv[1:])
+
+def loss_fn(params, x):
+    return jnp.mean((jnp.maximum(x @ params["in"], 0) @ params["out"]) ** 2)
+
+@functools.partial(jax.jit, static_argnames="rate", donate_argnums=0)
+def step(params, x, *, rate):
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("dp")), out_specs=P())
+    def local(params, x):
+        loss, grads = jax.value_and_grad(loss_fn)(params, x)
+        return jax.lax.psum(loss, "dp"), grads
+    loss, grads = local(params, x)
+    return jax.tree.map(lambda p, g: p - rate * g, params, grads), loss
+
+# Powers of two and few of them: every sum is exact in whatever order.
+params = {"in": jnp.ones((4, 8)) / 4, "out": jnp.ones((8, 2)) / 8}
+params = jax.device_put(params, NamedSharding(mesh, P()))
+x = np.arange(64.0, dtype=np.float32).reshape(16, 4) / 64
+x = jax.device_put(x, NamedSharding(mesh, P("dp")))
+spent = []
+for _ in range(3):
+    old = params["in"]
+    began = time.perf_counter()
+    params, loss = step(params, x, rate=0.125)
+    jax.block_until_ready(loss)
+    spent.append(time.perf_counter() - began)
+    assert old.is_deleted()
+    print("loss", float(loss), params["in"].sharding.spec, len(params["in"].devices()))
+print("seconds", *(f"{s:.9f}" for s in spent))
+print("mean", jnp.mean(x))
+"""
+
+
+def losses(text: str) -> list[float]:
+    return [float(line.split()[1]) for line in text.splitlines() if line.startswith("loss")]
+
+
+def row(text: str, function: str) -> list[str]:
+    """The columns of a function in the report."""
+    (line,) = (line for line in text.splitlines() if line.split()[:1] == [function])
+    return re.split(r"\s{2,}", line.strip())
+
+
+def test_a_data_parallel_script(run: Script, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    answer = run(
+        DATA_PARALLEL, "--lr", "1", options=("--arithmetic", "native", "--trace", str(trace))
+    )
+    assert answer.code == 0, answer.err
+    assert "devices 8 arguments ['--lr', '1']" in answer.out
+    native = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=tmp_path,
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # Native sums have another order: a few units in the last place of FP32.
+    assert losses(answer.out) == pytest.approx(losses(native.stdout), rel=1e-5)
+    assert answer.out.count(" P() 8") == native.stdout.count(" P() 8") == 3
+    # What the script's clock has shown is what the report says, to its three digits.
+    name, where, calls, total, each, *_, mesh = row(answer.out, "step")
+    assert (where, calls, mesh) == ("train.py:12", "3", "dp=8")
+    (seconds,) = (line.split()[1:] for line in answer.out.splitlines() if line[:7] == "seconds")
+    assert len(set(seconds)) == 1
+    assert each.endswith(" us") and f"{float(seconds[0]) * 1e6:.3g}" == each.removesuffix(" us")
+    # The mean was no step.
+    assert re.search(r"_mean\s+train.py:36\s+1\s+8", answer.out)
+    assert trace.stat().st_size
+
+
+PMAP = """
+import functools, time
+import jax, jax.numpy as jnp, numpy as np
+
+@functools.partial(jax.pmap, axis_name="i", in_axes=(None, 0))
+def step(w, x):
+    return jax.lax.psum(w * x, "i"), jax.lax.axis_index("i")
+
+n = jax.local_device_count()
+began = time.monotonic()
+total, index = step(2.0, np.arange(2.0 * n, dtype=np.float32).reshape(n, 2))
+total.block_until_ready()
+print("took", time.monotonic() - began > 0, np.asarray(total[3]), np.asarray(index))
+"""
+
+
+def test_a_pmap_script(run: Script) -> None:
+    answer = run(PMAP)
+    assert answer.code == 0, answer.err
+    assert "took True [112. 128.] [0 1 2 3 4 5 6 7]" in answer.out
+    assert row(answer.out, "step")[1:3] == ["train.py:5", "1"]
+
+
+AUTO_SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+mesh = jax.make_mesh((4, 2), ("dp", "tp"), axis_types=(AxisType.Auto,) * 2)
+def put(x, *spec): return jax.device_put(x, NamedSharding(mesh, P(*spec)))
+w1, w2 = put(jnp.ones((4, 8)), None, "tp"), put(jnp.ones((8, 4)), "tp")
+x = put(jnp.arange(64.0).reshape(16, 4), "dp")
+
+def loss(w1, w2, x): return jnp.sum(x @ w1 @ w2)
+grad = jax.jit(jax.grad(loss, (0, 1)))
+a, b = grad(w1, w2, x)
+print("gradient", float(a[0, 0]), float(b[0, 0]), a.sharding.spec, b.sharding.spec)
+compiled = grad.lower(w1, w2, x).compile()
+print("compiled", *(bool((y == z).all()) for y, z in zip(compiled(w1, w2, x), (a, b))))
+outer = jax.grad(lambda w: jnp.sum(jax.jit(jnp.matmul)(x, w)))(w1)
+print("outer", float(outer[1, 0]), jax.eval_shape(grad, w1, w2, x)[0].shape)
+print("mapped", jax.vmap(jax.jit(lambda v: v * 2))(x).sharding.spec)
+"""
+
+
+def test_an_auto_sharded_script(run: Script) -> None:
+    answer = run(AUTO_SHARDED)
+    assert answer.code == 0, answer.err
+    # Sums of small integers: 4 (0 + 4 + ... + 60) and 0 + 1 + ... + 63.
+    assert "gradient 1920.0 2016.0 P(None, 'tp') P('tp',)" in answer.out
+    assert "compiled True True" in answer.out
+    assert "outer 496.0 (4, 8)" in answer.out  # 1 + 5 + ... + 61
+    assert "mapped P('dp',)" in answer.out
+    assert row(answer.out, "loss")[1:3] == ["train.py:10", "2"]
+
+
+ASKS_THE_HOST = """
+import jax, jax.numpy as jnp
+@jax.jit
+def known(x): return 2 * x
+@jax.jit
+def asks(x): return jax.pure_callback(lambda x: x + 1, jax.typeof(x), x)
+print(float(asks(known(jnp.float32(4)))))
+"""
+
+
+def test_what_has_no_time_is_said_to_be_outside_the_model(run: Script) -> None:
+    answer = run(ASKS_THE_HOST)
+    assert answer.code == 0 and answer.out.startswith("9.0\n")
+    assert answer.err.startswith("cm384: asks (train.py:5) is outside the model: no cost rule")
+    assert "pure_callback" in answer.err
+    assert "Outside the model: asks (train.py:5) ran on this host in no pod time" in answer.out
+    assert not any(line.split()[:1] == ["asks"] for line in answer.out.splitlines())
+
+
+def test_exit_status_and_traceback_are_the_scripts(run: Script) -> None:
+    text = "import sys, jax\njax.jit(lambda x: x + 1)(1.0)\nsys.exit(int(sys.argv[1]))"
+    assert run(text, "3").code == 3
+    answer = run("def f():\n    raise KeyError('mine')\nf()")
+    assert answer.code == 1
+    assert answer.err.startswith("Traceback") and "emulator" not in answer.err
+    assert 'train.py", line 2, in f' in answer.err and "KeyError: 'mine'" in answer.err
+
+
+def test_a_script_without_steps_is_told(run: Script) -> None:
+    answer = run("import jax.numpy as jnp\nprint(jnp.ones(3).sum())")
+    assert answer.code == 0 and answer.out == "3.0\n"
+    assert answer.err.startswith("cm384: train.py called no function made by jax.jit")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.py"], "no such file: nowhere.py"),
+        (["--devices", "400", "x.py"], "--devices 400: CloudMatrix 384 has 384 devices"),
+        (["--trace", "no/such/t.json", "x.py"], "there is no folder"),
+        (["--arithmetic", "abacus", "x.py"], "abacus"),
+    ],
+)
+def test_refusals_are_one_message(
+    words: list[str],
+    message: str,
+    cm384: Callable[..., Answer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "x.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    answer = cm384("exec", *words)
+    assert answer.code == 2
+    assert answer.err.startswith("cm384: ") and message in answer.err
+
+
+def test_the_clock_is_the_pods_for_scripts_only() -> None:
+    import time
+    import timeit
+
+    clock = PodClock()
+    script: dict[str, object] = {"__name__": "__main__", "time": time, "timeit": timeit}
+    library: dict[str, object] = {"__name__": "queue", "time": time}
+    reading = "(time.perf_counter(), time.time_ns(), timeit.default_timer())"
+    with clock.shown():
+        before, host = eval(reading, script), eval("time.monotonic()", library)
+        assert eval(reading, script) == before
+        clock.advance(2.0)
+        after = eval(reading, script)
+        assert after[0] - before[0] == pytest.approx(2.0)
+        assert after[1] - before[1] == 2_000_000_000
+        assert after[2] == after[0]
+        assert eval("time.monotonic()", library) - host < 2.0
+    assert time.perf_counter() < time.perf_counter()

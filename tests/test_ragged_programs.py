@@ -1,0 +1,256 @@
+"""Programs whose sizes only values tell: experts' rows, exchanges of unequal parts, host calls."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.experimental import io_callback
+from jax.sharding import PartitionSpec as P
+
+import emulator as em
+import kernels
+
+POD = em.cloudmatrix384()
+BF16 = jnp.bfloat16
+K_GROUPS = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
+BATCH_GROUPS = lax.RaggedDotDimensionNumbers((((2,), (1,)), ((0,), (0,))), (0,), ())
+
+
+def normal(*shape: int, seed: int = 0) -> Any:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), BF16)
+
+
+def same_bits(got: Any, want: Any) -> None:
+    assert got.dtype == want.dtype and got.shape == want.shape
+    np.testing.assert_array_equal(np.asarray(got).view(np.uint8), np.asarray(want).view(np.uint8))
+
+
+# -- grouped matmuls
+
+
+def by_definition(
+    a: Any, b: Any, arithmetic: kernels.Arithmetic = kernels.ASCEND_910C
+) -> np.ndarray:
+    out = kernels.reference.matmul(np.asarray(a), np.asarray(b), arithmetic=kernels.ASCEND_910C)
+    return out.astype(BF16)
+
+
+def test_groups_of_rows_are_matmuls_of_their_own() -> None:
+    a, b = normal(41, 40), normal(3, 40, 6, seed=1)
+    run = em.emulate(lax.ragged_dot, POD)
+    for sizes in ([10, 0, 30], [5, 33, 3], [0, 0, 0], [40, 1, 0]):
+        want = np.zeros((41, 6), BF16)
+        for g, stop in enumerate(np.cumsum(sizes)):
+            at = slice(stop - sizes[g], stop)
+            want[at] = by_definition(a[at], b[g])
+        same_bits(run(a, b, jnp.asarray(sizes)), want)
+
+
+@pytest.mark.parametrize("products", [16, 24])
+def test_groups_of_k_start_their_own_sum(products: int) -> None:
+    """The unit adds so many products a step: a group's first step begins at its first element."""
+    unit = dataclasses.replace(kernels.ASCEND_910C, products=products)
+    a, b = normal(101, 5), normal(101, 6, seed=1)
+    run = em.emulate(lambda *args: lax.ragged_dot_general(*args, K_GROUPS), POD, unit)
+    for sizes in ([30, 0, 70], [5, 90, 3], [0, 0, 0]):
+        got = run(a, b, jnp.asarray(sizes))
+        for g, stop in enumerate(np.cumsum(sizes)):
+            at = slice(stop - sizes[g], stop)
+            same_bits(got[g], by_definition(a[at].T, b[at], unit))
+
+
+def test_groups_of_matmuls_change_nothing() -> None:
+    a, b = normal(3, 5, 20), normal(3, 20, 7, seed=1)
+    run = em.emulate(lambda *args: lax.ragged_dot_general(*args, BATCH_GROUPS), POD)
+    want = np.stack([by_definition(*pair) for pair in zip(a, b, strict=True)])
+    same_bits(run(a, b, jnp.asarray([1, 1])), want)
+
+
+def test_gradients_of_experts_are_grouped_too() -> None:
+    a, b, weights = normal(50, 16), normal(3, 16, 8, seed=1), normal(50, 8, seed=2)
+
+    def loss(a: Any, b: Any) -> Any:
+        return (lax.ragged_dot(a, b, jnp.asarray([20, 0, 25])) * weights).astype(jnp.float32).sum()
+
+    to_a, to_b = em.emulate(jax.grad(loss, (0, 1)), POD)(a, b)
+    for g, at in ((0, slice(0, 20)), (2, slice(20, 45))):
+        same_bits(to_a[at], by_definition(weights[at], b[g].T))
+        same_bits(to_b[g], by_definition(a[at].T, weights[at]))
+    assert not to_a[45:].any() and not to_b[1].any()
+
+
+def test_each_device_has_its_own_groups() -> None:
+    a, b = normal(8 * 20, 16), normal(3, 16, 8, seed=1)
+    sizes = np.random.default_rng(0).multinomial(18, [0.2, 0.5, 0.3], 8)
+    run = jax.shard_map(
+        lambda a, b, s: lax.ragged_dot(a, b, s[0]),
+        mesh=POD.mesh(x=2, y=4),
+        in_specs=(P(("x", "y")), P(), P(("x", "y"))),
+        out_specs=P(("x", "y")),
+    )
+    got = em.emulate(run, POD)(a, b, sizes).reshape(8, 20, 8)
+    for d, mine in enumerate(sizes):
+        want = np.zeros((20, 8), BF16)
+        for g, stop in enumerate(np.cumsum(mine)):
+            at = slice(stop - mine[g], stop)
+            want[at] = by_definition(a[20 * d : 20 * (d + 1)][at], b[g])
+        same_bits(got[d], want)
+
+
+# -- exchanges of unequal parts
+
+
+def exchange_program(groups: Any = None) -> tuple[Any, Any, np.ndarray, np.ndarray]:
+    """(program, its arguments, rows [dp, source, destination], what must come out)."""
+    n = 2 if groups else 4
+    rng = np.random.default_rng(3)
+    rows = rng.integers(0, 4, (2 * 4 // n, n, n))
+    x = rng.standard_normal((2 * 4 * 12, 3)).astype(np.float32)
+    starts, places = np.cumsum(rows, 2) - rows, np.cumsum(rows, 1) - rows
+    want = np.full((2, 4, 12, 3), -1, np.float32)
+    old = x.reshape(2, 4, 12, 3)
+    for q, table in enumerate(rows):
+        members = [(q % 2, r) for r in groups[q // 2]] if groups else [(q, r) for r in range(4)]
+        for s, d in np.ndindex(n, n):
+            begin, count, place = starts[q, s, d], table[s, d], places[q, s, d]
+            want[members[d]][place : place + count] = old[members[s]][begin : begin + count]
+
+    def placed(table: np.ndarray) -> np.ndarray:  # [dp, x, slices]
+        if not groups:
+            return table
+        out = np.zeros((2, 4, n), table.dtype)
+        for q, each in enumerate(table):
+            out[q % 2, groups[q // 2]] = each
+        return out
+
+    def body(x: Any, *numbers: Any) -> Any:
+        offsets = [v.reshape(-1) for v in numbers]
+        empty = jnp.full_like(x, -1)
+        return lax.ragged_all_to_all(x, empty, *offsets, axis_name="x", axis_index_groups=groups)
+
+    both = P(("dp", "x"))
+    run = jax.shard_map(
+        body, mesh=POD.mesh(dp=2, x=4), in_specs=(both, *[P("dp", "x")] * 4), out_specs=both
+    )
+    tables = [placed(t) for t in (starts, rows, places, rows.transpose(0, 2, 1))]
+    return run, (x, *tables), rows, want.reshape(-1, 3)
+
+
+@pytest.mark.parametrize("groups", [None, [[0, 2], [3, 1]]])
+def test_ragged_exchange_has_values_and_time(groups: Any) -> None:
+    run, args, rows, want = exchange_program(groups)
+    answer = em.run(run, *args, on=POD)
+    np.testing.assert_array_equal(answer.value, want)
+    assert answer.counts == {
+        "ragged_all_to_all_0": tuple(tuple(map(tuple, t)) for t in rows.astype(float).tolist())
+    }
+    assert em.estimate(run, *args, on=POD, counts=answer.counts).time_s == answer.time_s
+    (step,) = [s for s in answer.steps if s.kind == "collective"]
+    members = groups[0] if groups else range(4)
+    table = (rows[0] * 3).tolist()
+    first = em.all_to_all_v(table, on=POD, devices=list(members), dtype="float32")
+    assert step.groups[0][1][0] == first.time_s
+
+
+# -- what only values tell
+
+
+def test_skewed_experts_take_longer_on_their_device() -> None:
+    a, b = jnp.ones((8 * 4096, 512), BF16), jnp.ones((4, 512, 1024), BF16)
+    run = jax.shard_map(
+        lambda a, b, s: lax.ragged_dot(a, b, s[0]),
+        mesh=POD.mesh(x=8),
+        in_specs=(P("x"), P(), P("x")),
+        out_specs=P("x"),
+    )
+    shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (a, b)]
+    shapes.append(jax.ShapeDtypeStruct((8, 4), jnp.int32))
+    even = em.estimate(run, *shapes, on=POD, counts={"ragged_dot_0": [1024] * 4})
+    alone = em.matmul_time(4096, 512, 1024, POD, groups=[1024] * 4).time_s
+    assert even.time_s == pytest.approx(alone, rel=1e-6)
+    less = [[1024] * 4] * 7 + [[100, 0, 0, 0]]
+    clocks = em.estimate(run, *shapes, on=POD, counts={"ragged_dot_0": less}).timeline.clocks_ps
+    assert (clocks[:7] == clocks[0]).all() and clocks[7] < clocks[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, "give counts={'ragged_dot_0'"),
+        ([1, 2, 3], "expected lengths of the groups, 4 numbers"),
+        ([1, 2, -1, 3], "at least 0"),
+        ([50, 50, 50, 50], "add up to 200, but there are only 100"),
+    ],
+)
+def test_an_estimate_says_what_it_must_be_told(given: Any, words: str) -> None:
+    args = normal(100, 16), normal(4, 16, 8), jnp.zeros(4, jnp.int32)
+    counts = {} if given is None else {"ragged_dot_0": given}
+    with pytest.raises(ValueError, match=words):
+        em.estimate(lax.ragged_dot, *args, on=POD, counts=counts)
+
+
+def test_all_missing_counts_are_named_at_once() -> None:
+    def program(x: Any, w: Any) -> Any:
+        x = lax.while_loop(lambda c: c.sum() < 10, lambda c: c * 2, x)
+        return lax.cond(x[0, 0] > 1, lambda: lax.ragged_dot(x, w, jnp.asarray([1, 2])), lambda: x)
+
+    with pytest.raises(ValueError, match="while_0.*cond_0.*ragged_dot_0"):
+        em.estimate(program, normal(8, 8), normal(2, 8, 8), on=POD)
+
+
+def test_sizes_are_means_over_a_loop() -> None:
+    def program(x: Any, w: Any) -> Any:
+        def body(i: Any, x: Any) -> Any:
+            return lax.cond(i < 2, lambda: lax.ragged_dot(x, w, jnp.stack([i, 4 - i])), lambda: x)
+
+        return lax.fori_loop(0, lax.abs(x[0, 0]).astype(jnp.int32) * 0 + 3, body, x)
+
+    counts = em.run(program, normal(8, 8), normal(2, 8, 8), on=POD, arithmetic="native").counts
+    assert counts["while_0"] == 3 and counts["ragged_dot_0"] == (0.5, 3.5)
+
+
+# -- calls to the host
+
+
+def test_host_calls_go_from_device_to_device(capfd: pytest.CaptureFixture[str]) -> None:
+    seen: list[float] = []
+
+    def host(i: Any, v: Any) -> Any:
+        seen.append(float(i))
+        return np.float32(v * 2)
+
+    def body(a: Any) -> Any:
+        i = lax.axis_index(("x", "y"))
+        jax.debug.print("device {}", i)
+        return a + io_callback(host, jax.ShapeDtypeStruct((), jnp.float32), i, a[0])
+
+    run = jax.shard_map(
+        body,
+        mesh=POD.mesh(x=2, y=3),
+        in_specs=P(("x", "y")),
+        out_specs=P(("x", "y")),
+        check_vma=False,
+    )
+    out = em.emulate(run, POD)(jnp.arange(6.0))
+    np.testing.assert_array_equal(out, 3 * np.arange(6.0))
+    assert seen == list(range(6))
+    jax.effects_barrier()
+    assert [line for line in capfd.readouterr().out.splitlines() if line.startswith("device")] == [
+        f"device {i}" for i in range(6)
+    ]
+
+
+def test_weak_types_of_results_are_kept() -> None:
+    def program(x: Any) -> Any:
+        return x * 2, 3.0, jnp.asarray(x, BF16)
+
+    wanted = [jax.typeof(v).weak_type for v in jax.tree.leaves(jax.jit(program)(1.0))]
+    for run in (em.emulate(program, POD), jax.jit(em.emulate(program, POD))):
+        assert [jax.typeof(v).weak_type for v in run(1.0)] == wanted
+    assert jax.grad(lambda x: em.emulate(program, POD)(x)[0])(2.0) == 2.0
