@@ -406,6 +406,37 @@ def test_rings_in_both_directions_are_one_repeated_step(n: int) -> None:
         assert [part.repeat for part in schedule.rounds] == [n - 1] * phases
 
 
+@pytest.mark.parametrize("name", ["rhd", "nhr", "nb", "star"])
+def test_what_goes_together_is_stored_as_runs(name: str) -> None:
+    """A few runs for each rank and step, not a transfer for each slot."""
+    n = 300
+    for op in ("all_reduce", "reduce_scatter", "all_gather"):
+        schedule = build(op, name, nodes_of(n, n))
+        assert all(len(part.src) <= 3 * n for part in schedule.rounds)
+    if name != "star":
+        whole = build("broadcast", name, nodes_of(n, n), root=7)
+        assert sum(len(part.src) for part in whole.rounds) < n * n / 4
+
+
+def test_two_levels_are_stored_as_runs() -> None:
+    for name in ("double_ring/nhr", "ring/ring", "hierarchical", "pipeline"):
+        schedule = build("all_reduce", name, nodes_of(384, 8))
+        assert sum(len(part.src) for part in schedule.rounds) < 384 * 60, name
+
+
+def test_a_turn_moves_runs_as_wholes() -> None:
+    """Two ranks add runs of two slots to and fro; a turn that tears a run apart is refused."""
+    turn = np.array([2, 3, 0, 1])
+    step = make_round([0, 1], [1, 0], [0, 2], [0, 2], width=2, reduce=True, repeat=2, turn=turn)
+    passed = Schedule(op="all_reduce", algorithm="turns", ranks=2, slots=4, rounds=(step,))
+    state = execute.run(passed, np.arange(8).reshape(2, 4))
+    assert state.tolist() == [[4, 7, 8, 10], [4, 6, 14, 17]]
+    for torn in ([2, 1, 0, 3], [1, 0, 3, 2], [1, 2, 3, 0]):
+        with pytest.raises(ValueError, match="step 0 of 'turns': a turn must move each run"):
+            wrong = dataclasses.replace(step, turn=np.array(torn))
+            dataclasses.replace(passed, rounds=(wrong,))
+
+
 # --- bits ---------------------------------------------------------------------------------------
 
 

@@ -73,7 +73,11 @@ def broadcast(group: Group, root: int, algorithm: str) -> Schedule:
     level, members, blocks, slots = _flat(group, algorithm)
     scattered = (direct if algorithm == "full_mesh" else tree).scatter(group, root)
     spread = level.spread(members, blocks, members, slots)
-    rounds = _without_repetition([*scattered.rounds, *spread], root, group.n, slots)
+    held = np.zeros(group.n, dtype=int)  # slots that each rank has from the scatter, its own first
+    held[root] = group.n
+    for part in scattered.rounds:
+        np.add.at(held, part.dst, part.width)
+    rounds = [*scattered.rounds, *(_without(part, held) for part in spread)]
     return _schedule("broadcast", group, algorithm, slots, rounds, root=root)
 
 
@@ -86,25 +90,30 @@ def reduce(group: Group, root: int, algorithm: str) -> Schedule:
     return _schedule("reduce", group, algorithm, slots, rounds, root=root)
 
 
-def _flat(group: Group, algorithm: str) -> tuple[Level, IntArray, list[IntArray], int]:
+def _flat(group: Group, algorithm: str) -> tuple[Level, IntArray, Blocks, int]:
     level = LEVELS[algorithm]
-    blocks = [
-        np.arange(r * level.cuts, (r + 1) * level.cuts, dtype=np.int32) for r in range(group.n)
-    ]
+    blocks = np.arange(group.n * level.cuts, dtype=np.int32).reshape(group.n, level.cuts)
     return level, np.arange(group.n, dtype=np.int32), blocks, group.n * level.cuts
 
 
-def _without_repetition(rounds: list[Round], root: int, n: int, slots: int) -> list[Round]:
-    """The rounds of a broadcast without copies to ranks that hold the slot already."""
-    has = np.zeros((n, slots), dtype=bool)
-    has[root] = True
-    kept = []
-    for part in rounds:
-        new = ~has[part.dst, part.dst_slot]
-        has[part.dst, part.dst_slot] = True
-        ends = part.src[new], part.dst[new]
-        kept.append(make_round(*ends, part.src_slot[new], part.dst_slot[new], reduce=False))
-    return kept
+def _without(part: Round, held: IntArray) -> Round:
+    """The copies of a round but for what their receivers hold already: `held[r]` slots from slot r
+    of rank r on, past the last to the first.
+    """
+    n, first, stride = len(held), part.src_slot, part.stride
+    end = part.dst + held[part.dst]
+    rows, nths, widths = [], [], []
+    for low, high in ((end, n), (np.maximum(end - n, 0), part.dst)):  # what they lack
+        skipped = np.maximum(0, -((first - low) // stride))
+        width = np.minimum(part.width, -((first - high) // stride)) - skipped
+        row = np.flatnonzero(width > 0)
+        rows.append(row)
+        nths.append(skipped[row])
+        widths.append(width[row])
+    row, width = np.concatenate(rows), np.concatenate(widths)
+    slot = first[row] + np.concatenate(nths) * stride
+    ends = part.src[row], part.dst[row]
+    return make_round(*ends, slot, slot, reduce=False, width=width, stride=stride)
 
 
 def _schedule(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from emulator.collectives.levels import Blocks
+from emulator.collectives.levels import Blocks, runs_of
 from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make_round
 
 
@@ -20,14 +20,14 @@ def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], 
     owners = np.arange(len(blocks))
     if len(members) == 1:
         return [], owners
-    return [_exchange(members, blocks, owners, reduce=True)], owners
+    return _exchange(members, blocks, owners, reduce=True), owners
 
 
 def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> list[Round]:
     """Each holder sends its block to all others. One step."""
     if len(members) == 1:
         return []
-    return [_exchange(members, blocks, holders, reduce=False)]
+    return _exchange(members, blocks, holders, reduce=False)
 
 
 def all_to_all(group: Group) -> Schedule:
@@ -38,18 +38,19 @@ def all_to_all(group: Group) -> Schedule:
     return Schedule(op="all_to_all", algorithm="full_mesh", ranks=n, slots=2 * n, rounds=(step,))
 
 
-def _exchange(members: IntArray, blocks: Blocks, holders: IntArray, *, reduce: bool) -> Round:
+def _exchange(members: IntArray, blocks: Blocks, holders: IntArray, *, reduce: bool) -> list[Round]:
     """Between each block's holder and every other member: towards the holder to reduce, away from
     it to spread.
     """
-    m = len(members)
-    block = np.repeat(np.arange(len(blocks)), [len(b) for b in blocks])
-    slot = np.concatenate([np.asarray(b, dtype=np.int32) for b in blocks])
-    others = np.sort(np.asarray(members))
-    far = np.repeat(others, len(slot))  # listed by ascending rank: the order of addition
-    near = np.tile(members[holders[block]], m)
-    slot = np.tile(slot, m)
+    m, every = len(members), np.arange(len(blocks))
+    block, slot, width, stride = runs_of(blocks, every, np.ones_like(every), 1)
+    if not len(slot):
+        return []
+    ranks = np.asarray(members, dtype=np.int32)
+    far = np.repeat(np.sort(ranks), len(slot))  # listed by ascending rank: the order of addition
+    near = np.tile(ranks[holders[block]], m)
     keep = far != near
-    far, near, slot = far[keep], near[keep], slot[keep]
+    far, near = far[keep], near[keep]
+    slot, width = (np.tile(x.astype(np.int32), m)[keep] for x in (slot, width))
     src, dst = (far, near) if reduce else (near, far)
-    return make_round(src, dst, slot, slot, reduce=reduce)
+    return [make_round(src, dst, slot, slot, reduce=reduce, width=width, stride=stride)]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from emulator.collectives.flat import LEVELS
-from emulator.collectives.levels import Blocks, deliver, parallel
+from emulator.collectives.levels import Blocks, deliver, parallel, side_by_side
 from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make_round
 
 _Column = tuple[IntArray, list[IntArray]]
@@ -32,27 +32,29 @@ def all_reduce(group: Group, inner: str = "full_mesh", outer: str = "ring") -> S
     slots = count * local * cuts
     # Chunk a L + b: owner b in node a.
     chunks = [_cut(np.arange(b, count * local, local), cuts) for b in range(local)]
-    blocks = [np.concatenate(pieces) for pieces in chunks]
+    blocks = [pieces.reshape(-1) for pieces in chunks]
 
-    first, holders = [], []
-    for members in nodes:
-        rounds, holder = LEVELS[inner].reduce(members, blocks, slots)
-        first.append(rounds)
-        holders.append(members[holder])
+    def reduce(members: IntArray) -> tuple[list[Round], IntArray]:
+        return LEVELS[inner].reduce(members, blocks, slots)
+
+    def spread(members: IntArray) -> list[Round]:
+        return LEVELS[inner].spread(members, blocks, places[len(members)], slots)
+
+    places = {size: reduce(np.arange(size))[1] for size in {len(m) for m in nodes}}
+    holders = [members[places[len(members)]] for members in nodes]
     between, back = [], []
     for b in range(local):
         column = np.array([holder[b] for holder in holders])
         rounds, holder = LEVELS[outer].reduce(column, chunks[b], slots)
         between.append(rounds)
         back.append(LEVELS[outer].spread(column, chunks[b], holder, slots))
-    last = []
-    for members, holder in zip(nodes, holders, strict=True):
-        positions = np.searchsorted(members, holder)
-        last.append(LEVELS[inner].spread(members, blocks, positions, slots))
-    stages = (first, between, back, last)
-    return _schedule(
-        "all_reduce", group, slots, [r for s in stages for r in parallel(s, slots)], inner, outer
-    )
+    rounds = [
+        *side_by_side(nodes, lambda members: reduce(members)[0], slots),
+        *parallel(between, slots),
+        *parallel(back, slots),
+        *side_by_side(nodes, spread, slots),
+    ]
+    return _schedule("all_reduce", group, slots, rounds, inner, outer)
 
 
 def reduce_scatter(group: Group, inner: str = "full_mesh", outer: str = "ring") -> Schedule:
@@ -60,17 +62,18 @@ def reduce_scatter(group: Group, inner: str = "full_mesh", outer: str = "ring") 
     _check_levels(inner, outer)
     nodes, cuts = group.members(), _cuts(inner, outer)
     slots = group.n * cuts
-    first = []
-    for members in nodes:
+
+    def inside(members: IntArray) -> list[Round]:
         blocks = _whole(_blocks_inside(group, len(members)), cuts)
         rounds, holders = LEVELS[inner].reduce(members, blocks, slots)
-        first.append([*rounds, *deliver(members, blocks, holders)])
+        return [*rounds, *deliver(members, blocks, holders)]
+
     between = []
     for column, pieces in columns(group):
         blocks = _whole(pieces, cuts)
         rounds, holders = LEVELS[outer].reduce(column, blocks, slots)
         between.append([*rounds, *deliver(column, blocks, holders)])
-    rounds = [*parallel(first, slots), *parallel(between, slots)]
+    rounds = [*side_by_side(nodes, inside, slots), *parallel(between, slots)]
     return _schedule("reduce_scatter", group, slots, rounds, inner, outer, cuts)
 
 
@@ -83,11 +86,12 @@ def all_gather(group: Group, inner: str = "full_mesh", outer: str = "ring") -> S
         LEVELS[outer].spread(column, _whole(pieces, cuts), np.arange(len(column)), slots)
         for column, pieces in columns(group)
     ]
-    last = []
-    for members in nodes:
+
+    def inside(members: IntArray) -> list[Round]:
         blocks = _whole(_blocks_inside(group, len(members)), cuts)
-        last.append(LEVELS[inner].spread(members, blocks, np.arange(len(members)), slots))
-    rounds = [*parallel(between, slots), *parallel(last, slots)]
+        return LEVELS[inner].spread(members, blocks, np.arange(len(members)), slots)
+
+    rounds = [*parallel(between, slots), *side_by_side(nodes, inside, slots)]
     return _schedule("all_gather", group, slots, rounds, inner, outer, cuts)
 
 
@@ -138,15 +142,13 @@ def columns(group: Group) -> list[_Column]:
     """Sets of ranks, one in each node, that exchange between nodes, and the blocks that each node's
     rank owns.
     """
-    nodes, place = group.members(), _places(group)
-    node_of = np.asarray(group.nodes)
-    columns: dict[tuple[int, ...], list[list[int]]] = {}
-    for rank in range(group.n):
-        column = tuple(int(m[place[rank] % len(m)]) for m in nodes)
-        columns.setdefault(column, [[] for _ in nodes])[node_of[rank]].append(rank)
+    nodes = group.members()
     return [
-        (np.array(column), [np.array(p, dtype=np.int32) for p in pieces])
-        for column, pieces in columns.items()
+        (
+            np.array([members[place % len(members)] for members in nodes]),
+            [members[place : place + 1].astype(np.int32) for members in nodes],
+        )
+        for place in range(max(len(members) for members in nodes))
     ]
 
 
@@ -154,15 +156,14 @@ def _cuts(inner: str, outer: str) -> int:
     return max(LEVELS[inner].cuts, LEVELS[outer].cuts)
 
 
-def _cut(blocks: IntArray, cuts: int) -> list[IntArray]:
-    """The slots of each block."""
-    return [np.arange(b * cuts, (b + 1) * cuts, dtype=np.int32) for b in blocks]
+def _cut(blocks: IntArray, cuts: int) -> IntArray:
+    """The slots of each block [block, cut]."""
+    return (blocks[:, None] * cuts + np.arange(cuts)).astype(np.int32)
 
 
 def _whole(blocks: Blocks, cuts: int) -> list[IntArray]:
     """The slots of each set of blocks."""
-    none = np.zeros(0, dtype=np.int32)
-    return [np.concatenate([none, *_cut(block, cuts)]) for block in blocks]
+    return [_cut(block, cuts).reshape(-1) for block in blocks]
 
 
 def _check_levels(inner: str, outer: str) -> None:

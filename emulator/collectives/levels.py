@@ -14,24 +14,30 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from emulator.collectives.schedule import IntArray, Round, join_rounds, make_round
+from emulator.collectives.schedule import IntArray, Round, join_rounds, make_round, unrolled
 
-Blocks = Sequence[IntArray]
+Blocks = Sequence[IntArray] | IntArray
+
+
+class Hop(NamedTuple):
+    """One step of every block, in positions seen from its owner: from `first` and those `apart`
+    upwards, `number` in all, each to the one `distance` further.
+    """
+
+    first: int
+    apart: int
+    number: int
+    distance: int
 
 
 def deliver(members: IntArray, blocks: Blocks, holders: IntArray) -> list[Round]:
     """Copies each block from its holder to its owner; no step where they already are the same."""
-    moving = [b for b in range(len(blocks)) if holders[b] != b and len(blocks[b])]
-    if not moving:
-        return []
-    counts = [len(blocks[b]) for b in moving]
-    slot = np.concatenate([blocks[b] for b in moving])
-    src = np.repeat(members[holders[moving]], counts)
-    return [make_round(src, np.repeat(members[moving], counts), slot, slot, reduce=False)]
+    every = np.arange(len(blocks))
+    return send(members, blocks, np.asarray(holders), every, every, reduce=False)
 
 
 def parallel(groups: Sequence[Sequence[Round]], slots: int) -> list[Round]:
@@ -55,52 +61,83 @@ def parallel(groups: Sequence[Sequence[Round]], slots: int) -> list[Round]:
     ]
 
 
-def travel(
-    members: IntArray,
-    blocks: Blocks,
-    starts: IntArray,
-    steps: Sequence[Sequence[tuple[int, int]]],
-    *,
-    reduce: bool,
+def side_by_side(
+    groups: Sequence[IntArray], make: Callable[[IntArray], Sequence[Round]], slots: int
 ) -> list[Round]:
-    """Every block goes the same way, seen from its own position starts[b]: in each step it is sent
-    from each position `starts[b] + source` to `starts[b] + destination`, modulo the members.
+    """The rounds `make(members)` of several groups of ranks at the same time; groups of one size do
+    the same with the same slots.
     """
-    m = len(members)
-    start = np.repeat(starts, [len(b) for b in blocks])
-    if m == 1 or not len(start):
-        return []
-    slot = np.concatenate([np.asarray(b, dtype=np.int32) for b in blocks])
-    rounds = []
-    for hops in steps:
-        source, destination = np.array(hops).T[:, :, None]
-        rounds.append(
-            make_round(
-                members[(start + source) % m].reshape(-1),
-                members[(start + destination) % m].reshape(-1),
-                np.tile(slot, len(hops)),
-                np.tile(slot, len(hops)),
-                reduce=reduce,
-            )
+    tables: dict[int, list[IntArray]] = {}
+    for members in groups:
+        tables.setdefault(len(members), []).append(members)
+    return parallel(
+        [
+            [_copies(part, np.stack(table)) for part in make(np.arange(size))]
+            for size, table in tables.items()
+        ],
+        slots,
+    )
+
+
+def _copies(part: Round, table: IntArray) -> Round:
+    """A round among positions done by each row of `table` [group, position]."""
+    src, dst = (table[:, ends].astype(np.int32).reshape(-1) for ends in (part.src, part.dst))
+    first, last, width, reduce = (
+        np.tile(x, len(table)) for x in (part.src_slot, part.dst_slot, part.width, part.reduce)
+    )
+    return Round(src, dst, first, last, width, reduce, part.repeat, part.turn, part.stride)
+
+
+def travel(members: IntArray, blocks: Blocks, steps: Sequence[Hop], *, reduce: bool) -> list[Round]:
+    """Every block goes the same way, seen from its owner's position: each step, a `Hop`, sends it
+    from each of its positions to the one `distance` further, modulo the members.
+
+    So what a member sends in a step are blocks `apart`: one run of them, or two where the numbers
+    of the members begin again.
+    """
+    m, total = len(members), len(blocks)
+    position = np.arange(m)
+    rounds: list[Round] = []
+    for first, apart, most, distance in steps:
+        source, block, number = [], [], []
+        for turn in (-m, 0, m):
+            highest = position - first + turn  # the others are lower, those below 0 are no blocks
+            skipped = np.maximum(0, -((total - 1 - highest) // apart))
+            until = np.minimum(most, highest // apart + 1)
+            some = until > skipped
+            source.append(position[some])
+            block.append((highest - (until - 1) * apart)[some])
+            number.append((until - skipped)[some])
+        at = np.concatenate(source)
+        rounds += send(
+            members,
+            blocks,
+            at,
+            (at + distance) % m,
+            np.concatenate(block),
+            reduce=reduce,
+            count=np.concatenate(number),
+            apart=apart,
         )
     return rounds
 
 
-Hops = Callable[[int], Sequence[Sequence[tuple[int, int]]]]
-
-
-def there_and_back(hops: Hops) -> tuple[Callable[..., Any], Callable[..., list[Round]]]:
+def there_and_back(
+    hops: Callable[[int], Sequence[Hop]],
+) -> tuple[Callable[..., Any], Callable[..., list[Round]]]:
     """The two functions of a level that spreads by `hops(members)`, as in `travel`, and reduces by
-    the same steps backwards, to the owners.
+    the same steps backwards, to the owners. What it spreads is with the owners at first.
     """
 
     def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
-        owners = np.arange(len(blocks))
-        steps = [[hop[::-1] for hop in step] for step in reversed(hops(len(members)))]
-        return travel(members, blocks, owners, steps, reduce=True), owners
+        steps = [
+            Hop(hop.first + hop.distance, hop.apart, hop.number, -hop.distance)
+            for hop in reversed(hops(len(members)))
+        ]
+        return travel(members, blocks, steps, reduce=True), np.arange(len(blocks))
 
     def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> list[Round]:
-        return travel(members, blocks, holders, hops(len(members)), reduce=False)
+        return travel(members, blocks, hops(len(members)), reduce=False)
 
     return reduce, spread
 
@@ -108,32 +145,104 @@ def there_and_back(hops: Hops) -> tuple[Callable[..., Any], Callable[..., list[R
 def send(
     members: IntArray,
     blocks: Blocks,
-    source: IntArray,
-    destination: IntArray,
-    block: IntArray,
+    source: IntArray | int,
+    destination: IntArray | int,
+    block: IntArray | int,
     *,
     reduce: bool,
+    count: IntArray | int = 1,
+    apart: int = 1,
 ) -> list[Round]:
-    """One step in which `block[i]` goes from position `source[i]` to `destination[i]`; no step if
-    nothing moves.
+    """One step in which `count[i]` blocks, `block[i]` and then every one `apart`, go from position
+    `source[i]` to `destination[i]`; no step if nothing moves.
+
+    What goes together is one run of slots, or few, where the blocks lie evenly.
     """
-    sizes = np.array([len(b) for b in blocks], dtype=int)
-    away = (source != destination) & (sizes[block] > 0)
-    if not away.any():
+    ends = [np.asarray(x) for x in np.broadcast_arrays(source, destination, block, count)]
+    away = (ends[0] != ends[1]) & (ends[3] > 0)
+    starts, stops, firsts, counts = ends if away.all() else (x[away] for x in ends)
+    row, slot, width, stride = runs_of(blocks, firsts, counts, apart)
+    if not len(row):
         return []
-    source, destination, block = source[away], destination[away], block[away]
-    count = sizes[block]
-    every = np.concatenate([np.asarray(b, dtype=np.int32) for b in blocks])
-    first = (np.cumsum(sizes) - sizes)[block]
-    offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    slot = every[np.repeat(first, count) + offset]
-    src, dst = (members[np.repeat(ends, count)] for ends in (source, destination))
-    return [make_round(src, dst, slot, slot, reduce=reduce)]
+    src, dst = members[starts[row]], members[stops[row]]
+    return [make_round(src, dst, slot, slot, reduce=reduce, width=width, stride=stride)]
 
 
-def grid(*sizes: int) -> list[IntArray]:
-    """All combinations of indices below the sizes, flat, the last one fastest."""
-    return [x.reshape(-1) for x in np.indices(sizes)]
+def runs_of(
+    blocks: Blocks, block: IntArray, count: IntArray, apart: int
+) -> tuple[IntArray, IntArray, IntArray, int]:
+    """The slots of `count[i]` blocks, `block[i]` and then every one `apart`, as few runs: the i,
+    first slot and width of each, and the stride of all.
+    """
+    line = _line(blocks)
+    stride = 1
+    if line is None:
+        sizes = np.array([len(b) for b in blocks], dtype=int)
+        row, nth = unrolled(count)
+        block = block[row] + nth * apart
+        of, nth = unrolled(sizes[block])
+        every = np.concatenate([np.asarray(b, dtype=np.int32) for b in blocks])
+        slot = every[(np.cumsum(sizes) - sizes)[block[of]] + nth]
+        return row[of], slot, np.ones_like(slot), stride
+    starts, between, size, inside = line
+    if not size:
+        none = np.zeros(0, dtype=np.int32)
+        return none, none, none, stride
+    if apart * between == size * inside and len(starts) == 1:  # blocks without gaps: one run
+        row, slot, width, stride = np.arange(len(block)), block * between, count * size, inside
+    elif count.sum() > size * len(count):  # a run through the blocks for each of their slots
+        row, nth = unrolled(np.full(len(count), size))
+        slot, width, stride = block[row] * between + nth * inside, count[row], apart * between
+    else:  # a run for each block
+        row, nth = unrolled(count)
+        slot, stride = (block[row] + nth * apart) * between, inside
+        width = np.full(len(row), size)
+    if len(starts) == 1:
+        slot = slot + starts[0]
+    else:
+        slot = np.concatenate([slot + start for start in starts])
+        row, width = (np.tile(x, len(starts)) for x in (row, width))
+    return row, slot, width, stride if width.max(initial=1) > 1 else 1
+
+
+def runs(mask: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """(row, first, count) of the runs of what is True in the rows of `mask`."""
+    rows, columns = mask.shape
+    padded = np.zeros((rows, columns + 2), dtype=bool)
+    padded[:, 1:-1] = mask
+    edges = np.flatnonzero(padded[:, 1:] != padded[:, :-1]).reshape(-1, 2)
+    row, first = np.divmod(edges[:, 0], columns + 1)
+    return row, first, edges[:, 1] - edges[:, 0]
+
+
+def _line(blocks: Blocks) -> tuple[list[int], int, int, int] | None:
+    """(starts, between, size, inside) if each block is one line, or two interleaved ones, of `size`
+    slots `inside` apart, from each of `starts` and then `between` on for each block; None if not.
+    """
+    if not len(blocks) or len({len(b) for b in blocks}) > 1:
+        return None
+    table = np.stack(list(blocks)) if not isinstance(blocks, np.ndarray) else blocks
+    one = _even(table)
+    if one is not None or table.shape[1] % 2:
+        return None if one is None else ([one[0]], *one[1:])
+    halves = [_even(table[:, first::2]) for first in (0, 1)]
+    if halves[0] is None or halves[1] is None or halves[0][1:] != halves[1][1:]:
+        return None
+    return [half[0] for half in halves if half is not None], *halves[0][1:]
+
+
+def _even(table: IntArray) -> tuple[int, int, int, int] | None:
+    """(start, between, size, inside) if the rows of slots are evenly spaced upwards."""
+    count, size = table.shape
+    if not size:
+        return 0, 1, 0, 1
+    start = int(table[0, 0])
+    inside = int(table[0, 1]) - start if size > 1 else 1
+    between = int(table[1, 0]) - start if count > 1 else size * inside
+    even = start + np.arange(count)[:, None] * between + np.arange(size) * inside
+    if inside < 1 or between < 1 or not np.array_equal(table, even):
+        return None
+    return start, between, size, inside
 
 
 def circulate(
@@ -144,13 +253,22 @@ def circulate(
     counts = np.array([len(b) for b in blocks])
     if m == 1 or not counts.sum():
         return []
-    start = np.repeat(starts, counts)
-    slot = np.concatenate([np.asarray(b, dtype=np.int32) for b in blocks])
+    every = np.arange(len(blocks))
+    row, first, width, stride = runs_of(blocks, every, np.ones_like(every), 1)
+    start = starts[row]
 
-    def hop(src_position: IntArray, slot: IntArray, repeat: int, turn: IntArray | None) -> Round:
-        src = members[src_position % m]
-        dst = members[(src_position + 1) % m]
-        return make_round(src, dst, slot, slot, reduce=reduce, repeat=repeat, turn=turn)
+    def hop(at: IntArray, repeat: int, turn: IntArray | None) -> Round:
+        return make_round(
+            members[at % m],
+            members[(at + 1) % m],
+            first,
+            first,
+            reduce=reduce,
+            width=width,
+            repeat=repeat,
+            turn=turn,
+            stride=stride,
+        )
 
     if len(blocks) == m and len(set(counts.tolist())) == 1:
         for way in (1, -1):  # every member sends in every step: block b, then what follows it
@@ -158,8 +276,8 @@ def circulate(
                 turn = np.arange(slots, dtype=np.int32)
                 for b in range(m):
                     turn[blocks[b]] = blocks[(b - way) % m]
-                return [hop(start, slot, m - 1, turn)]
-    return [hop(start + t, slot, 1, None) for t in range(m - 1)]
+                return [hop(start, m - 1, turn)]
+    return [hop(start + t, 1, None) for t in range(m - 1)]
 
 
 def _joint_turn(parts: Sequence[Round], slots: int) -> tuple[bool, IntArray | None]:
@@ -173,7 +291,7 @@ def _joint_turn(parts: Sequence[Round], slots: int) -> tuple[bool, IntArray | No
     for part in parts:
         if part.turn is None:
             return False, None
-        used = np.unique(part.src_slot)
+        used = np.unique(part.single_slots().src_slot)
         clash = owner[used] & (merged[used] != part.turn[used])
         if clash.any():
             return False, None

@@ -9,15 +9,15 @@ al. (1997).
 
 from __future__ import annotations
 
-from emulator.collectives.levels import there_and_back
+from emulator.collectives.levels import Hop, there_and_back
 
 
-def _hops(m: int) -> list[list[tuple[int, int]]]:
-    distances = [1 << k for k in range((m - 1).bit_length())]
-    return [
-        [(-at, -at - distance) for at in range(min(distance, m - distance))]
-        for distance in distances
-    ]
+def _hops(m: int) -> list[Hop]:
+    hops = []
+    for distance in (1 << k for k in range((m - 1).bit_length())):
+        count = min(distance, m - distance)
+        hops.append(Hop(1 - count, 1, count, -distance))
+    return hops
 
 
 reduce, spread = there_and_back(_hops)

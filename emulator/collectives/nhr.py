@@ -10,13 +10,13 @@ Source: HCCL's documentation of NHR, ceil(log2 n) alpha + (n-1)/n of the bytes (
 
 from __future__ import annotations
 
-from emulator.collectives.levels import there_and_back
+from emulator.collectives.levels import Hop, there_and_back
 
 
-def _hops(m: int) -> list[list[tuple[int, int]]]:
+def _hops(m: int) -> list[Hop]:
     distances = [1 << j for j in range((m - 1).bit_length())]
     return [
-        [(at, at + distance) for at in range(0, m - distance, 2 * distance)]
+        Hop(0, 2 * distance, len(range(0, m - distance, 2 * distance)), distance)
         for distance in reversed(distances)
     ]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from emulator.collectives.hierarchical import columns
-from emulator.collectives.schedule import Group, Round, Schedule, make_round
+from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make_round
 
 
 def broadcast(group: Group, root: int = 0, pieces: int | None = None) -> Schedule:
@@ -66,6 +66,8 @@ def all_reduce(group: Group) -> Schedule:
 
 def _gather_rounds(group: Group) -> list[Round]:
     nodes = group.members()
+    if len({len(members) for members in nodes}) == 1:
+        return _even_gather(np.stack(nodes))
     steps: list[list[tuple[int, int, int]]] = [[] for _ in nodes]
     for column, pieces in columns(group):
         for home, blocks in enumerate(pieces):
@@ -86,6 +88,8 @@ def _gather_rounds(group: Group) -> list[Round]:
 
 def _reduce_rounds(group: Group) -> list[Round]:
     nodes = group.members()
+    if len({len(members) for members in nodes}) == 1:
+        return _even_reduce(np.stack(nodes))
     count = len(nodes)
     inside: list[list[tuple[int, int, int]]] = [[] for _ in nodes]
     between: list[list[tuple[int, int, int]]] = [[] for _ in nodes]
@@ -104,6 +108,60 @@ def _reduce_rounds(group: Group) -> list[Round]:
                         before = int(column[(here + 1) % count])
                         between[step].append((before, holder, int(block)))
     return _rounds([i + b for i, b in zip(inside, between, strict=True)], reduce=True)
+
+
+def _even_gather(nodes: IntArray) -> list[Round]:
+    """For nodes of one size [node, place]: but for the last one, all steps are alike, each with the
+    blocks of the node before.
+    """
+    holder, member = _inside(nodes)
+    after, before = np.roll(nodes, -1, axis=0).reshape(-1), np.roll(nodes, 1, axis=0).reshape(-1)
+    own = nodes.reshape(-1)
+    src, dst = np.concatenate([own, own[holder]]), np.concatenate([after, own[member]])
+    alike = _alike(src, dst, src, len(nodes) - 1, _turn(own, before), reduce=False)
+    return alike + _alike(
+        own[holder], own[member], after[holder], min(1, len(holder)), None, reduce=False
+    )
+
+
+def _even_reduce(nodes: IntArray) -> list[Round]:
+    """`_even_gather` backwards: but for the first one, all steps are alike."""
+    holder, member = _inside(nodes)
+    after, second = (np.roll(nodes, -by, axis=0).reshape(-1) for by in (1, 2))
+    own = nodes.reshape(-1)
+    first = _alike(own[member], own[holder], after[holder], min(1, len(holder)), None, reduce=True)
+    src, dst = np.concatenate([own[member], after]), np.concatenate([own[holder], own])
+    slot = np.concatenate([second[holder], second])
+    return first + _alike(src, dst, slot, len(nodes) - 1, _turn(own, after), reduce=True)
+
+
+def _inside(nodes: IntArray) -> tuple[IntArray, IntArray]:
+    """Each place, counted through `nodes`, with every other one of its node, upwards."""
+    places = np.arange(nodes.size).reshape(nodes.shape)
+    one, other = (x.reshape(-1) for x in np.broadcast_arrays(places[:, :, None], places[:, None]))
+    return one[one != other], other[one != other]
+
+
+def _turn(slots: IntArray, following: IntArray) -> IntArray:
+    """What carries each of all slots to the one that follows it."""
+    turn = np.empty(len(slots), dtype=np.int32)
+    turn[slots] = following
+    return turn
+
+
+def _alike(
+    src: IntArray,
+    dst: IntArray,
+    slot: IntArray,
+    repeat: int,
+    turn: IntArray | None,
+    *,
+    reduce: bool,
+) -> list[Round]:
+    """`repeat` alike steps as a round; none if that is 0."""
+    if not repeat:
+        return []
+    return [make_round(src, dst, slot, slot, reduce=reduce, repeat=repeat, turn=turn)]
 
 
 def _rounds(steps: list[list[tuple[int, int, int]]], *, reduce: bool) -> list[Round]:

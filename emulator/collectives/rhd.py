@@ -11,25 +11,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from emulator.collectives.levels import Blocks, grid, send
+from emulator.collectives.levels import Blocks, runs, send
 from emulator.collectives.schedule import IntArray, Round
 
 
 def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
     """Halving. Each pair's second member ends with both blocks of the pair."""
     core, extra = _core(len(members))
-    home = _core_of(np.arange(len(blocks)), extra)
-    pair, block = grid(extra, len(blocks))
-    rounds = send(members, blocks, 2 * pair, 2 * pair + 1, block, reduce=True)
-    q, block = grid(len(core), len(blocks))
-    apart = home[block] ^ q
+    total = len(blocks)
+    pair, q = 2 * np.arange(extra), np.arange(len(core))
+    rounds = send(members, blocks, pair, pair + 1, 0, reduce=True, count=total)
     distance = len(core) // 2
-    while distance:  # those that still share a block agree in the bits above `distance`
-        moves = (apart < 2 * distance) & (apart >= distance)
-        source, kept = q[moves], block[moves]
-        rounds += send(members, blocks, core[source], core[source ^ distance], kept, reduce=True)
+    while distance:  # the half of what is still shared that is the other's
+        first, count = _owned_by((q ^ distance) // distance * distance, distance, extra, total)
+        to = core[q ^ distance]
+        rounds += send(members, blocks, core, to, first, reduce=True, count=count)
         distance //= 2
-    return rounds, core[home]
+    return rounds, core[_core_of(np.arange(total), extra)]
 
 
 def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> list[Round]:
@@ -38,17 +36,17 @@ def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> 
     home = _core_of(np.asarray(holders), extra)
     every = np.arange(len(blocks))
     rounds = send(members, blocks, np.asarray(holders), core[home], every, reduce=False)
-    q, block = grid(len(core), len(blocks))
-    apart = home[block] ^ q
+    q = np.arange(len(core))
     distance = 1
     while distance < len(core):
-        source, known = q[apart < distance], block[apart < distance]
-        rounds += send(members, blocks, core[source], core[source ^ distance], known, reduce=False)
+        first, count = _owned_by(q // distance * distance, distance, extra, len(blocks))
+        to = core[q ^ distance]
+        rounds += send(members, blocks, core, to, first, reduce=False, count=count)
         distance *= 2
-    pair, block = grid(extra, len(blocks))
-    lacks = np.asarray(holders)[block] != 2 * pair
-    pair, block = pair[lacks], block[lacks]
-    return rounds + send(members, blocks, 2 * pair + 1, 2 * pair, block, reduce=False)
+    pair = 2 * np.arange(extra)
+    lacking, block, count = runs(np.asarray(holders) != pair[:, None])
+    to = pair[lacking]
+    return rounds + send(members, blocks, to + 1, to, block, reduce=False, count=count)
 
 
 def _core(m: int) -> tuple[IntArray, int]:
@@ -61,3 +59,11 @@ def _core(m: int) -> tuple[IntArray, int]:
 
 def _core_of(position: IntArray, extra: int) -> IntArray:
     return np.where(position < 2 * extra, position // 2, position - extra)
+
+
+def _owned_by(q: IntArray, many: int, extra: int, total: int) -> tuple[IntArray, IntArray]:
+    """(first, count) of the blocks, of `total`, whose owners belong to the `many` core members from
+    each `q` on.
+    """
+    first, end = (np.minimum(np.where(x < extra, 2 * x, x + extra), total) for x in (q, q + many))
+    return first, end - first

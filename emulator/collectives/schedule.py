@@ -113,6 +113,23 @@ class Round:
             if self.turn is not None:
                 src_slot, dst_slot = self.turn[src_slot], self.turn[dst_slot]
 
+    def single_slots(self) -> Round:
+        """The same with a transfer for each slot."""
+        if (self.width == 1).all():
+            return self
+        row, nth = unrolled(self.width)
+        within = (nth * self.stride).astype(np.int32)
+        return Round(
+            self.src[row],
+            self.dst[row],
+            self.src_slot[row] + within,
+            self.dst_slot[row] + within,
+            np.ones(len(row), np.int32),
+            self.reduce[row],
+            self.repeat,
+            self.turn,
+        )
+
 
 def make_round(
     src: Sequence[int] | IntArray,
@@ -161,8 +178,18 @@ def _whole(name: str, values: object) -> IntArray:
     return array
 
 
+def unrolled(count: IntArray) -> tuple[IntArray, IntArray]:
+    """Rows repeated `count` times each: the row, and which time it is, from 0 on."""
+    row = np.repeat(np.arange(len(count)), count)
+    return row, np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+
+
 def join_rounds(parts: Sequence[Round], repeat: int = 1, turn: IntArray | None = None) -> Round:
-    """One round with the transfers of all `parts`, of stride 1, in their order."""
+    """One round with the transfers of all `parts` in their order."""
+    strides = {part.stride for part in parts if (part.width > 1).any()} or {1}
+    if len(strides) > 1:  # a round has one
+        parts = [part.single_slots() for part in parts]
+        strides = {1}
 
     def joined(name: str) -> IntArray:
         return np.concatenate([getattr(part, name) for part in parts])
@@ -176,6 +203,7 @@ def join_rounds(parts: Sequence[Round], repeat: int = 1, turn: IntArray | None =
         joined("reduce"),
         repeat,
         turn,
+        strides.pop(),
     )
 
 
@@ -280,13 +308,15 @@ class Schedule:
                     f"got {array.min()}..{last}"
                 )
         if part.turn is not None:
-            if part.width.max() > 1:
-                raise ValueError(
-                    f"step {step} of {self.algorithm!r}: a Round with a turn must have width 1"
-                )
             if not np.array_equal(np.sort(part.turn), np.arange(self.slots)):
                 raise ValueError(
                     f"step {step} of {self.algorithm!r}: turn must be a permutation of the slots"
+                )
+
+            if part.width.max() > 1 and not _turns_runs(part, part.turn):
+                raise ValueError(
+                    f"step {step} of {self.algorithm!r}: a turn must move each run of slots as "
+                    "one, to where a run as wide begins; or use width 1"
                 )
 
     @property
@@ -305,6 +335,20 @@ class Schedule:
         if self.op in ("all_reduce", "broadcast", "reduce"):
             return self.slots
         return 1 if self.op == "permute" else self.ranks * self.cuts
+
+
+def _turns_runs(part: Round, turn: IntArray) -> bool:
+    """Whether `turn` moves the runs of a round to one another."""
+    for slots in (part.src_slot, part.dst_slot):
+        run = np.unique(slots.astype(np.int64) << 32 | part.width)
+        first, width = run >> 32, run & _LARGEST
+        row, nth = unrolled(width)
+        within = nth * part.stride
+        if not np.array_equal(turn[first[row] + within], turn[first][row] + within):
+            return False
+        if not np.array_equal(np.unique(turn[first].astype(np.int64) << 32 | width), run):
+            return False
+    return True
 
 
 def min_slots(op: str, ranks: int) -> int:

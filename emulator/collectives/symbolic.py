@@ -106,14 +106,12 @@ def _flatten(step: Round, slots: int) -> tuple[IntArray, IntArray, IntArray, Int
     """One row for each slot moved: source and destination rank, flat source and destination place,
     reduce.
     """
-    if (step.width == 1).all():
-        src, dst, a, b, reduce = step.src, step.dst, step.src_slot, step.dst_slot, step.reduce
-    else:
-        w = step.width
-        offset = (np.arange(w.sum()) - np.repeat(np.cumsum(w) - w, w)) * step.stride
-        src, dst, reduce = np.repeat(step.src, w), np.repeat(step.dst, w), np.repeat(step.reduce, w)
-        a, b = np.repeat(step.src_slot, w) + offset, np.repeat(step.dst_slot, w) + offset
-    return src, dst, src.astype(np.int64) * slots + a, dst.astype(np.int64) * slots + b, reduce
+    one = step.single_slots()
+    a, b = (
+        ranks.astype(np.int64) * slots + at
+        for ranks, at in ((one.src, one.src_slot), (one.dst, one.dst_slot))
+    )
+    return one.src, one.dst, a, b, one.reduce
 
 
 def _turns(places: IntArray) -> Sequence[IntArray]:

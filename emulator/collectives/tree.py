@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emulator.collectives.levels import Blocks, grid, send
+from emulator.collectives.levels import Blocks, runs, send
 from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make_round
 
 PIECES = 16
@@ -26,11 +26,10 @@ PIECES = 16
 def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
     """All blocks to the root of one tree, level by level."""
     parent, depth = (np.array(x) for x in _tree(len(members)))
-    i, block = grid(len(members), len(blocks))
     rounds: list[Round] = []
     for level in range(depth.max(), 0, -1):
-        at = depth[i] == level
-        rounds += send(members, blocks, i[at], parent[i[at]], block[at], reduce=True)
+        at = np.flatnonzero(depth == level)
+        rounds += send(members, blocks, at, parent[at], 0, reduce=True, count=len(blocks))
     return rounds, np.full(len(blocks), _root(len(members)), dtype=int)
 
 
@@ -47,11 +46,11 @@ def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> 
         rounds += send(members, blocks, at, up, every, reduce=False)
         at = up
         has[at, every] = True
-    i, block = grid(m, len(blocks))
     for level in range(1, depth.max() + 1):
-        lacks = (depth[i] == level) & ~has[i, block]
-        to, what = i[lacks], block[lacks]
-        rounds += send(members, blocks, parent[to], to, what, reduce=False)
+        below = np.flatnonzero(depth == level)
+        lacking, block, count = runs(~has[below])
+        to = below[lacking]
+        rounds += send(members, blocks, parent[to], to, block, reduce=False, count=count)
     return rounds
 
 

@@ -26,9 +26,8 @@ _HCCL = "HCCL's rule (cann-hccl 9aeddc0)"
 
 # NVLink domains have at most 576 GPUs; in larger groups nobody talks to everybody at once.
 _LARGEST_MESH = 576
-# Where everybody sends a message to everybody, or NHR sends every block by itself, there would be
-# tens of millions of transfers among more; no machine that the vendors' rules were made for is so
-# large.
+# Where everybody sends a message to everybody there would be tens of millions of transfers among
+# more; no machine that the vendors' rules were made for is so large.
 _MANY = 2048
 
 Choice = tuple[str, str | None, str]
