@@ -36,10 +36,11 @@ def _accumulate(
         return _accumulate(*args, arithmetic, nans).swapaxes(1, 2)
     size = blocks.size_of(a.shape[-1], arithmetic.products)
     a, b = blocks.pad(a, b, size, arithmetic)
-    narrow = sum(_bits(x, arithmetic) for x in (a, b)) <= 24
+    bits = sum(_bits(x, arithmetic) for x in (a, b))
+    narrow = bits <= 24
     extent = extents.extents(a, b, c, size)
     way, scale, a_scale = extents.ways(extent, arithmetic)
-    firm, deep = extents.firm(extent, scale, arithmetic), extents.deep(extent)
+    firm, deep = extents.firm(extent, way, scale, arithmetic), extents.deep(extent)
     plan = way, scale, a_scale, firm, deep
 
     def advance(
@@ -57,9 +58,7 @@ def _accumulate(
         right = extents.scaled(y, scale - a_scale)
         c = singles.entering(c, arithmetic)
         way = jnp.minimum(way, extents.WIDE) if narrow else way
-        return lax.switch(
-            way, _branches(arithmetic, narrow), c, x, y, left, right, scale, firm, deep
-        )
+        return lax.switch(way, _branches(arithmetic, bits), c, x, y, left, right, scale, firm, deep)
 
     def finish(words: Array, place: blocks.Place) -> Array:
         magnitude = words & floats.MAGNITUDE
@@ -96,10 +95,12 @@ def _in_order(x: Array, axis: int, arithmetic: Arithmetic) -> Array:
     return jnp.flip(steps, axis + 1).reshape(shape)
 
 
-def _branches(arithmetic: Arithmetic, narrow: bool) -> list[Callable[..., Array]]:
-    """What takes a block each way: words of C, x and y; x and y scaled; S; whether `_firm` and
-    `_deep` may be tried.
+def _branches(arithmetic: Arithmetic, bits: int) -> list[Callable[..., Array]]:
+    """What takes a block each way: words of C, x and y; x and y scaled; S; whether `_firm` or
+    `_shallow` and `_deep` may be tried. `bits`: of the significands of x and y together.
     """
+    narrow = bits <= 24
+    flush = arithmetic.subnormal_inputs == arithmetic.subnormal_results == "flush"
 
     def plain(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
         return floats.bits32(_plain(floats.from_bits32(c), left, right))
@@ -109,13 +110,13 @@ def _branches(arithmetic: Arithmetic, narrow: bool) -> list[Callable[..., Array]
 
     def low(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
         def careful() -> Array:
-            found = _low(singles.scale_up(c, scale), left, right, scale, arithmetic)
-            return singles.scale_down(found, scale)
+            found = _low(singles.scale_up(c, scale, flush), left, right, scale, arithmetic)
+            return singles.scale_down(found, scale, flush)
 
         def shallow() -> Array:
             if arithmetic.subnormal_results == "flush":  # as fast
                 return careful()
-            tried = lambda: _firm(c, left, right, scale, singles.scaled_least(scale), True)  # noqa: E731
+            tried = lambda: _shallow(c, left, right, scale, min(bits, 22))  # noqa: E731
             return _unless_nan(firm, tried, c, careful)
 
         if arithmetic.subnormal_inputs != arithmetic.subnormal_results:
@@ -140,7 +141,7 @@ def _branches(arithmetic: Arithmetic, narrow: bool) -> list[Callable[..., Array]
             lambda: floats.bits32(_plain(floats.from_bits32(c), *_kinds(x, y))),
             lambda: _unless_nan(
                 firm,
-                lambda: _firm(c, left, right, scale, least, False),
+                lambda: _firm(c, left, right, scale, least),
                 c,
                 lambda: _wide(c, x, y, arithmetic, narrow),
             ),
@@ -158,23 +159,37 @@ def _unless_nan(
     return lax.cond(again, careful, lambda: found)
 
 
-def _firm(c: Array, x: Array, y: Array, scale: Array, least: Array, exact_zeros: bool) -> Array:
+def _firm(c: Array, x: Array, y: Array, scale: Array, least: Array) -> Array:
     """As `_plain` on data times 2^scale, where no accumulator comes below `least`; else NaN.
 
     With accumulators of 2^-100 and more the products that FP32 loses (below 2^-150, C being scaled
-    by 2^24 at least) are less than half a last place. With `exact_zeros` no product is lost, and
-    accumulators may be 0.
+    by 2^24 at least) are less than half a last place.
     """
-    one = 1 if exact_zeros else 0
-    limit = floats.bits32(least) - one
+    limit = floats.bits32(least)
 
     def checked(total: Array) -> Array:
         magnitude = floats.bits32(total) & floats.MAGNITUDE
-        return jnp.where(magnitude - one < limit, jnp.float32(jnp.nan), total)
+        return jnp.where(magnitude < limit, jnp.float32(jnp.nan), total)
 
     c = checked(singles.scale_up(c, scale))
     for index in range(x.shape[-1]):
         c = checked(c + blocks.outer(x, y, index))  # RNE
+    return singles.scale_down(c, scale)
+
+
+def _shallow(c: Array, x: Array, y: Array, scale: Array, bits: int) -> Array:
+    """As `_plain` on data times 2^scale, where no sum below 2^-126 has a product with bits below
+    2^-149 in it; else NaN. `bits`: the most that a significand of a product has.
+    """
+    least = floats.bits32(singles.scaled_least(scale))
+    fine = least - np.uint32((24 - bits) << 23)  # 2^(bits - 150): products from there on are coarse
+    c = singles.scale_up(c, scale)
+    for index in range(x.shape[-1]):
+        product = blocks.outer(x, y, index)
+        c = c + product  # RNE
+        of_sum, of_product = (floats.bits32(v) & floats.MAGNITUDE for v in (c, product))
+        doubt = (of_sum < least) & (of_product - 1 < fine - 1)
+        c = jnp.where(doubt, jnp.float32(jnp.nan), c)
     return singles.scale_down(c, scale)
 
 
@@ -189,29 +204,40 @@ def _low(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> 
     flushed.
     """
     least = singles.scaled_least(scale)
+    if arithmetic.subnormal_results == "flush":
+        return _flushing(c, x, y, least, arithmetic)
 
     def body(c: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
         c = singles.read(c, arithmetic, least)
         product = operands[0][:, :, None] * operands[1][:, None, :]
         total = c + product  # RNE to 24 bits, tininess seen after it
         sign = singles.sign_of(total)
-        if arithmetic.subnormal_results == "flush":
-            tiny = singles.with_sign(jnp.zeros_like(total), sign)
-        else:
-            # A product of at most 22 bits with lower ones than 2^-149 is below 2^-127; if it is
-            # larger, a `total` below 2^-126 is exact. If it is smaller, C is below 2^-125. From
-            # 2^-126 to there the last place of FP32 is 2^-149, and there C plus or minus `grid`
-            # lies (exactly, that is), and `total` plus or minus it.
-            grid = jnp.where(jnp.abs(c) < least, least, -2 * least)
-            grid = lax.bitcast_convert_type(singles.bits(grid) ^ sign, jnp.float32)
-            tiny = ((c + grid) + product) - grid
-            if arithmetic.zero == "ieee":
-                tiny = singles.with_sign(tiny, sign)
-            tiny = jnp.where(jnp.abs(product) < least, tiny, total)
+        # A product of at most 22 bits with lower ones than 2^-149 is below 2^-127; if it is
+        # larger, a `total` below 2^-126 is exact. If it is smaller, C is below 2^-125. From
+        # 2^-126 to there the last place of FP32 is 2^-149, and there C plus or minus `grid`
+        # lies (exactly, that is), and `total` plus or minus it.
+        grid = jnp.where(jnp.abs(c) < least, least, -2 * least)
+        grid = lax.bitcast_convert_type(singles.bits(grid) ^ sign, jnp.float32)
+        tiny = ((c + grid) + product) - grid
+        if arithmetic.zero == "ieee":
+            tiny = singles.with_sign(tiny, sign)
+        tiny = jnp.where(jnp.abs(product) < least, tiny, total)
         return jnp.where(jnp.abs(total) < least, tiny, total), None
 
     # One step in each pass: in one that has more of them they wait for each other.
     return lax.scan(body, c, (x.transpose(2, 0, 1), y.transpose(1, 0, 2)))[0]
+
+
+def _flushing(c: Array, x: Array, y: Array, least: Array, arithmetic: Arithmetic) -> Array:
+    """As `_low` where results below `least`, seen after rounding, become zeros."""
+    c = singles.read(c, arithmetic, least)
+    for index in range(x.shape[-1]):
+        if arithmetic.subnormal_inputs == "plus_zero":
+            c = singles.read(c, arithmetic, least)
+        total = c + blocks.outer(x, y, index)  # RNE
+        zero = lax.bitcast_convert_type(singles.sign_of(total), jnp.float32)
+        c = jnp.where(jnp.abs(total) < least, zero, total)
+    return c
 
 
 def _deep(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> Array:

@@ -166,13 +166,15 @@ def _share(extent: Extent) -> Array:
     return 63 - exponent(jnp.where(extent.a_top == 0, 1.0, extent.a_top))
 
 
-def firm(extent: Extent, scale: Array, arithmetic: Arithmetic) -> Array:
-    """Whether FP32 times 2^scale serves a `LOW` or `WIDE` block as long as accumulators stay large:
-    then products that are lost are too small to matter.
+def firm(extent: Extent, way: Array, scale: Array, arithmetic: Arithmetic) -> Array:
+    """Whether FP32 times 2^scale serves a `WIDE` block as long as accumulators stay large: then
+    products that are lost are too small to matter. Or whether a `LOW` one's products are so large
+    that hardly any sum below 2^-126 will need rounding.
     """
     possible = (scale >= 24) & (extent.width <= 24) & (extent.reach >= 2.0**-100)
     possible &= arithmetic.rounding == "nearest_even"
-    return possible & _operands_fit(extent, scale)
+    possible &= _operands_fit(extent, scale)
+    return jnp.where(way == LOW, extent.top >= 2.0**-113, possible)
 
 
 def deep(extent: Extent) -> Array:

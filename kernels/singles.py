@@ -135,11 +135,15 @@ def _toward_zero(magnitude: Array, subnormal_results: str) -> Array:
 # FP32 times 2^scale.
 
 
-def scale_up(words: Array, scale: Array) -> Array:
+def scale_up(words: Array, scale: Array, flush: bool = False) -> Array:
     """FP32 words times 2^scale as FP32 numbers, exactly; `scale` (int32) from 24 to 120, or below
-    0 where no result is subnormal; infinities and NaNs stay.
+    0 where no result is subnormal; infinities and NaNs stay. With `flush` subnormals become zeros.
     """
     magnitude = (words & floats.MAGNITUDE).astype(jnp.int32)
+    if flush:
+        moved = jnp.where(magnitude < int(floats.INF), magnitude + (scale << 23), magnitude)
+        moved = jnp.where(magnitude < (1 << 23), 0, moved)
+        return floats.from_bits32(moved.astype(jnp.uint32) | (words & floats.SIGN))
     unit = _power32(scale - 149)
     subnormal = bits(magnitude.astype(jnp.float32) * unit)
     moved = jnp.where(magnitude < (1 << 23), subnormal, magnitude + (scale << 23))
@@ -148,10 +152,15 @@ def scale_up(words: Array, scale: Array) -> Array:
     return floats.from_bits32(moved.astype(jnp.uint32) | (words & floats.SIGN))
 
 
-def scale_down(x: Array, scale: Array) -> Array:
-    """The words of FP32 numbers divided by 2^scale; subnormal quotients are multiples of 2^-149."""
+def scale_down(x: Array, scale: Array, flush: bool = False) -> Array:
+    """The words of FP32 numbers divided by 2^scale; subnormal quotients are multiples of 2^-149,
+    and with `flush` there is none.
+    """
     words = floats.bits32(x)
     magnitude = (words & floats.MAGNITUDE).astype(jnp.int32)
+    if flush:
+        down = words - (scale.astype(jnp.uint32) << 23)
+        return jnp.where((magnitude == 0) | (magnitude >= int(floats.INF)), words, down)
     tiny = magnitude < (scale + 1) << 23
     count = jnp.where(tiny, jnp.abs(x), 0.0) * _power32(149 - scale)
     moved = jnp.where(tiny, count.astype(jnp.int32), magnitude - (scale << 23))

@@ -206,6 +206,23 @@ def test_sums_far_below_the_normal_numbers(arithmetic, scale):
 
 
 @pytest.mark.parametrize("arithmetic", MIXED, ids=lambda x: x.name)
+@pytest.mark.parametrize("small", [2.0**-68, 2.0**-71])
+def test_small_products_follow_large_ones_that_cancel(arithmetic, small):
+    """Few sums are below 2^-126, and the products that reach those have bits below 2^-149."""
+    rng = np.random.default_rng(9)
+    sign = rng.choice([-1.0, 1.0], (2, 64, 16))
+    a, b = (sign * rng.uniform(1, 2, sign.shape)).astype(np.float32)  # small products are alike
+    scale = np.where(np.arange(16) % 8 < 4, 2.0**-54, small).astype(np.float32)
+    a, b = a * scale, b * scale
+    a[:, 1::8], b[:, 1::8] = a[:, ::8], -b[:, ::8]
+    a[:, 3::8], b[:, 3::8] = -a[:, 2::8], b[:, 2::8]
+    a, b = a.astype(BF16)[:, None], b.astype(BF16)[:, :, None]
+    expected = kernels.reference.matmul(a, b, arithmetic=arithmetic)
+    got = kernels.matmul(a, b, arithmetic=arithmetic)
+    assert np.array_equal(words(got), words(expected))
+
+
+@pytest.mark.parametrize("arithmetic", MIXED, ids=lambda x: x.name)
 def test_finite_numbers_of_every_size(arithmetic):
     rng = np.random.default_rng(8)
     c = (rng.integers(-3, 4, (32, 32)) * 2.0**-130).astype(np.float32)
