@@ -353,6 +353,9 @@ def test_each_die_of_a_package_has_its_own_tiles(cloud):
     assert (got == of_devices(a, b, divided)).all()
     whole = kernels.reference.matmul(a, b, arithmetic=HOPPER, tiling=SHIFTED)
     assert (got != words(whole)).any()
+    mapped = em.pmap(product, on=cloud, in_axes=(0, None), arithmetic=HOPPER, tiling=SHIFTED)
+    rows = a.reshape(2, 10, 96)
+    assert (words(mapped(rows, b[:, :22])).reshape(20, 22) == got[:, :22]).all()
 
 
 def test_any_dot_general_keeps_its_shape_under_a_tiling(cloud):

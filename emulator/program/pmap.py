@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+import kernels
 from emulator.machines import Machine
 from emulator.program.emulate import emulate
 
@@ -26,6 +27,8 @@ def pmap(
     axis_size: int | None = None,
     arithmetic: Any = None,
     algorithms: Mapping[str, Any] | None = None,
+    vector: str = "exact",
+    tiling: kernels.Tiling | str | None = None,
 ) -> Callable[..., Any]:
     """Runs `fun` on one device of `on` per index of the mapped axis, as `jax.pmap` would.
 
@@ -36,7 +39,7 @@ def pmap(
         in_axes, out_axes: as in `jax.pmap`: an int, None, or a pytree prefix of them.
         static_broadcasted_argnums: positions of arguments that are Python values.
         axis_size: the number of devices when no argument is mapped.
-        arithmetic, algorithms: as in `em.emulate`.
+        arithmetic, algorithms, vector, tiling: as in `em.emulate`.
 
     Raises:
         ValueError: mapped axes differ in size, or the machine has fewer devices.
@@ -103,7 +106,7 @@ def pmap(
         return jax.tree.unflatten(out_tree, placed)
 
     functools.update_wrapper(program, fun)
-    return emulate(program, on=on, arithmetic=arithmetic, algorithms=algorithms)
+    return emulate(program, on, arithmetic, algorithms, vector, tiling)
 
 
 def _axis_size(flat: list[Any], axes: list[Any], given: int | None) -> int:
