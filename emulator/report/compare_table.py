@@ -88,31 +88,43 @@ def _values(c: Comparison) -> Group:
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    for name, right in (
-        ("machine, arithmetic", False), ("output", False), ("largest", True), ("relative", True),
-        ("RMS", True), ("of RMS", True), ("ULP: half", True), ("99 %", True), ("all", True),
-        ("not finite", True), ("other bits than first", True),
+    nonfinite = any(e.nonfinite for column in c.columns for e in column.errors)
+    table.add_column("output", overflow="fold")
+    for name in (
+        "largest", "relative", "of RMS", "ULP: half", "99 %", "all",
+        *(["not finite"] if nonfinite else []), "differ",
     ):  # fmt: skip
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
+        table.add_column(name, justify="right")
     for column in c.columns:
+        table.add_row(Text(column.name, style="bold"))
         worst = sorted(range(len(column.errors)), key=lambda i: -column.errors[i].rel_rms)[:TOP]
         for i in sorted(worst):
             e, other = column.errors[i], column.differing[i]
             half, _, most, top = e.ulp_quantiles
             table.add_row(
-                column.name if i == min(worst) else "",
-                f"{e.leaf} {e.dtype}[{','.join(map(str, e.shape))}]",
-                *(f"{x:.2g}" for x in (e.max_abs, e.max_rel, e.rms, e.rel_rms, half, most, top)),
-                str(e.nonfinite or ""),
-                "other shape" if other is None else f"{other:,} of {math.prod(e.shape):,}",
+                f"  {e.leaf} {e.dtype}[{','.join(map(str, e.shape))}]",
+                *(f"{x:.2g}" for x in (e.max_abs, e.max_rel, e.rel_rms, half, most, top)),
+                *([str(e.nonfinite or "")] if nonfinite else []),
+                _share(other, math.prod(e.shape)),
             )
-    notes = []
+    notes = [
+        "ULP: units in the last place that half, 99 % and all of the elements stay below.",
+        f"Differ: elements with other bits than those of {c.columns[0].name}.",
+    ]
     if (n := max(len(column.errors) for column in c.columns)) > TOP:
         notes.append(f"The {TOP} outputs with the largest errors of {n}; JSON and CSV have all.")
     if narrow := sorted({name for column in c.columns for name in column.narrow}):
         notes.append(f"In FP64 only around: {', '.join(narrow)}.")
     return Group(table, Text("\n".join(notes)))
+
+
+def _share(other: int | None, count: int) -> str:
+    if other is None:
+        return "other shape"
+    return f"{other / count:.1%}" if other > 0.0005 * count else f"{other:,}"
 
 
 def conclusions(c: Comparison) -> tuple[str, ...]:
