@@ -261,10 +261,13 @@ def _tiny(answers: Answers, widths: Arithmetic) -> Iterator[Arithmetic]:
     if widths.fraction_bits is not None:
         floors = [LOWEST, *range(-126, -270, -1)]
     cuts = [widths]
-    if widths.addend == "joined":  # ordinary sums may not show how products and their sum are cut
+    if widths.addend == "joined":
+        # Ordinary sums may not show how products and their sum are cut, nor, of a sum cut to at
+        # most 23 bits, the rounding.
         ordinary = answers.probes(_ORDINARY, _QUICK)
         others = (
-            vary(widths, sum_fraction_bits=bits, alignment=alignment)
+            vary(widths, sum_fraction_bits=bits, alignment=alignment, rounding=rounding)
+            for rounding in dict.fromkeys([widths.rounding, *ROUNDINGS])
             for alignment in dict.fromkeys([widths.alignment, *ALIGNMENTS])
             for bits in reversed(WIDTHS)
         )
