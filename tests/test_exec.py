@@ -168,6 +168,91 @@ def test_an_auto_sharded_script(run: Script) -> None:
     assert row(answer.out, "loss")[1:3] == ["train.py:10", "2"]
 
 
+OF_MANY_KINDS = """
+import functools, os, sys, time
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+devices = np.array(jax.devices())[[5, 2, 7, 0, 1, 6, 3, 4]]
+mesh = Mesh(devices, ("d",))
+x = jax.device_put(np.arange(8.0, dtype=np.float32), NamedSharding(mesh, P("d")))
+
+def timed(f, *args):
+    began = time.perf_counter()
+    out = f(*args)
+    return out, time.perf_counter() - began
+
+# The order of the devices is the mesh's.
+@jax.jit
+@functools.partial(jax.shard_map, mesh=mesh, in_specs=P("d"), out_specs=P("d"))
+def shifted(x):
+    return jax.lax.ppermute(x, "d", [(i, (i + 1) % 8) for i in range(8)])
+y = shifted(x)
+where = {int(s.data[0]): s.device.id for s in y.addressable_shards}
+print("permuted", y.tolist(), where[7], where[0])
+
+# References: read and written by a step.
+@jax.jit
+def add(total, count, v):
+    total[...] += v.sum()
+    count[...] += 1
+total, count = jax.new_ref(jnp.float32(1)), jax.new_ref(jnp.int32(0))
+for _ in range(3):
+    add(total, count, x)
+print("references", float(total[...]), int(count[...]))
+
+# Python numbers stay weak.
+two = jax.jit(lambda: 2.0)()
+print("weak", two.weak_type, jax.jit(lambda v: v * two)(jnp.ones(3, jnp.bfloat16)).dtype)
+
+# Loops and branches take the time that they took.
+@jax.jit
+def loop(n):
+    return jax.lax.while_loop(lambda i: i < n, lambda i: i + 1, jnp.int32(0))
+(_, short), (turns, long) = timed(loop, np.int32(2)), timed(loop, np.int32(200))
+print("loop", int(turns), 50 < long / short < 150)
+@jax.jit
+def branch(p, v):
+    return jax.lax.cond(p, lambda v: v @ v, lambda v: v, v)
+v = jnp.ones((64, 64))
+(_, product), (_, same) = (timed(branch, np.bool_(p), v) for p in (True, False))
+print("branch", product > same)
+print("asleep", timed(time.sleep, 0.01)[1] > 0.009)
+
+def scaled(rate, v): return v * rate
+jax.jit(functools.partial(scaled, np.float32(2)))(v)
+busy = timed(lambda: [np.sort(np.arange(1000)) for _ in range(500)])[1]
+print("host", busy > 0)
+if "fail" in sys.argv: raise SystemExit(4)
+"""
+
+
+def test_many_kinds_of_steps(run: Script) -> None:
+    answer = run(OF_MANY_KINDS, "fail")
+    assert answer.code == 4
+    lines = answer.out.splitlines()
+    # Device 4 is the last of the mesh, and what it has had goes to the first, device 5.
+    assert lines[0] == "permuted [7.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0] 5 2"
+    assert lines[1:3] == ["references 85.0 3", "weak True bfloat16"]
+    assert lines[3:7] == ["loop 200 True", "branch True", "asleep True", "host False"]
+    assert row(answer.out, "scaled")[1:3] == ["train.py:55", "1"]
+    assert row(answer.out, "add")[1:3] == ["train.py:28", "3"]
+    assert "outside the model" not in answer.err
+    assert answer.err.strip() == (
+        "cm384: the script asks for 4 devices and was given 8; "
+        "cm384 exec --devices 4 gives it as many"
+    )
+
+
+def test_the_hosts_time_can_count(run: Script) -> None:
+    answer = run(OF_MANY_KINDS, options=("--host-time", "--overlap", "--fusion", "eager"))
+    assert answer.code == 0, answer.err
+    assert "host True" in answer.out and "loop 200" in answer.out
+
+
 ASKS_THE_HOST = """
 import jax, jax.numpy as jnp
 @jax.jit
@@ -187,6 +272,31 @@ def test_what_has_no_time_is_said_to_be_outside_the_model(run: Script) -> None:
     assert not any(line.split()[:1] == ["asks"] for line in answer.out.splitlines())
 
 
+NEEDS_VALUES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import PartitionSpec as P
+mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+x = jnp.arange(8.0)
+
+def signed(v):
+    return v if jax.lax.psum(v, "x")[0] < 0 else -v
+
+def shaped(shape, v):
+    return v.reshape(shape)
+
+print(jax.shard_map(signed, mesh=mesh, in_specs=P("x"), out_specs=P("x"))(x).tolist())
+rows = jax.shard_map(shaped, mesh=mesh, in_specs=(None, P("x")), out_specs=P("x"))([1, 1], x)
+print(rows.shape)
+"""
+
+
+def test_a_shard_map_whose_python_asks_for_values_runs_on_the_host(run: Script) -> None:
+    answer = run(NEEDS_VALUES + "print(float(jax.jit(jnp.sum)(x)))")
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("[-0.0, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]\n(8, 1)\n28.0")
+    assert re.search(r"shard_map\s+train.py:13\s+1\b", answer.out)
+
+
 def test_exit_status_and_traceback_are_the_scripts(run: Script) -> None:
     text = "import sys, jax\njax.jit(lambda x: x + 1)(1.0)\nsys.exit(int(sys.argv[1]))"
     assert run(text, "3").code == 3
@@ -194,6 +304,7 @@ def test_exit_status_and_traceback_are_the_scripts(run: Script) -> None:
     assert answer.code == 1
     assert answer.err.startswith("Traceback") and "emulator" not in answer.err
     assert 'train.py", line 2, in f' in answer.err and "KeyError: 'mine'" in answer.err
+    assert "jax.jit" not in answer.err  # it may have failed before it came to its step
 
 
 def test_a_script_without_steps_is_told(run: Script) -> None:
@@ -209,6 +320,7 @@ def test_a_script_without_steps_is_told(run: Script) -> None:
         (["--devices", "400", "x.py"], "--devices 400: CloudMatrix 384 has 384 devices"),
         (["--trace", "no/such/t.json", "x.py"], "there is no folder"),
         (["--arithmetic", "abacus", "x.py"], "abacus"),
+        (["--fusion", "cold", "x.py"], "expected one of chains, eager"),
     ],
 )
 def test_refusals_are_one_message(

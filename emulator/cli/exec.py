@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from emulator.cli import choose
+from emulator.cli.run import FUSIONS
 from emulator.script.process import Options, command, run
 
 
@@ -26,6 +27,10 @@ def exec_(
     arithmetic: Annotated[
         str | None, typer.Option(help="How matmuls sum, as in cm384 run. Default: the machine's.")
     ] = None,
+    fusion: Annotated[str, typer.Option(help="chains or eager, as in cm384 run.")] = "chains",
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="Collectives run beside independent kernels.")
+    ] = False,
     trace: Annotated[
         Path | None,
         typer.Option(help="Write a trace of the longest function's last step to this file."),
@@ -50,6 +55,8 @@ def exec_(
         raise ValueError(f"--devices {count}: {on.name} has {on.num_devices} devices")
     if not script.is_file():
         raise ValueError(f"no such file: {script}")
+    if fusion not in FUSIONS:
+        raise ValueError(f"--fusion {fusion}: expected one of {', '.join(FUSIONS)}")
     if trace is not None and not trace.absolute().parent.is_dir():
         raise ValueError(f"--trace {trace}: there is no folder {trace.parent}")
     if arithmetic not in (None, "native"):
@@ -62,6 +69,8 @@ def exec_(
         machine=machine,
         devices=count,
         arithmetic=arithmetic,
+        fusion=fusion,
+        overlap=overlap,
         trace=None if trace is None else str(trace.absolute()),
         host_time=host_time,
         allow_oom=allow_oom,

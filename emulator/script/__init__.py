@@ -10,6 +10,8 @@ as the machine's. What the script does between steps is its own affair, and list
     eager.py      what they are besides steps
     steps.py      one step: values, time
     placement.py  arrays between the script's devices and the one that computes
+    references.py `jax.Ref`s that a step reads and writes
+    notice.py     what is said while the host works for long
     report.py     what is printed at the end
     process.py    the script's process
 """

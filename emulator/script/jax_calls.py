@@ -44,9 +44,10 @@ _CALLER = _Caller()
 
 
 @contextmanager
-def caught(step: Step, eager: Eager) -> Iterator[None]:
+def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[None]:
     """Inside, `step(flat arrays, parameters of the jit, the native way)` computes the script's
-    jitted programs and `eager` counts everything else that computes.
+    jitted programs and `eager` counts everything else that computes; `asked` is told how many
+    devices the script would have.
     """
     execute = pjit._pjit_call_impl_python
     one_operation = jax_core.EvalTrace.process_primitive
@@ -101,7 +102,7 @@ def caught(step: Step, eager: Eager) -> Iterator[None]:
         (jax, "device_put", _device_put(jax.device_put)),
         # One process has all devices, and their number is the machine's.
         (jax.distributed, "initialize", lambda *_, **__: None),
-        (jax.config, "update", _update(jax.config.update)),
+        (jax.config, "update", _update(jax.config.update, asked)),
     ]
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
@@ -127,13 +128,17 @@ def _of_jax(source: str) -> bool:
 def name_and_place(params: dict[str, Any]) -> tuple[str, str]:
     """What a jitted function is called, and where it stands: "train.py:12", or nothing."""
     name, _, place = _source(params["jaxpr"]).partition(" at ")
-    return name or params["name"], "" if place.startswith(_HERE) else os.path.basename(place)
+    if not name or "<" in name:  # a partial, say, or a lambda
+        name = params["name"]
+    return name, "" if place.startswith(_HERE) else os.path.basename(place)
 
 
-def _update(update: Any) -> Any:
+def _update(update: Any, asked: Callable[[int], None]) -> Any:
     @functools.wraps(update)
     def update_of_the_script(name: str, value: Any) -> None:
-        if name not in ("jax_num_cpu_devices", "jax_platforms", "jax_platform_name"):
+        if name == "jax_num_cpu_devices":
+            asked(value)
+        elif name not in ("jax_platforms", "jax_platform_name"):
             update(name, value)
 
     return update_of_the_script
@@ -180,10 +185,25 @@ def _shard_map(shard_map: Any) -> Any:
         if not fun and "f" not in options:
             return lambda function: shard_map_of_the_script(function, **options)
         function = options.pop("f") if not fun else fun[0]
-        mapped = shard_map(function, *fun[1:], **options)
-        return jax.jit(mapped)
+        return _one_step(shard_map(function, *fun[1:], **options))
 
     return shard_map_of_the_script
+
+
+def _one_step(mapped: Any) -> Any:
+    """`mapped` as if it were jitted. What only runs operation by operation, because its Python asks
+    for values or takes objects that are no arrays, is left to do so.
+    """
+    jitted = jax.jit(mapped)
+
+    @functools.wraps(mapped)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return jitted(*args, **kwargs)
+        except (TypeError, jax.errors.JAXIndexError):
+            return mapped(*args, **kwargs)
+
+    return call
 
 
 def _as_the_scripts(function: Any) -> Any:

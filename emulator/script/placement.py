@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src.array import ArrayImpl
 from jax._src.mesh import get_concrete_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
@@ -26,14 +27,20 @@ def folded(x: Any) -> Any:
     return np.asarray(x)
 
 
-def put(x: Any, sharding: Sharding | None) -> Any:
-    """An array as the script's devices have it."""
+def put(x: Any, sharding: Sharding | None, weak: bool = False) -> Any:
+    """An array as the script's devices have it; a `weak` type is a Python number's."""
     if sharding is None:
-        return x
+        return _weak(x) if weak else x
     if _is_key(x):
         data = jax.random.key_data(x)
         return jax.random.wrap_key_data(put(data, sharding), impl=jax.random.key_impl(x))
-    return jax.device_put(np.asarray(x), sharding)
+    placed = jax.device_put(np.asarray(x), sharding)
+    return _weak(placed) if weak else placed
+
+
+def _weak(x: Any) -> Any:
+    aval = x.aval.update(weak_type=True)
+    return ArrayImpl(aval, x.sharding, x._arrays, committed=x.committed, _skip_checks=True)
 
 
 def _is_key(x: Any) -> bool:
@@ -75,10 +82,15 @@ def result_shardings(
 
 def trimmed(spec: PartitionSpec) -> PartitionSpec:
     """The same without what it says of the last dimensions that nothing divides."""
-    entries = [*spec]
+    entries = [*spec.partitions]
     while entries and entries[-1] in (None, ()):
         entries.pop()
     return PartitionSpec(*entries)
+
+
+def weak_results(params: dict[str, Any]) -> tuple[bool, ...]:
+    """Which results of a jit have a weak type."""
+    return tuple(getattr(aval, "weak_type", False) for aval in _avals(params["jaxpr"]))
 
 
 def _avals(jaxpr: Any) -> Sequence[Any]:
@@ -111,7 +123,7 @@ def _mesh_with(axes: set[str], known: Sequence[Mesh], over: Sequence[Any]) -> Me
 
 
 def _divides(mesh: Mesh, spec: PartitionSpec, aval: Any) -> bool:
-    for size, entry in zip(aval.shape, spec, strict=False):
+    for size, entry in zip(aval.shape, spec.partitions, strict=False):
         axes = (entry,) if isinstance(entry, str) else entry or ()
         if size % math.prod(mesh.shape[a] for a in axes):
             return False

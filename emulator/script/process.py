@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import runpy
 import sys
 import time
@@ -12,15 +13,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from emulator.machines import Machine
 from emulator.script.clock import PodClock
 
 _OURS = tuple(
     str(Path(__file__).resolve().parents[2] / room) + os.sep for room in ("emulator", "kernels")
 )
-_WIDTH = 100  # columns of the report
+_FLAG = "--xla_force_host_platform_device_count"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +31,8 @@ class Options:
     machine: str
     devices: int
     arithmetic: str | None = None
+    fusion: str = "chains"
+    overlap: bool = False
     trace: str | None = None
     host_time: bool = False
     allow_oom: bool = False
@@ -44,7 +45,7 @@ def command(options: Options) -> tuple[list[str], dict[str, str]]:
         f"import sys; sys.path.append({root!r}); "
         "from emulator.cli.exec import child; sys.exit(child(sys.argv[1]))"
     )
-    flag = f"--xla_force_host_platform_device_count={options.devices}"
+    flag = f"{_FLAG}={options.devices}"
     environment = {
         **os.environ,
         "XLA_FLAGS": " ".join(filter(None, [os.environ.get("XLA_FLAGS"), flag])),
@@ -62,24 +63,25 @@ def run(options: Options, on: Machine) -> int:
 
     from emulator.script.eager import Eager
     from emulator.script.jax_calls import caught
-    from emulator.script.report import no_steps, report
+    from emulator.script.report import no_steps, report, show
     from emulator.script.steps import Steps
 
     jax.devices()  # before the script may ask for another number of them
     began_s = time.perf_counter()
     clock, eager = PodClock(options.host_time), Eager()
-    steps = Steps(on, clock, options.arithmetic, options.allow_oom)
-    with caught(steps, eager), clock.shown():
+    steps = Steps(on, clock, options.arithmetic, options.fusion, options.overlap, options.allow_oom)
+    asked: list[int] = []
+    with caught(steps, eager, asked.append), clock.shown():
         status = _script(options)
     sys.stdout.flush()
+    if status:
+        _say_devices(options.devices, asked)
     if not steps.functions:
-        print(no_steps(options.script, eager), file=sys.stderr)
+        if not status:
+            print(no_steps(options.script, eager), file=sys.stderr)
         return status
-    terminal = Console(highlight=False)
-    # A number cut short is no number: a narrow terminal wraps whole lines.
-    out = Console(highlight=False, width=max(terminal.width, _WIDTH))
-    out.print()
-    out.print(report(on, options.devices, steps, eager, time.perf_counter() - began_s))
+    print()
+    show(report(on, options.devices, steps, eager, time.perf_counter() - began_s))
     if options.trace is not None and (longest := steps.longest()) is not None:
         longest.to_perfetto(options.trace)
         print(
@@ -88,12 +90,25 @@ def run(options: Options, on: Machine) -> int:
     return status
 
 
+def _say_devices(devices: int, asked: list[int]) -> None:
+    """Scripts that fail have often been written for another number of devices."""
+    flags = re.findall(rf"{_FLAG}=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    for wanted in (*asked[-1:], *map(int, flags[-1:])):
+        if wanted != devices:
+            print(
+                f"cm384: the script asks for {wanted} devices and was given {devices}; "
+                f"cm384 exec --devices {wanted} gives it as many",
+                file=sys.stderr,
+            )
+            return
+
+
 def _script(options: Options) -> int:
     """The exit status of the script, whatever ends it."""
     sys.argv = [options.script, *options.arguments]
     sys.path[0] = str(Path(options.script).resolve().parent)
     try:
-        runpy.run_path(options.script, run_name="__main__")
+        runpy.run_path(os.path.abspath(options.script), run_name="__main__")
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return end.code or 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from emulator.script.steps import Steps
 from emulator.units import seconds
 
 TOP = 12
+_WIDEST = 160  # columns
 
 
 def report(on: Machine, devices: int, steps: Steps, eager: Eager, wall_s: float) -> RenderableType:
@@ -20,9 +22,20 @@ def report(on: Machine, devices: int, steps: Steps, eager: Eager, wall_s: float)
     clock = steps.clock
     head = Text()
     head.append("pod time", style="bold")
-    head.append(f"  {seconds(clock.time_s)} on {on.name}, {devices} {on.device_kind}s; ")
+    slept = f" ({seconds(clock.slept_s)} of them asleep)" if clock.slept_s else ""
+    head.append(f"  {seconds(clock.time_s)}{slept} on {on.name}, ")
+    head.append(f"{devices} {on.device_kind}s; ")
     head.append(f"{seconds(wall_s)} of wall time on this host")
-    return Group(head, Text(""), _steps(steps), Text(""), _outside(steps, eager))
+    timed = any(function.last for function in steps.functions.values())
+    table = (_steps(steps), Text("")) if timed else ()
+    return Group(head, Text(""), *table, _outside(steps, eager))
+
+
+def show(answer: RenderableType) -> None:
+    """Prints at full width, even if the terminal is narrower: a number cut short is no number."""
+    out = Console(highlight=False)
+    wanted = Measurement.get(out, out.options.update(max_width=_WIDEST), answer).maximum
+    Console(highlight=False, width=max(out.width, min(wanted, _WIDEST))).print(answer)
 
 
 def _table(title: str, *columns: tuple[str, bool]) -> Table:

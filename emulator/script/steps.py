@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,13 +16,17 @@ from jax.sharding import Sharding
 from emulator.machines import Machine
 from emulator.program.auto_sharded import placed, trace_divided
 from emulator.program.emulate import evaluate_with_counts
-from emulator.program.trace import Program
-from emulator.report.answer import estimate_program
+from emulator.program.trace import DIVIDED, Program, walk
+from emulator.report.answer import OutOfMemoryError, estimate_program
 from emulator.report.result import Estimate
 from emulator.script.clock import PodClock
 from emulator.script.jax_calls import name_and_place
-from emulator.script.placement import folded, put, result_shardings, trimmed
+from emulator.script.notice import notice
+from emulator.script.placement import folded, put, result_shardings, trimmed, weak_results
+from emulator.script.references import held, of_values, references, write
+from emulator.script.same import same_program
 
+_SHARED = 8  # of them that a function may share
 _KEPT = 256  # programs; a script has few, and each holds its compiled values
 
 
@@ -37,51 +41,74 @@ class Function:
     last: Estimate | None = None
     outside: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.where})" if self.where else self.name
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Read:
     """One program as it was read: for the shapes and shardings of one call."""
 
-    jaxpr: Any  # kept alive: its identity is the key
     program: Program
     shardings: tuple[Sharding | None, ...]
+    weak: tuple[bool, ...]
     estimates: dict[str, Estimate]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Known:
+    """A program that was called before, or why it is outside the model."""
+
+    jaxpr: Any  # kept alive: its identity is part of the key
+    read: _Read | NotImplementedError
 
 
 class Steps:
     """Computes steps as `on` does, and moves `clock` by their time."""
 
     def __init__(
-        self, on: Machine, clock: PodClock, arithmetic: Any = None, allow_oom: bool = False
+        self,
+        on: Machine,
+        clock: PodClock,
+        arithmetic: Any = None,
+        fusion: str = "chains",
+        overlap: bool = False,
+        allow_oom: bool = False,
     ) -> None:
         self.on = on
         self.clock = clock
         self.arithmetic = arithmetic
-        self.allow_oom = allow_oom
+        self.how: dict[str, Any] = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
         self.functions: dict[tuple[str, str], Function] = {}
-        self._known: OrderedDict[Any, _Read] = OrderedDict()
+        self._known: OrderedDict[Any, _Known] = OrderedDict()
+        self._undivided: dict[tuple[str, str], deque[Program]] = {}
 
     def __call__(
         self, args: tuple[Any, ...], params: dict[str, Any], on_host: Callable[[], list[Any]]
     ) -> list[Any]:
         """The results of the jitted program with `params` for flat arrays. What has no meaning or
-        no cost here runs `on_host`, in no pod time, and is said at once and in the report.
+        no cost here, or fails here, runs `on_host`, in no pod time, and is said at once and in the
+        report.
 
         Raises:
-            OutOfMemoryError, ValueError: the program does not fit the machine.
+            OutOfMemoryError: the program does not fit the machine.
+            FloatingPointError: a result is NaN, and `jax_debug_nans` is set.
         """
         key = name_and_place(params)
         function = self.functions.setdefault(key, Function(name=key[0], where=key[1]))
         function.calls += 1
+        refs = references(args)
         with self.clock.emulating():
             try:
-                outs, estimate = self._compute(args, params, function.name)
-            except NotImplementedError as error:
+                given = of_values(params, refs) if refs else params
+                outs, estimate = self._compute(held(args), given, function)
+            except (OutOfMemoryError, FloatingPointError):  # `jax_debug_nans` asks for the latter
+                raise
+            except Exception as error:
+                reason = _reason(error)
                 if not function.outside:
-                    print(
-                        f"cm384: {key[0]} ({key[1]}) is outside the model: {error}", file=sys.stderr
-                    )
-                function.outside = str(error)
+                    print(f"cm384: {function} is outside the model: {reason}", file=sys.stderr)
+                function.outside = reason
                 return on_host()
         function.time_s += estimate.time_s
         function.last = estimate
@@ -89,7 +116,9 @@ class Steps:
         for x, gone in zip(args, params["donated_invars"], strict=True):
             if gone and isinstance(x, jax.Array) and not x.is_deleted():
                 x.delete()
-        return outs
+        kept = len(outs) - len(refs)
+        write(refs, outs[kept:])
+        return outs[:kept]
 
     def longest(self) -> Estimate | None:
         """The last step of the function that took the most time."""
@@ -97,41 +126,76 @@ class Steps:
         return max(timed, key=lambda f: f.time_s).last if timed else None
 
     def _compute(
-        self, args: tuple[Any, ...], params: dict[str, Any], name: str
+        self, args: tuple[Any, ...], params: dict[str, Any], function: Function
     ) -> tuple[list[Any], Estimate]:
-        read = self._read(args, params, name)
-        flat = [folded(x) for x in args]
-        with jax_core.eval_context(), jax.set_mesh(None):
-            values, counts = evaluate_with_counts(read.program, flat, self.on, self.arithmetic)
-        estimate = self._estimate(read, args, name, counts)
-        return [put(x, s) for x, s in zip(values, read.shardings, strict=True)], estimate
-
-    def _read(self, args: tuple[Any, ...], params: dict[str, Any], name: str) -> _Read:
-        jaxpr = params["jaxpr"]
         key = (
-            id(jaxpr),
+            id(params["jaxpr"]),
             tuple(_where(x) for x in args),
             params["in_shardings"],
             params["out_shardings"],
             params["donated_invars"],
         )
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key]
+        if (known := self._known.get(key)) is None:
+            with notice(f"reading and compiling {function}"):
+                return self._first(key, args, params, function)
+        self._known.move_to_end(key)
+        if isinstance(known.read, NotImplementedError):
+            raise known.read.with_traceback(None)
+        return self._again(known.read, args, function)
+
+    def _first(
+        self, key: Any, args: tuple[Any, ...], params: dict[str, Any], function: Function
+    ) -> tuple[list[Any], Estimate]:
+        """A program that was not called before; what is refused is not read again, either."""
+        try:
+            read = self._read(args, params, function)
+            answer = self._again(read, args, function)
+        except NotImplementedError as refusal:
+            self._keep(key, params, refusal)
+            raise
+        self._keep(key, params, read)
+        return answer
+
+    def _keep(self, key: Any, params: dict[str, Any], read: _Read | NotImplementedError) -> None:
+        self._known[key] = _Known(jaxpr=params["jaxpr"], read=read)
+        if len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+
+    def _again(
+        self, read: _Read, args: tuple[Any, ...], function: Function
+    ) -> tuple[list[Any], Estimate]:
+        flat = [folded(x) for x in args]
+        with jax_core.eval_context(), jax.set_mesh(None):
+            values, counts = evaluate_with_counts(read.program, flat, self.on, self.arithmetic)
+        estimate = self._estimate(read, args, function.name, counts)
+        wishes = zip(values, read.shardings, read.weak, strict=True)
+        return [put(x, sharding, weak) for x, sharding, weak in wishes], estimate
+
+    def _read(self, args: tuple[Any, ...], params: dict[str, Any], function: Function) -> _Read:
         with jax_core.eval_context():
-            program = trace_divided(_again(params), args)
+            program = self._shared(function, trace_divided(_as_function(params), args))
         read = _Read(
-            jaxpr=jaxpr,
             program=program,
             shardings=result_shardings(program, args, params),
+            weak=weak_results(params),
             estimates={},
         )
         # What does not fit or has no cost is said before any value is computed.
-        self._estimate(read, args, name, {})
-        self._known[key] = read
-        if len(self._known) > _KEPT:
-            self._known.popitem(last=False)
+        self._estimate(read, args, function.name, {})
         return read
+
+    def _shared(self, function: Function, program: Program) -> Program:
+        """The program that the function had before, where both are undivided and compute the same:
+        one evaluation, compiled once, does for arguments from wherever.
+        """
+        if any(eqn.params.get("name") == DIVIDED for _, eqn in walk(program.jaxpr.jaxpr)):
+            return program
+        known = self._undivided.setdefault((function.name, function.where), deque(maxlen=_SHARED))
+        for before in known:
+            if same_program(before.jaxpr, program.jaxpr):
+                return before
+        known.append(program)
+        return program
 
     def _estimate(
         self, read: _Read, args: Sequence[Any], name: str, counts: Mapping[str, Any]
@@ -140,12 +204,20 @@ class Steps:
         key = repr(sorted((k, np.asarray(v).tolist()) for k, v in counts.items()))
         if key not in read.estimates:
             read.estimates[key] = estimate_program(
-                read.program, args, name, on=self.on, counts=counts, allow_oom=self.allow_oom
+                read.program, args, name, on=self.on, counts=counts, **self.how
             )
         return read.estimates[key]
 
 
-def _again(params: dict[str, Any]) -> Any:
+def _reason(error: Exception) -> str:
+    """Why a program is outside the model."""
+    if isinstance(error, NotImplementedError):
+        return str(error)
+    text = str(error).strip().partition("\n")[0]
+    return f"the emulator failed on it ({type(error).__name__}: {text}), which it should not"
+
+
+def _as_function(params: dict[str, Any]) -> Any:
     """The jitted program as a function of its flat arrays."""
     from jax._src.pjit import jit_p
 
