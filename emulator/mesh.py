@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 _FIELDS = ("axis_sizes", "axis_names", "axis_types", "abstract_device", "size")
 
@@ -68,6 +68,12 @@ def device_numbers(mesh: AbstractMesh | jax.sharding.Mesh) -> tuple[int, ...]:
     if isinstance(mesh, jax.sharding.Mesh) and mesh.size:
         return _places(mesh)
     return tuple(range(mesh.size))
+
+
+def entries(spec: PartitionSpec) -> tuple[tuple[str, ...], ...]:
+    """The mesh axes of each dim that a spec speaks of; what it says of reductions is left out."""
+    found = spec.partitions
+    return tuple((e,) if isinstance(e, str) else e if isinstance(e, tuple) else () for e in found)
 
 
 @functools.lru_cache(maxsize=64)

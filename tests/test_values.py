@@ -372,6 +372,21 @@ def test_gradient_of_emulated_is_emulated_gradient(name: str) -> None:
     assert same_bits(by_closure, inside[0])
 
 
+def test_gradients_keep_the_sign_of_zero() -> None:
+    """Results that a loss ignores add nothing to a gradient: -0 + 0 would be 0."""
+
+    def several(v: Any, w: Any) -> Any:
+        return -v, jnp.sin(v) * v, v * 0 + w, jnp.int32(3)
+
+    def gradient(f: Any) -> Any:
+        return jax.grad(lambda v, w: (f(v, w)[0] * 0 + f(v, w)[3]).sum() + (w * -0.0).sum(), (0, 1))
+
+    x = np.arange(3, dtype=np.float32)
+    outside = gradient(em.emulate(several, PACKAGE))(x, x)
+    assert same_bits(outside, em.emulate(gradient(several), PACKAGE)(x, x))
+    assert same_bits(outside, (np.full(3, -0.0, np.float32),) * 2)
+
+
 def test_gradients_use_the_arithmetic_that_is_asked_for() -> None:
     x, w = normal(8, 64), normal(64, 8, seed=1)
 

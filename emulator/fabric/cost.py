@@ -158,8 +158,7 @@ def _load_step(
     crossed = tuple((names[i], int(width[tier == i].sum()) // copies) for i in present(tier))
     return StepLoad(
         repeat=part.repeat,
-        # To 13 digits: sums in another order shall not make like things differ.
-        port_s=float(f"{max(float(busy.max()) for _, busy in loads):.12e}"),
+        port_s=_steady(max(float(busy.max()) for _, busy in loads)),
         added=added,
         latency_s=network.latency_s(src, dst, tier, transport.reads),
         message_s=_message_s(src, dst, tier, transport, names),
@@ -224,4 +223,9 @@ def _message_s(
     pairs, first = np.unique(src.astype(np.int64) << 32 | dst, return_index=True)
     starts = pairs & 0xFFFFFFFF if transport.reads else pairs >> 32
     each = np.array([costs.get(t, 0.0) for t in names])[tier[first]]
-    return float(np.bincount(starts, weights=each).max())
+    return _steady(float(np.bincount(starts, weights=each).max()))
+
+
+def _steady(seconds: float) -> float:
+    """To 13 digits: sums in another order shall not make like things differ."""
+    return float(f"{seconds:.12e}")

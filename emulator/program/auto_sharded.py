@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from emulator.mesh import PodMesh, abstract_mesh, device_numbers
 from emulator.program import partitioner
+from emulator.program.one_map import is_one_map
 from emulator.program.partition_mesh import PartitionMesh, refined
 from emulator.program.stablehlo import Translator, module_functions
 from emulator.program.trace import DIVIDED, Program, open_jaxpr, sub_jaxprs, trace, walk
@@ -46,8 +47,25 @@ def trace_divided(
     given = [None if s is None or _on_the_host(s, sizes) else s for s in given]
     named = [s for s in given if s is not None] + inside
     # Where nothing is divided, nothing is left to the compiler (gradients of a shard_map say so).
-    asked = [s for s in named if any(s.spec)]
-    return dataclasses.replace(program, jaxpr=_divided(jaxpr, given, asked)) if asked else program
+    asked = [s for s in named if any(s.spec.partitions) or s.spec.unreduced]
+    if not asked or is_one_map(jaxpr, given):
+        return program
+    _refuse_partial_sums(jaxpr)
+    return dataclasses.replace(program, jaxpr=_divided(jaxpr, given, asked))
+
+
+def _refuse_partial_sums(jaxpr: core.ClosedJaxpr) -> None:
+    """Results and arguments of which each device holds a part of a sum are no arrays."""
+    sides = ("argument", jaxpr.in_avals), ("result", jaxpr.out_avals)
+    for what, avals in sides:
+        for i, aval in enumerate(avals):
+            spec = getattr(getattr(aval, "sharding", None), "spec", None)
+            if spec is not None and spec.unreduced:
+                raise NotImplementedError(
+                    f"{what} {i} of the program is unreduced over {sorted(spec.unreduced)}: each "
+                    "device holds a part of a sum, which is no value of the whole array; reduce it "
+                    "inside, as in jax.reshard(x, PartitionSpec())"
+                )
 
 
 def _manual_sizes(jaxpr: core.ClosedJaxpr) -> set[int]:
@@ -107,7 +125,7 @@ def _with_global_arrays(
 ) -> Callable[..., list[Any]]:
     """The divided program as a function of whole arrays."""
     axes, in_specs, out_specs = _axes(shares, mesh)
-    translator = Translator(axes, module_functions(shares.module), shares.groups)
+    translator = Translator(axes, module_functions(shares.module), shares.groups, shares.calls)
     devices = device_numbers(mesh)
     over = abstract_mesh(dict(zip(axes.names, axes.sizes, strict=True)), devices=devices)
     kinds = [v.aval for v in jaxpr.jaxpr.outvars]

@@ -13,6 +13,7 @@ from typing import Any
 
 from jax.extend import core
 
+from emulator.mesh import entries
 from emulator.program.calls import call_body, is_call
 from emulator.program.collective_rules import REDUCTIONS, collective_axes
 from emulator.program.folded import FoldedMesh
@@ -115,4 +116,4 @@ class _Inference:
 
 
 def _named(spec: Any) -> list[str]:
-    return [a for entry in spec for a in ((entry,) if isinstance(entry, str) else entry or ())]
+    return [axis for entry in entries(spec) for axis in entry]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from emulator.fabric.arguments import ITEM_BYTES
 from emulator.program.graph import Node, nbytes
 from emulator.program.walker import Frame, Walker
 from emulator.program.where import at, where
@@ -39,6 +40,10 @@ def collective(walker: Walker, frame: Frame, index: int, node: Node) -> None:
             op, total = {"ppermute": "permute", "pbroadcast": "broadcast"}[name], here
         else:
             op, total = name, here
+        if str(size.dtype) not in ITEM_BYTES:
+            raise NotImplementedError(
+                f"{op} of {size.dtype} has no time: how such elements are packed is not known"
+            )
         steps = walker.groups.steps(
             op,
             axes,

@@ -9,15 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax._src.lax.lax import _convert_element_type
 from jax.extend import core
+from jax.interpreters import ad
 
 import kernels
 from emulator.collectives import check_algorithms
 from emulator.machines import Machine
 from emulator.program.auto_sharded import placed, trace_divided
 from emulator.program.folded import Folded, FoldedMesh
+from emulator.program.outside import outside_meshes
+from emulator.program.own_rules import check_results, own_rules
 from emulator.program.sites import said, sites
 from emulator.program.trace import (
     DIVIDED,
@@ -189,7 +191,10 @@ def evaluate(
     among them) become inputs, so that derivatives with respect to them are right.
     """
     run = _evaluator(_Key(jaxpr), settings)
-    return run(*jaxpr.consts, *inputs)
+    with own_rules():
+        outs, counts = outside_meshes(run, [*jaxpr.consts, *inputs])
+    check_results(outs)
+    return outs, counts
 
 
 class _Key:
@@ -260,20 +265,23 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
 
     def backward(residuals: Any, cotangents: Any) -> Any:
         pullback, perturbed = residuals
-        given = [_instantiate(ct) for ct in cotangents[0]]
-        floating = tuple(i for i, ct in enumerate(given) if ct.dtype != jax.dtypes.float0)
+        given = cotangents[0]
+        zeros = [_zero(ct) for ct in given]
+        there = tuple(i for i, zero in enumerate(zeros) if zero is None)
 
         def transposed(pull: Any, cts: list[Any]) -> Any:
-            full = list(given)
-            for i, ct in zip(floating, cts, strict=True):
+            full = list(zeros)
+            for i, ct in zip(there, cts, strict=True):
                 full[i] = ct
             return pull(full)
 
-        args = pullback, [given[i] for i in floating]
-        program = _trace_once(traced, ("backward", floating), transposed, args)
+        args = pullback, [given[i] for i in there]
+        program = _trace_once(traced, ("backward", there), transposed, args)
         outs = evaluate(program.jaxpr, jax.tree.leaves(args), settings)[0]
-        grads = dict(zip(perturbed, jax.tree.unflatten(program.out_tree, outs), strict=True))
-        return tuple(grads.get(i) for i in range(n_inputs))
+        linear = _depends(program.jaxpr, len(there))
+        # What depends on no cotangent is zero; said so, it is added to nothing, not even to -0.
+        outs = [out if depends else None for out, depends in zip(outs, linear, strict=True)]
+        return tuple(dict(zip(perturbed, outs, strict=True)).get(i) for i in range(n_inputs))
 
     differentiable.defvjp(forward, backward, symbolic_zeros=True)
     return differentiable
@@ -290,14 +298,22 @@ def _trace_once(
     return known[key]
 
 
-def _instantiate(cotangent: Any) -> Any:
-    """A cotangent as an array; symbolic zeros become zeros (float0 for integer outputs)."""
-    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        aval: Any = cotangent.aval
-        if aval.dtype == jax.dtypes.float0:
-            return np.zeros(aval.shape, jax.dtypes.float0)
-        return jnp.zeros(aval.shape, aval.dtype)
-    return cotangent
+def _zero(cotangent: Any) -> ad.Zero | None:
+    """A cotangent that is zero whatever the values are, in the form that `jax.vjp` takes."""
+    symbolic = isinstance(cotangent, jax.custom_derivatives.SymbolicZero)
+    if symbolic or cotangent.dtype == jax.dtypes.float0:
+        return ad.Zero(jax.typeof(cotangent) if not symbolic else cotangent.aval)
+    return None
+
+
+def _depends(jaxpr: core.ClosedJaxpr, count: int) -> list[bool]:
+    """Which results depend on any of the last `count` inputs."""
+    body = jaxpr.jaxpr
+    touched: set[Any] = set(body.invars[len(body.invars) - count :])
+    for eqn in body.eqns:
+        if any(not isinstance(v, core.Literal) and v in touched for v in eqn.invars):
+            touched.update(eqn.outvars)
+    return [not isinstance(v, core.Literal) and v in touched for v in body.outvars]
 
 
 def evaluate_with_counts(

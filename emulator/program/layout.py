@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emulator.mesh import entries
 from emulator.program.graph import Graph, Node
 from emulator.program.trace import scan_counts
 
@@ -41,13 +42,8 @@ def replicated(ndim: int) -> Layout:
 
 def from_spec(spec: Any, ndim: int) -> Layout:
     """The layout that a PartitionSpec describes."""
-    entries: list[tuple[str, ...]] = []
-    for entry in tuple(spec)[:ndim]:
-        if entry is None or not isinstance(entry, str | tuple):
-            entries.append(())
-        else:
-            entries.append((entry,) if isinstance(entry, str) else tuple(entry))
-    return tuple(entries) + ((),) * (ndim - len(entries))
+    known = entries(spec)[:ndim]
+    return known + ((),) * (ndim - len(known))
 
 
 def axes_of(layout: Layout) -> tuple[str, ...]:
@@ -133,7 +129,7 @@ def _relate(
         return _through_body(graph, node, known, learn, asked, manual)
     if name in ("sharding_constraint", "reshard"):
         spec = getattr(node.params.get("sharding", node.params.get("dst_sharding")), "spec", None)
-        if spec is not None and any(entry is not None for entry in spec):
+        if spec is not None and any(entries(spec)):
             changed |= learn(node.outs[0], from_spec(spec, len(_shape(graph, node.outs[0]))))
         else:
             changed |= learn(

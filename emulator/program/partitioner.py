@@ -28,6 +28,8 @@ from jaxlib import _hlo, _jax, xla_client  # type: ignore[attr-defined]
 from jaxlib.mlir import ir
 from numpy.typing import NDArray
 
+from emulator.program import linalg_calls
+from emulator.program.hlo_channels import with_own_channels
 from emulator.program.replica_groups import replica_groups
 from emulator.program.stablehlo_rules import STOP
 
@@ -39,13 +41,15 @@ _PASS = "spmd-partitioning"
 class Partitioned:
     """The program of one device. `ins` and `outs` are the tiles of each argument and result:
     partitions [*tiles of the dimensions, copies]; None where every device has the whole.
-    `groups` are those of its collectives, by channel: partitions [group, rank].
+    `groups` are those of its collectives, by channel: partitions [group, rank]. `calls` are its
+    factorisations, by the name of the call that stands for one.
     """
 
     module: Any
     ins: tuple[NDArray[np.int64] | None, ...]
     outs: tuple[NDArray[np.int64] | None, ...]
     groups: dict[int, NDArray[np.int64]]
+    calls: linalg_calls.Calls
 
 
 def partition(
@@ -61,7 +65,8 @@ def partition(
     Raises:
         ValueError: XLA or JAX rejects the program.
     """
-    lowered = _lower(jaxpr, ins, outs)
+    calls: linalg_calls.Calls = {}
+    lowered = _lower(jaxpr, ins, outs, calls)
     with tempfile.TemporaryDirectory(prefix="cm384-") as folder:
         module = lowered.compiler_ir("stablehlo")
         try:
@@ -73,7 +78,7 @@ def partition(
         found = sorted(Path(folder).glob(f"*.after_{_PASS}*.hlo.pb"))
         if not found:
             raise ValueError(f"XLA's partitioner refuses the program: {failure}") from failure
-        data = _first_field(found[-1].read_bytes())
+        data = with_own_channels(_first_field(found[-1].read_bytes()))
     hlo = _hlo.HloModule.from_serialized_hlo_module_proto(data)
     results = _parts(hlo.spmd_output_sharding, len(outs) + 1)
     parameters = hlo.spmd_parameters_shardings or [None] * len(ins)
@@ -84,10 +89,13 @@ def partition(
         ins=tuple(_tiles(s, count) for s in parameters),
         outs=tuple(_tiles(s, count) for s in results[: len(outs)]),
         groups=replica_groups(hlo.to_string()),
+        calls=calls,
     )
 
 
-def _lower(jaxpr: core.ClosedJaxpr, ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+def _lower(
+    jaxpr: core.ClosedJaxpr, ins: Sequence[Any], outs: Sequence[Any], calls: linalg_calls.Calls
+) -> Any:
     body = jaxpr.jaxpr
     n_consts = len(body.constvars)
 
@@ -101,9 +109,10 @@ def _lower(jaxpr: core.ClosedJaxpr, ins: Sequence[Any], outs: Sequence[Any]) -> 
         for v, s in zip((*body.constvars, *body.invars), ins, strict=True)
     ]
     jitted = jax.jit(program, out_shardings=[*outs, None], keep_unused=True)
+    rules: Any = (*_LOWERINGS, *linalg_calls.lowerings(calls))
     return jitted.trace(*shapes).lower(
         lowering_platforms=("cpu",),
-        _private_parameters=mlir.LoweringParameters(override_lowering_rules=_LOWERINGS),
+        _private_parameters=mlir.LoweringParameters(override_lowering_rules=rules),
     )
 
 

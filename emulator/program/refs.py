@@ -6,8 +6,13 @@ on; it is applied here to every body that creates references, innermost first.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import jax
+from jax._src import config
+from jax._src.shard_map import _as_manual_mesh, _extend_axis_env
 from jax._src.state.discharge import discharge_state
 from jax.extend import core
 
@@ -56,9 +61,25 @@ def _inner(jaxpr: Any) -> Any:
     eqns = []
     for eqn in jaxpr.eqns:
         if any(_makes_refs(body) for body in _bodies(eqn)):
-            eqn = eqn.replace(params={k: _of_param(v) for k, v in eqn.params.items()})
+            with _inside(eqn):
+                eqn = eqn.replace(params={k: _of_param(v) for k, v in eqn.params.items()})
         eqns.append(eqn)
     return jaxpr.replace(eqns=eqns)
+
+
+@contextmanager
+def _inside(eqn: Any) -> Iterator[None]:
+    """The mesh axes that the bodies of an equation may name."""
+    if eqn.primitive.name != "shard_map":
+        yield
+        return
+    mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
+    with (
+        _extend_axis_env(mesh, manual),
+        jax.sharding.use_abstract_mesh(_as_manual_mesh(mesh, manual)),
+        config._check_vma(eqn.params["check_vma"]),
+    ):
+        yield
 
 
 def _of_param(value: Any) -> Any:

@@ -22,6 +22,7 @@ from jax import lax
 from numpy.typing import NDArray
 
 from emulator.program import stablehlo_collectives, stablehlo_rules
+from emulator.program.linalg_calls import Calls
 from emulator.program.partition_mesh import PartitionMesh
 from emulator.program.stablehlo_constants import PerPartition, constant, fold
 from emulator.program.stablehlo_loops import Loop, counted
@@ -35,12 +36,14 @@ Env = MutableMapping[Any, Value]
 @dataclasses.dataclass(frozen=True, slots=True)
 class Translator:
     """Turns the functions of a module into calls of `jax.lax` on the devices of `mesh`. `groups`
-    are the partitions [group, rank] of its collectives, by channel.
+    are the partitions [group, rank] of its collectives, by channel; `calls` its factorisations, by
+    the name of the call that stands for one.
     """
 
     mesh: PartitionMesh
     functions: dict[str, Any]
     groups: dict[int, NDArray[np.int64]]
+    calls: Calls
 
     def main(self, *args: Any) -> list[Any]:
         """The module's results for the arrays of one device, inside a `shard_map`."""

@@ -296,11 +296,20 @@ def combiner(op: Any, region: int = 0) -> str:
     every = (o.operation for o in block.operations)
     *inner, end = (o for o in every if not o.name.endswith(".copy"))
     given = list(block.arguments)
-    if not inner and list(end.operands) == given[1:]:
+    if not inner and [_behind_copies(v) for v in end.operands] == given[1:]:
         return ""
-    if len(inner) != 1 or len(given) != 2 or set(inner[0].operands) != set(given):
+    if len(inner) != 1 or len(given) != 2:
+        return "?"
+    if {_behind_copies(v) for v in inner[0].operands} != set(given):
         return "?"
     return inner[0].name.removeprefix("stablehlo.")
+
+
+def _behind_copies(value: Any) -> Any:
+    """What a value is a copy of."""
+    while not isinstance(value.owner, ir.Block) and value.owner.name.endswith(".copy"):
+        value = value.owner.operands[0]
+    return value
 
 
 _MONOIDS: dict[str, _Rule] = {
@@ -430,6 +439,11 @@ def _custom_call(t: Any, op: Any, *arrays: Any) -> Any:
         return np.zeros((), np.float32)
     if target in ("Sharding", "annotate_device_placement"):
         return list(arrays)
+    if target in t.calls:
+        primitive, params = t.calls[target]
+        found = primitive.bind(*arrays, **params)
+        # Several results are one here, a tuple that `get_tuple_element` takes apart.
+        return [tuple(found)] if isinstance(op.results[0].type, ir.TupleType) else found
     if "callback" in target:
         raise NotImplementedError(
             "a callback to the host (jax.debug.print, jax.pure_callback, ...) in an auto-sharded "
@@ -464,6 +478,7 @@ RULES: Mapping[str, _Rule] = {
     ),
     "fft": _fft,
     "gather": _gather,
+    "get_tuple_element": lambda t, op, xs: xs[op.attributes["index"].value],
     "iota": _iota,
     "optimization_barrier": lambda t, op, *xs: lax.optimization_barrier(list(xs)),
     "pad": _pad,

@@ -22,7 +22,7 @@ from jax.extend import core
 
 import kernels
 from emulator.machines import Machine
-from emulator.mesh import device_numbers
+from emulator.mesh import device_numbers, entries
 from emulator.program import (
     collective_rules,
     matmul_rules,
@@ -467,8 +467,8 @@ def _spec(spec: Any, rank: int, what: str) -> list[tuple[str, ...]]:
         raise NotImplementedError(
             f"{what} with unreduced axes {sorted(spec.unreduced)} are not modelled"
         )
-    entries = [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in spec]
-    return [*entries, *[()] * (rank - len(entries))]
+    known = entries(spec)
+    return [*known, *[()] * (rank - len(known))]
 
 
 def _refuse_divergent_collectives(kind: str, axes: tuple[str, ...], body: Any) -> None:

@@ -116,6 +116,8 @@ def estimate_program(
     *,
     on: Machine,
     counts: Mapping[str, Any],
+    fusion: str = "chains",
+    overlap: bool = False,
     allow_oom: bool = False,
 ) -> Estimate:
     """The estimate of a program that is traced already. Loops and branches that `counts` does not
@@ -123,8 +125,8 @@ def estimate_program(
 
     Raises what `estimate` does.
     """
-    costs = _costs(program, tuple(args), on, None, _never_reached(program) | {**counts}, "chains")
-    return Estimate(**_answer(costs, name, on, _memory(costs, on, allow_oom), False))
+    costs = _costs(program, tuple(args), on, None, _never_reached(program) | {**counts}, fusion)
+    return Estimate(**_answer(costs, name, on, _memory(costs, on, allow_oom), overlap))
 
 
 def _never_reached(program: Program) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""The caller's strict settings are for the caller's code, not for the evaluation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import emulator as em
+from emulator.machines import Machine
+
+
+def step(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def test_strict_promotion_reaches_the_program_alone(cloud: Machine) -> None:
+    a = jnp.asarray(np.arange(-8.0, 8.0).reshape(2, 8), jnp.bfloat16)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        found = em.emulate(step, on=cloud)(a, a.T)
+        with pytest.raises(ValueError, match="promotion"):
+            em.emulate(lambda a, b: a + b, on=cloud)(a, a.astype(jnp.float32))
+    np.testing.assert_array_equal(found, np.float32([[204, -84], [-84, 140]]))
+
+
+def test_nans_are_looked_for_in_results(cloud: Machine) -> None:
+    a = jnp.asarray([[1e-38, -0.0], [3.0, np.inf]], jnp.bfloat16)
+    emulated = em.emulate(step, on=cloud)
+    with jax.debug_nans(True):
+        assert np.isinf(emulated(a, jnp.ones((2, 1), jnp.bfloat16))).any()
+        with pytest.raises(FloatingPointError, match=r"\(nan\) in a result"):
+            emulated(a, jnp.asarray([[1.0], [0.0]], jnp.bfloat16))
+    with jax.debug_infs(True), pytest.raises(FloatingPointError, match=r"\(inf\) in a result"):
+        emulated(a, jnp.ones((2, 1), jnp.bfloat16))
