@@ -89,14 +89,17 @@ def _distil(terms: Array) -> tuple[Array, Array]:
     if len(terms) == 1:
         return terms[0], jnp.zeros_like(terms[0])
 
-    def sweep(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        terms, _ = state
+    def sweep(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        terms, _, passes = state
         top, rest = lax.scan(lambda s, t: _two_sum(s, t), terms[0], terms[1:])
         swept = jnp.concatenate([rest, top[None]])
-        return swept, jnp.any(swept != terms)
+        return swept, jnp.any(swept != terms), passes + 1
 
-    terms, _ = lax.while_loop(lambda state: state[1], sweep, (terms, jnp.bool_(True)))
-    return terms[-1], terms[-2]
+    def moving(state: tuple[Array, Array, Array]) -> Array:
+        return state[1] & (state[2] < len(terms))
+
+    swept, _, _ = lax.while_loop(moving, sweep, (terms, jnp.bool_(True), jnp.int32(0)))
+    return swept[-1], swept[-2]
 
 
 def _round_to_odd(total: Array, rest: Array) -> Array:

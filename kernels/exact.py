@@ -80,7 +80,9 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
 
     with jax.enable_x64(True):
         state = jnp.int32(0), jnp.bool_(False), jnp.int32(1), jnp.zeros(shape, jnp.float32)
-        return lax.while_loop(lambda state: state[0] < tiles, body, state)[3]
+        # A tile that must be careful is one that remains. Said in a condition on two values, because
+        # on one, XLA looks for a trip count and copies all that is inside, at every loop and pass.
+        return lax.while_loop(lambda state: (state[0] < tiles) | state[1], body, state)[3]
 
 
 def _tiling(shape: tuple[int, int, int]) -> _Tiling:
@@ -296,7 +298,10 @@ def _go(
     for number, function in ((_PLAIN, plain), (_CHECKED, checked), (_SPLIT, split_up)):
 
         def goes_here(going: Going, number: int = number) -> Array:
-            return going[0] == number
+            here = going[0] == number
+            # On two values, see `accumulate`. Of the others XLA sees that they run but once, and
+            # therefore leaves in them what it might compute beforehand.
+            return here & (going[1].position >= 0) if number == _CHECKED else here
 
         going = lax.while_loop(goes_here, function, going)
     return going[1]
@@ -447,4 +452,8 @@ def _split(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
         lambda found: jnp.zeros(batch * height, jnp.bool_),
         found,
     )
-    return lax.while_loop(lambda state: jnp.any(state[0]), resolved, (doubtful, found))[1]
+
+    def unresolved(state: tuple[Array, Array]) -> Array:  # on two values, see `accumulate`
+        return jnp.any(state[0]) | (state[1][0, 0, 0] == mark)
+
+    return lax.while_loop(unresolved, resolved, (doubtful, found))[1]

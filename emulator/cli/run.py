@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from emulator.cli import choose
+from emulator.cli import real_devices as cluster
 from emulator.cli.show import err, out
 from emulator.machines import Machine
 from emulator.units import capacity
@@ -69,6 +70,15 @@ def run(
     allow_oom: Annotated[
         bool, typer.Option("--allow-oom", help="Answer even if a device's memory is too small.")
     ] = False,
+    real_devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="Compute with so many of this host's devices (GPUs, say)."),
+    ] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the first of several processes.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="How many processes there are.")] = None,
+    process: Annotated[int | None, typer.Option(help="Which of them this one is, from 0.")] = None,
 ) -> None:
     """Run a program on the virtual machine and say what it computes and how long it takes there.
 
@@ -85,12 +95,13 @@ def run(
     if chakra is not None and (chakra.exists() or not chakra.absolute().parent.is_dir()):
         raise ValueError(f"--chakra {chakra}: name a new folder in one that exists")
     how = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
+    devices = cluster.real_devices(real_devices, coordinator, processes, process)
     if program == "transformer":
-        answer = _transformer(on, size or "tiny", steps, dp, tp, estimate, arithmetic, how)
+        answer = _transformer(on, size or "tiny", steps, dp, tp, estimate, arithmetic, devices, how)
     elif program == "matmul":
-        answer = _matmul(on, size, estimate, arithmetic, how)
+        answer = _matmul(on, size, estimate, arithmetic, devices, how)
     elif ":" in program:
-        answer = _own(on, program, estimate, arithmetic, how)
+        answer = _own(on, program, estimate, arithmetic, devices, how)
     else:
         raise ValueError(
             f"unknown program {program!r}; known: {', '.join(WORKLOADS)}, "
@@ -98,6 +109,8 @@ def run(
         )
     out.print()
     out.print(answer.table())
+    if out.quiet:
+        return  # of several processes, the first writes
     if trace is not None:
         part = trace.with_name(trace.name + ".part")
         answer.to_perfetto(part)
@@ -116,6 +129,7 @@ def _transformer(
     tp: int,
     shapes_only: bool,
     arithmetic: str | None,
+    devices: Any,
     how: dict[str, Any],
 ) -> Estimate:
     import jax
@@ -145,7 +159,7 @@ def _transformer(
                 f"size {size}: parameters and optimizer state are {capacity(needed)}, too much to "
                 f"compute values with on this host; add --estimate"
             )
-        _train(on, config, step, dp, tp, steps, arithmetic)
+        _train(on, config, step, dp, tp, steps, arithmetic, devices)
     with err.status("reading the program for its time"):
         return em.estimate(step, *shapes, on=on, **how)
 
@@ -158,21 +172,27 @@ def _train(
     tp: int,
     steps: int,
     arithmetic: str | None,
+    devices: Any,
 ) -> None:
     """Trains twice from the same start, matmuls in the machine's arithmetic and in XLA's."""
     import jax
 
     import emulator as em
+    from emulator.program.real_devices import everywhere
     from emulator.workloads import transformer
 
+    def placed(values: Any) -> Any:
+        leaves, tree = jax.tree.flatten(values)
+        return jax.tree.unflatten(tree, everywhere(leaves, devices))
+
     with err.status("initial parameters"):
-        start = transformer.initial(config, dp, tp)
-        text = transformer.batches(config, dp)
+        start = placed(transformer.initial(config, dp, tp))
+        text = map(placed, transformer.batches(config, dp))
         tokens = next(text)
     runs = {}
     own = arithmetic or on.arithmetic
     for label, chosen in ((own, arithmetic), ("native XLA", "native")):
-        emulated = jax.jit(em.emulate(step, on=on, arithmetic=chosen))
+        emulated = jax.jit(em.emulate(step, on=on, arithmetic=chosen, devices=devices))
         with err.status(f"compiling the step for {on.mesh(dp=dp, tp=tp).size} devices, {label}"):
             began = time.perf_counter()
             runs[label] = emulated.lower(*start, tokens).compile()
@@ -196,7 +216,12 @@ def _train(
 
 
 def _matmul(
-    on: Machine, size: str | None, shapes_only: bool, arithmetic: str | None, how: dict[str, Any]
+    on: Machine,
+    size: str | None,
+    shapes_only: bool,
+    arithmetic: str | None,
+    devices: Any,
+    how: dict[str, Any],
 ) -> Estimate:
     import jax
     import jax.numpy as jnp
@@ -235,12 +260,15 @@ def _matmul(
                 in_axes=(None, None),
                 axis_size=x * y,
                 arithmetic=unit,
+                devices=devices,
             )
             return matmul.assemble(jax.jit(per_device)(a, b), x, y)
 
         ways: dict[str, Callable[[], Any]] = {
             "undivided": lambda: kernels.matmul(a, b, arithmetic=unit),
-            "shard_map": lambda: jax.jit(em.emulate(product, on=on, arithmetic=unit))(a, b),
+            "shard_map": lambda: jax.jit(
+                em.emulate(product, on=on, arithmetic=unit, devices=devices)
+            )(a, b),
             "pmap": tiles,
         }
         bits = {}
@@ -261,7 +289,12 @@ def _matmul(
 
 
 def _own(
-    on: Machine, target: str, shapes_only: bool, arithmetic: str | None, how: dict[str, Any]
+    on: Machine,
+    target: str,
+    shapes_only: bool,
+    arithmetic: str | None,
+    devices: Any,
+    how: dict[str, Any],
 ) -> Estimate:
     import jax
 
@@ -279,7 +312,7 @@ def _own(
         )
     with err.status(f"running {target} on {on.name}"):
         began = time.perf_counter()
-        answer = em.run(function, *args, on=on, arithmetic=arithmetic, **how)
+        answer = em.run(function, *args, on=on, arithmetic=arithmetic, devices=devices, **how)
         wall_s = time.perf_counter() - began
     table = Table(title=f"values, computed in {wall_s:.2f} s on this host", title_justify="left")
     for column in ("output", "dtype", "shape", "value"):

@@ -22,7 +22,9 @@ from jax import Array, lax
 from emulator.collectives import build, execute, group_of
 from emulator.fabric import choose, collective
 from emulator.program.folded import Folded, FoldedMesh, lead, spread, unlead
+from emulator.program.real_devices import together
 from emulator.program.vector import reduce_tree
+from emulator.program.words import on_words
 
 REDUCTIONS = {
     "reduce_scatter": "sum",
@@ -57,8 +59,27 @@ def collective_axes(eqn: Any) -> tuple[str, ...]:
 def axis_index(mesh: FoldedMesh, eqn: Any) -> Folded:
     """Each device's coordinate."""
     axes = collective_axes(eqn)
-    sizes = mesh.shape(axes)
-    return unlead(jnp.arange(math.prod(sizes), dtype=jnp.int32).reshape(sizes), axes, mesh)
+
+    def rule(mesh: FoldedMesh) -> Folded:
+        sizes = mesh.shape(axes)
+        return unlead(jnp.arange(math.prod(sizes), dtype=jnp.int32).reshape(sizes), axes, mesh)
+
+    return together(rule, axes, mesh, ())
+
+
+def collective_values(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
+    """One operand of a collective equation on all devices; real devices first gather what its
+    groups have.
+    """
+    name = eqn.primitive.name
+    axes = collective_axes(eqn)
+    if axes and name in REDUCTIONS and groups_differ(settings, mesh, eqn):
+        axes = mesh.manual  # each group's order depends on where it is
+
+    def rule(mesh: FoldedMesh, value: Folded) -> Folded:
+        return RULES[name](settings, mesh, eqn, value)
+
+    return together(rule, axes, mesh, [value])
 
 
 class Layout:
@@ -272,34 +293,11 @@ def _pbroadcast(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Fol
     )
 
 
-def on_words(rule: Callable[..., Folded]) -> Callable[..., Folded]:
-    """`rule` of folded arrays of one type on the bit patterns of floats: XLA:CPU may move BF16
-    through FP32, flushing it.
-    """
-
-    def moved(*values: Folded) -> Folded:
-        dtype = jnp.result_type(values[0].array)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            return rule(*values)
-        word = jnp.dtype(f"uint{8 * dtype.itemsize}")
-        words = [Folded(lax.bitcast_convert_type(v.array, word), v.axes) for v in values]
-        out = rule(*words)
-        return Folded(lax.bitcast_convert_type(out.array, dtype), out.axes)
-
-    return moved
-
-
 _Rule = Callable[[Any, FoldedMesh, Any, Folded], Folded]
 
 
 def _moving(rule: _Rule) -> _Rule:
     def moved(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folded:
-        dtype = jnp.result_type(value.array)
-        if jnp.issubdtype(dtype, jax.dtypes.prng_key):  # a key moves as the words it is made of
-            words = jax.random.key_data(value.array)
-            out = rule(settings, mesh, eqn, Folded(words, value.axes))
-            impl = jax.random.key_impl(value.array)
-            return Folded(jax.random.wrap_key_data(out.array, impl=impl), out.axes)
         return on_words(functools.partial(rule, settings, mesh, eqn))(value)
 
     return moved

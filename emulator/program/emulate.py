@@ -20,6 +20,7 @@ from emulator.program.auto_sharded import placed, trace_divided
 from emulator.program.folded import Folded, FoldedMesh
 from emulator.program.outside import outside_meshes
 from emulator.program.own_rules import check_results, own_rules
+from emulator.program.real_devices import check_devices, everywhere
 from emulator.program.sites import said, sites
 from emulator.program.trace import (
     DIVIDED,
@@ -40,6 +41,7 @@ def emulate(
     algorithms: Mapping[str, Any] | None = None,
     vector: str = "exact",
     tiling: kernels.Tiling | str | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Callable[..., Any]:
     """`fun` as the machine computes it: matmuls on its matrix unit, collectives in their
     algorithm's order.
@@ -66,13 +68,17 @@ def emulate(
             depend on where it is; a `kernels.Tiling` is used for every matmul. A package's two dies
             divide a matmul as in the time model. Outside `shard_map` a matmul counts as one
             device's; convolutions ascend.
+        devices: the real devices that compute, such as `jax.devices()`: the mesh inside `shard_map`
+            is divided over them, as many as divide it, and the bits are those of one. Arguments
+            and results are whole on each. None is JAX's default device, or `jax.devices()` where
+            `jax.distributed` has several processes, all of which make the same calls.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind; the message names it.
         NotImplementedError: "library" on another machine than Ascend's; or (when called) the
             program contains a primitive without a meaning here.
     """
-    settings = make_settings(on, arithmetic, algorithms, vector, tiling=tiling)
+    settings = make_settings(on, arithmetic, algorithms, vector, tiling=tiling, devices=devices)
     plain = getattr(fun, "program", fun)
     if not callable(plain):
         raise TypeError(f"emulate: fun must be callable, got {type(fun).__name__}")
@@ -134,6 +140,7 @@ def make_settings(
     vector: str = "exact",
     counting: bool = False,
     tiling: Any = None,
+    devices: Any = None,
 ) -> Settings:
     """Checked settings from the arguments of `emulate`."""
     if not isinstance(on, Machine):
@@ -164,6 +171,7 @@ def make_settings(
         algorithms=pairs,
         exact_vector=vector == "exact",
         counting=counting,
+        devices=check_devices(devices),
     )
 
 
@@ -192,7 +200,8 @@ def evaluate(
     """
     run = _evaluator(_Key(jaxpr), settings)
     with own_rules():
-        outs, counts = outside_meshes(run, [*jaxpr.consts, *inputs])
+        arrays = everywhere([*jaxpr.consts, *inputs], settings.devices)
+        outs, counts = outside_meshes(run, arrays)
     check_results(outs)
     return outs, counts
 
@@ -324,13 +333,16 @@ def evaluate_with_counts(
     algorithms: Mapping[str, Any] | None = None,
     vector: str = "exact",
     tiling: Any = None,
+    devices: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
     """The values of a program for `args`, and what only values can tell, by site name (see
     `trace.dynamic_sites`).
 
     What is counted, and how it is said, is in `sites`. Sites that were never reached are absent.
     """
-    settings = make_settings(on, arithmetic, algorithms, vector, counting=True, tiling=tiling)
+    settings = make_settings(
+        on, arithmetic, algorithms, vector, counting=True, tiling=tiling, devices=devices
+    )
     leaves = jax.tree.leaves((tuple(args), {}))
     inputs = [_not_a_shape(x) for x, d in zip(leaves, program.dynamic, strict=True) if d]
     outs, counted = evaluate(program.jaxpr, inputs, settings)

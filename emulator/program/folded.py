@@ -23,16 +23,37 @@ class FoldedMesh:
     mesh.
 
     `names` and `sizes` describe the whole mesh; `devices` lists device numbers, the last axis
-    fastest; `manual` are the axes that the enclosing `shard_map`s divide.
+    fastest; `manual` are the axes that the enclosing `shard_map`s divide. `parts` says into how
+    many parts each axis is cut, a part on each real device; arrays there hold one part's indices.
     """
 
     names: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
     devices: tuple[int, ...] = ()
     manual: tuple[str, ...] = ()
+    parts: tuple[int, ...] = ()
 
     def size(self, axis: str) -> int:
-        return self.sizes[self.names.index(axis)]
+        """How many indices of an axis arrays hold."""
+        at = self.names.index(axis)
+        return self.sizes[at] // (self.parts[at] if self.parts else 1)
+
+    def cut(self, parts: tuple[int, ...]) -> FoldedMesh:
+        return dataclasses.replace(self, parts=parts)
+
+    def cut_axes(self, axes: Iterable[str]) -> tuple[str, ...]:
+        """Those of `axes` that have more than one part, in mesh order."""
+        wanted = set(axes)
+        cut = zip(self.names, self.parts, strict=True) if self.parts else ()
+        return tuple(name for name, parts in cut if parts > 1 and name in wanted)
+
+    def whole(self, axes: Iterable[str]) -> FoldedMesh:
+        """The same mesh with `axes` in one part."""
+        undivided = self.cut_axes(axes)
+        if not undivided:
+            return self
+        parts = zip(self.names, self.parts, strict=True)
+        return self.cut(tuple(1 if name in undivided else n for name, n in parts))
 
     def shape(self, axes: Iterable[str]) -> tuple[int, ...]:
         return tuple(self.size(axis) for axis in axes)

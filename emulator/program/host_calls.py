@@ -3,6 +3,9 @@
 A call is made once for each device that reaches it, one device after the other in the order of the
 mesh (the last axis fastest), with that device's own values. A pure callback is made once for
 devices whose arguments cannot differ, as XLA may do. Outside `shard_map` a call is made once.
+
+Where the mesh is divided over several real devices, each makes its own part's calls at its own
+time, and a pure callback may be made by all of them.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from emulator.program.folded import Folded, FoldedMesh, spread, union_axes
+from emulator.program.real_devices import first_of_copies
 
 
 def host_call(
@@ -23,7 +27,7 @@ def host_call(
 ) -> list[Folded]:
     """The equation on every device in turn."""
     axes = union_axes(mesh, values) if eqn.primitive.name == "pure_callback" else mesh.manual
-    if not axes:
+    if not axes and not mesh.parts:
         return [Folded(x) for x in bind(*(v.array for v in values))]
     sizes = mesh.shape(axes)
     count = math.prod(sizes)
@@ -33,5 +37,15 @@ def host_call(
     def one(i: Array) -> list[Array]:
         return list(bind(*(lax.dynamic_index_in_dim(a, i, keepdims=False) for a in flat)))
 
+    if mesh.parts and eqn.primitive.name != "pure_callback":
+        if eqn.outvars or eqn.params.get("ordered"):
+            raise NotImplementedError(
+                f"primitive {eqn.primitive.name!r} with results or in order is not modelled on "
+                "several real devices, which do not wait for each other's calls; leave out "
+                "devices=, or use pure_callback"
+            )
+        mine = first_of_copies(mesh, axes)  # else the call is another's to make
+        lax.cond(mine, lambda: lax.fori_loop(0, count, lambda i, _: (one(i), 0)[1], 0), lambda: 0)
+        return []
     results = lax.map(one, jnp.arange(count))
     return [Folded(r.reshape(*sizes, *r.shape[1:]), axes) for r in jax.tree.leaves(results)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ def pmap(
     algorithms: Mapping[str, Any] | None = None,
     vector: str = "exact",
     tiling: kernels.Tiling | str | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Callable[..., Any]:
     """Runs `fun` on one device of `on` per index of the mapped axis, as `jax.pmap` would.
 
@@ -39,7 +40,7 @@ def pmap(
         in_axes, out_axes: as in `jax.pmap`: an int, None, or a pytree prefix of them.
         static_broadcasted_argnums: positions of arguments that are Python values.
         axis_size: the number of devices when no argument is mapped.
-        arithmetic, algorithms, vector, tiling: as in `em.emulate`.
+        arithmetic, algorithms, vector, tiling, devices: as in `em.emulate`.
 
     Raises:
         ValueError: mapped axes differ in size, or the machine has fewer devices.
@@ -106,7 +107,7 @@ def pmap(
         return jax.tree.unflatten(out_tree, placed)
 
     functools.update_wrapper(program, fun)
-    return emulate(program, on, arithmetic, algorithms, vector, tiling)
+    return emulate(program, on, arithmetic, algorithms, vector, tiling, devices)
 
 
 def _axis_size(flat: list[Any], axes: list[Any], given: int | None) -> int:

@@ -13,14 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from emulator.program.collective_rules import Layout, on_words
+from emulator.program.collective_rules import Layout, collective_axes
 from emulator.program.folded import Folded, FoldedMesh, spread, union_axes
+from emulator.program.real_devices import gather, together
+from emulator.program.words import on_words
 
 _NOWHERE = np.iinfo(np.int32).max
 
 
 def ragged_all_to_all(eqn: Any, values: list[Folded], mesh: FoldedMesh) -> Folded:
     """The equation's result, of the shape of its second operand."""
+
+    def rule(mesh: FoldedMesh, *values: Folded) -> Folded:
+        return _exchanged(eqn, list(values), mesh)
+
+    return together(rule, collective_axes(eqn), mesh, values)
+
+
+def _exchanged(eqn: Any, values: list[Folded], mesh: FoldedMesh) -> Folded:
     axes = union_axes(mesh, values)
     operand, output = (spread(v, axes, mesh) for v in values[:2])
     numbers = [spread(v, axes, mesh) for v in values[2:]]
@@ -44,7 +54,8 @@ def sent(eqn: Any, values: list[Folded], mesh: FoldedMesh) -> Array:
     """Rows that each rank sends to each rank, [groups, source, destination], over all groups of the
     mesh.
     """
-    sizes = spread(values[3], mesh.names, mesh)
+    sizes, mesh = gather(values[3], mesh.names, mesh), mesh.whole(mesh.names)
+    sizes = spread(sizes, mesh.names, mesh)
     layout = Layout(sizes, mesh, eqn)
     rows = jnp.moveaxis(layout.array, 2, 1)
     n = layout.ranks

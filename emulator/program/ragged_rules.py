@@ -24,6 +24,7 @@ from jax import Array, lax
 
 import kernels
 from emulator.program.folded import Folded, FoldedMesh, spread, union_axes
+from emulator.program.real_devices import gather
 
 _LONGEST_TILE = 512
 _SHORTEST_TILE = 16
@@ -43,7 +44,8 @@ def ragged_dot_general(
 
 def rows_of_groups(values: list[Folded], mesh: FoldedMesh) -> Array:
     """How long each group is on each device of the mesh, [devices, groups], over all batches."""
-    sizes = spread(values[2], mesh.names, mesh).array
+    gathered, mesh = gather(values[2], mesh.names, mesh), mesh.whole(mesh.names)
+    sizes = spread(gathered, mesh.names, mesh).array
     flat = jnp.asarray(sizes).reshape(math.prod(mesh.sizes), -1, sizes.shape[-1])
     return flat.sum(1).astype(jnp.int32)
 

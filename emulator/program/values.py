@@ -37,6 +37,7 @@ from emulator.program.folded import Folded, FoldedMesh, merge_dims, split_dims, 
 from emulator.program.groups import check_fits
 from emulator.program.host_calls import host_call
 from emulator.program.primitives import HOST, IDENTITIES, LINEAR_ALGEBRA, PER_DEVICE, REFUSED
+from emulator.program.real_devices import any_of, gather, over, own_part
 from emulator.program.sites import sites, width
 from emulator.program.trace import (
     EMULATED,
@@ -59,7 +60,7 @@ class Settings:
     Tiling: in which order matmuls sum K. `algorithms` are (operation, name
     or callable) pairs; operations not named get the machine's choice. `exact_vector` keeps element-
     wise bits independent of batching and fusion. `counting` also returns trip counts and branches
-    taken.
+    taken. `devices` are the real ones that the mesh is divided over, None for JAX's default.
     """
 
     machine: Machine
@@ -68,6 +69,7 @@ class Settings:
     algorithms: tuple[tuple[str, Any], ...] = ()
     exact_vector: bool = True
     counting: bool = False
+    devices: tuple[jax.Device, ...] | None = None
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -110,7 +112,8 @@ class Evaluator:
         if name == "axis_index":
             return [collective_rules.axis_index(self.mesh, eqn)]
         if name in collective_rules.RULES:
-            return [collective_rules.RULES[name](self.settings, self.mesh, eqn, v) for v in values]
+            rule = collective_rules.collective_values
+            return [rule(self.settings, self.mesh, eqn, v) for v in values]
         if name in IDENTITIES:
             return list(values)
         if name in HOST:
@@ -161,17 +164,41 @@ class Evaluator:
         mesh = dataclasses.replace(
             mesh, manual=mesh.ordered({*self.mesh.manual, *params["newly_manual_axes"]})
         )
-        entered = [
-            split_dims(v, _spec(s, len(v.local_shape), "in_specs"), mesh)
-            for v, s in zip(values, params["in_specs"], strict=True)
-        ]
-        inner = dataclasses.replace(self, mesh=mesh)  # counts go into the same dict
-        outs = inner.jaxpr(params["jaxpr"], entered, path)
-        leaving = tuple(a for a in mesh.manual if a not in self.mesh.manual)
-        return [
-            merge_dims(v, _spec(s, len(v.local_shape), "out_specs"), leaving, mesh)
-            for v, s in zip(outs, params["out_specs"], strict=True)
-        ]
+        devices = self.settings.devices
+        if devices is None or self.mesh.names:
+            inner = dataclasses.replace(self, mesh=mesh)  # counts go into the same dict
+            return inner.shard_mapped(params, values, path, outside=self.mesh)
+
+        def on_one(mesh: FoldedMesh, *arrays: Array) -> Any:
+            frame = dataclasses.replace(self, mesh=mesh, counts={})
+            outs = frame.shard_mapped(params, list(map(Folded, arrays)), path, outside=self.mesh)
+            return [jnp.asarray(v.array) for v in outs], frame.counts
+
+        arrays = [jnp.asarray(v.array) for v in values]
+        outs, counts = over(devices, mesh, on_one, arrays)
+        for site, count in counts.items():
+            self._count(site, count)
+        return list(map(Folded, outs))
+
+    def shard_mapped(
+        self, params: Any, values: list[Folded], path: str, outside: FoldedMesh
+    ) -> list[Folded]:
+        """The body of a `shard_map` that divides values from `outside` over this mesh's axes."""
+        entered = []
+        for v, s in zip(values, params["in_specs"], strict=True):
+            spec = _spec(s, len(v.local_shape), "in_specs")
+            named = [name for names in spec for name in names]
+            divided = split_dims(v, spec, self.mesh.whole(named))
+            entered.append(own_part(divided, named, self.mesh))
+        outs = self.jaxpr(params["jaxpr"], entered, path)
+        leaving = tuple(a for a in self.mesh.manual if a not in outside.manual)
+        left = []
+        for v, s in zip(outs, params["out_specs"], strict=True):
+            spec = _spec(s, len(v.local_shape), "out_specs")
+            gone = [*leaving, *(name for names in spec for name in names)]
+            gathered = gather(v, gone, self.mesh)
+            left.append(merge_dims(gathered, spec, leaving, self.mesh.whole(gone)))
+        return left
 
     # Control flow. Carried values get the mesh axes that any iteration gives them.
 
@@ -262,7 +289,9 @@ class Evaluator:
         init = [spread(v, axes, self.mesh).array for v, axes in zip(carry, carry_axes, strict=True)]
         counts = self._zero_counts(body_jaxpr, path + ".body")
         state = (init, jnp.int32(0), counts, predicate(self._frame(), init))
-        final, trips, counts, _ = lax.while_loop(lambda state: jnp.any(state[3]), body, state)
+        final, trips, counts, _ = lax.while_loop(
+            lambda state: any_of(self.mesh, state[3]), body, state
+        )
         self._count(path, jnp.stack([jnp.int32(1), trips]))
         for site, count in counts.items():
             self._count(site, count)
@@ -285,7 +314,8 @@ class Evaluator:
                 _refuse_divergent_collectives("cond", index.axes, branch)
             results = [self.jaxpr(b, operands, f"{path}.{i}") for i, b in enumerate(branches)]
             which = jnp.clip(index.array.astype(jnp.int32), 0, n - 1)
-            taken = (which[..., None] == jnp.arange(n)).reshape(-1, n)
+            every = gather(Folded(which, index.axes), index.axes, self.mesh).array
+            taken = (every[..., None] == jnp.arange(n)).reshape(-1, n)
             self._count(path, taken.sum(0).astype(jnp.int32))
             return [
                 self._choose(which, index.axes, list(column))

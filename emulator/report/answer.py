@@ -86,11 +86,13 @@ def run(
     tiling: Any = None,
     overlap: bool = False,
     allow_oom: bool = False,
+    devices: Sequence[Any] | None = None,
 ) -> Run:
     """What `fun(*args)` computes on the machine `on`, and everything that `estimate` says.
 
     `arithmetic` is the machine's own if None; "native" leaves matmuls to XLA. `tiling` is that of
-    `em.emulate`; it changes values, not times. Trip counts and
+    `em.emulate`; it changes values, not times. `devices` are the real ones that compute, as in
+    `em.emulate`. Trip counts and
     branches that depend on values are counted while the values are computed. As under `jax.jit`, a
     function is traced once for equal shapes.
     """
@@ -102,7 +104,9 @@ def run(
     # What cannot be costed or does not fit is said before any value is computed.
     costs = _costs(program, args, on, algorithms, counts, fusion)
     memory = _memory(costs, on, allow_oom)
-    value, counted = evaluate_with_counts(program, args, on, arithmetic, algorithms, tiling=tiling)
+    value, counted = evaluate_with_counts(
+        program, args, on, arithmetic, algorithms, tiling=tiling, devices=devices
+    )
     if counted:
         costs = _costs(program, args, on, algorithms, counts | counted, fusion)
     answer = _answer(costs, _name(fun), on, memory, overlap)
