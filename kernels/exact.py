@@ -80,7 +80,7 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
 
     with jax.enable_x64(True):
         state = jnp.int32(0), jnp.bool_(False), jnp.int32(1), jnp.zeros(shape, jnp.float32)
-        # A tile that must be careful is one that remains. Said in a condition on two values, because
+        # A tile that must be careful is one that remains. The condition is on two values, because
         # on one, XLA looks for a trip count and copies all that is inside, at every loop and pass.
         return lax.while_loop(lambda state: (state[0] < tiles) | state[1], body, state)[3]
 
