@@ -76,7 +76,7 @@ def test_bits_do_not_depend_on_the_number_of_processes() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    names = "step,movement,control"
+    names = "step,gradient,movement,control"
     both = [start(names, 2, coordinator, 2, process) for process in range(2)]
     for process in both:
         assert digests(process) == {name: on_one(name) for name in names.split(",")}

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax._src.core import trace_state_clean
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from emulator.program.folded import Folded, FoldedMesh
@@ -98,12 +99,13 @@ def over(
 
 
 def everywhere(arrays: Sequence[Any], devices: Sequence[jax.Device] | None) -> list[Any]:
-    """Arguments at hand as they are given to the real devices: whole on each of them.
+    """Arguments at hand as they are given to the real devices: whole on each of them. While a
+    program is traced they are constants of it.
 
     Raises:
         AssertionError: JAX's, if processes give different values.
     """
-    if devices is None:
+    if devices is None or not trace_state_clean():
         return list(arrays)
     placed = NamedSharding(real_mesh(tuple(devices)), PartitionSpec())
 

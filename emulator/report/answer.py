@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -157,6 +158,8 @@ def _costs(
 
 
 def _name(fun: Any) -> str:
+    if isinstance(fun, functools.partial):
+        return _name(fun.func)
     return getattr(fun, "__name__", type(fun).__name__)
 
 
