@@ -23,6 +23,7 @@ from emulator.mesh import PodMesh, abstract_mesh, device_numbers
 from emulator.program import partitioner
 from emulator.program.one_map import is_one_map
 from emulator.program.partition_mesh import PartitionMesh, refined
+from emulator.program.real_devices import REAL
 from emulator.program.stablehlo import Translator, module_functions
 from emulator.program.trace import DIVIDED, Program, open_jaxpr, sub_jaxprs, trace, walk
 
@@ -86,7 +87,8 @@ def placed(leaf: Any) -> NamedSharding | None:
     if isinstance(leaf, jax.core.Tracer):  # says nothing, unless its type does
         return None
     sharding = getattr(leaf, "sharding", None)
-    return sharding if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+    named = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
+    return sharding if named and sharding.mesh.axis_names != (REAL,) else None
 
 
 def _divided(
