@@ -174,15 +174,20 @@ def control(devices: Any) -> Digest:
         )
         chosen = lax.cond(rank % 3 == 0, jnp.sin, lambda v: v * 2, x)
         summed = lax.cond(lax.psum(rank, "a") > 3, lambda v: lax.psum(v, "b"), jnp.negative, x)
+        grouped = lax.psum(
+            rows,
+            "a",
+            axis_index_groups=[[0, 11, 3], [*range(1, 3), 4], [*range(5, 8)], [*range(8, 11)]],
+        )
         routed = lax.ragged_dot(rows.astype(jnp.bfloat16), experts, sizes[0])
-        return carry[None], rows, waited[None, None], chosen, summed, routed
+        return carry[None], rows, waited[None, None], chosen, summed, routed, grouped
 
     mine, row = P("a", "b"), P(("a", "b"))
     program = jax.shard_map(
         local,
         mesh=mesh,
         in_specs=(row, row, P()),
-        out_specs=(row, row, mine, row, row, row),
+        out_specs=(row, row, mine, row, row, row, row),
         check_vma=False,
     )
     x = jax.random.normal(jax.random.key(0), (24 * 3, 8))

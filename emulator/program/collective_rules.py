@@ -133,7 +133,7 @@ def _devices(mesh: FoldedMesh, eqn: Any) -> np.ndarray:
 
     Axes that are not manual here hold one device's worth of program; index 0 stands for them.
     """
-    axes = collective_axes(eqn)
+    axes, mesh = collective_axes(eqn), mesh.whole(mesh.names)
     others = [a for a in mesh.manual if a not in axes]
     automatic = [a for a in mesh.names if a not in axes and a not in others]
     order = [mesh.names.index(a) for a in (*automatic, *others, *axes)]
