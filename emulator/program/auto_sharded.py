@@ -87,8 +87,9 @@ def placed(leaf: Any) -> NamedSharding | None:
     if isinstance(leaf, jax.core.Tracer):  # says nothing, unless its type does
         return None
     sharding = getattr(leaf, "sharding", None)
-    named = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
-    return sharding if named and sharding.mesh.axis_names != (REAL,) else None
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.axis_names == (REAL,):
+        return None
+    return sharding if sharding.mesh.size > 1 else None
 
 
 def _divided(
