@@ -42,6 +42,11 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
         (["run", "transformer", "--dp", "96"], "96 x tp=8 has 768 devices"),
         (["run", "transformer", "--tp", "3"], "tp=3 does not divide heads=8"),
         (["run", "transformer", "--tp", "400"], "--tp 400"),
+        (["run", "transformer", "--process", "0"], "--coordinator, --processes: several"),
+        (
+            "run transformer --coordinator 127.0.0.1:1 --processes 2 --process 2".split(),
+            "--process 2: expected 0 to 1",
+        ),
         (["run", "transformer", "--trace", "no/such/folder/t.json"], "there is no folder"),
         (["run", "matmul", "--size", "100"], "positive multiple of 48, such as 96"),
         (["run", "matmul", "--size", "big"], "number of rows"),

@@ -83,6 +83,20 @@ def test_bits_do_not_depend_on_the_number_of_processes() -> None:
         assert digests(process) == {name: on_one(name) for name in names.split(",")}
 
 
+def test_the_command_divides_its_program() -> None:
+    command = "from emulator.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", command, *"run matmul --size 384 --real-devices 3".split()],
+        env={**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("0 of 147,456 values differ") == 2
+    assert "repeat their work" not in ran.stderr
+
+
 @pytest.mark.parametrize(
     ("sizes", "count", "parts"),
     [

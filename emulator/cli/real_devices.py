@@ -26,17 +26,17 @@ def real_devices(
         )
     if count is None and missing:
         return None
+    if process is not None and processes is not None and not 0 <= process < processes:
+        raise ValueError(f"--process {process}: expected 0 to {processes - 1}")
     import jax
 
     if count is not None and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", count)
     if not missing:
-        if processes is None or process is None or not 0 <= process < processes:
-            raise ValueError(f"--process {process}: expected 0 to {processes} - 1")
         jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
         out.quiet = err.quiet = jax.process_index() > 0
     here = jax.local_devices()
     if count is not None and count > len(here):
         raise ValueError(f"--real-devices {count}: this host has {len(here)}: {here}")
-    chosen = [d for d in jax.devices() if count is None or d.local_hardware_id < count]
-    return jax.devices() if count is None else chosen
+    of_each = [jax.local_devices(process_index=i) for i in range(jax.process_count())]
+    return [device for devices in of_each for device in devices[:count]]

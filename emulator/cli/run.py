@@ -182,8 +182,7 @@ def _train(
     from emulator.workloads import transformer
 
     def placed(values: Any) -> Any:
-        leaves, tree = jax.tree.flatten(values)
-        return jax.tree.unflatten(tree, everywhere(leaves, devices))
+        return jax.tree.map(lambda x: everywhere([x], devices)[0], values)
 
     with err.status("initial parameters"):
         start = placed(transformer.initial(config, dp, tp))
