@@ -308,6 +308,7 @@ def control(x: Any, n: Any) -> Arrays:
         _tripled(x),
         _shifted(x),
         lax.platform_dependent(x, tpu=jnp.sin, default=jnp.cos),
+        *([lax.polynomial(x, [x[0, 0], x[1, 1], x[2, 2]])] if hasattr(lax, "polynomial") else []),
         with_reference(x),
         jax.custom_derivatives.linear_call(lambda r, v: r * v, lambda r, v: r * v, x, x),
         lax.composite(lambda v: v * 2, name="test.doubled")(x),

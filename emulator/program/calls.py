@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax._src.interpreters import partial_eval
 from jax.extend import core
 
 #: Primitive -> parameter that holds the body, which takes all operands (that of a composite is
@@ -54,8 +55,17 @@ def call_body(eqn: Any) -> Call | None:
         fun = _SPELLED_OUT[name](params) if name in _SPELLED_OUT else _dense(name)
         avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
         options = params if name in SPARSE else {}
-        return jax.make_jaxpr(lambda *args: fun(*args, **options))(*avals), everything
+        body = jax.make_jaxpr(lambda *args: fun(*args, **options))(*avals)
+        return spelled_out(body), everything
     return None
+
+
+def spelled_out(jaxpr: core.ClosedJaxpr) -> core.ClosedJaxpr:
+    """A program whose operations that JAX defines by others (in JAX 0.12 `custom_linear_solve` is
+    one; a user's own types are) are replaced by their definitions, as JAX does before it compiles.
+    """
+    opened = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+    return partial_eval.lower_jaxpr2(jaxpr) if opened.is_high else jaxpr
 
 
 def is_call(eqn: Any) -> bool:
@@ -106,8 +116,19 @@ def _symmetric_product(params: Mapping[str, Any]) -> Callable[..., Any]:
     return product
 
 
+def _polynomial(params: Mapping[str, Any]) -> Callable[..., Any]:
+    def horner(x: Any, *coefficients: Any) -> Any:
+        *others, total = coefficients
+        for coefficient in reversed(others):
+            total = total * x + coefficient
+        return total
+
+    return horner
+
+
 _SPELLED_OUT: Mapping[str, Callable[[Mapping[str, Any]], Callable[..., Any]]] = {
     "symmetric_product": _symmetric_product,
+    "polynomial": _polynomial,
 }
 
 #: Sparse matrices: JAX's own definition in dense operations.

@@ -126,7 +126,7 @@ def text() -> str:
     """The whole document."""
     head = """# Primitives
 
-Every primitive that JAX 0.10 or 0.11 can put into a program, and what becomes of it when values are
+Every primitive that JAX 0.10 to 0.12 can put into a program, and what becomes of it when values are
 computed (`em.emulate`, `em.run`) and when time is told (`em.estimate`, `em.run`). What is refused
 raises `NotImplementedError` with its name. Written by `python -m emulator.program.primitive_table`.
 

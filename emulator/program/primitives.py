@@ -1,4 +1,4 @@
-"""Every primitive that JAX 0.10 or 0.11 can put into a jaxpr, and what becomes of it.
+"""Every primitive that JAX 0.10 to 0.12 can put into a jaxpr, and what becomes of it.
 
 Plain lists of names. The values reading looks its primitives up here and in the tables of its
 rules; whatever is in none of them is refused by name. `primitive_table` prints all of it.
@@ -32,7 +32,7 @@ LINEAR_ALGEBRA = frozenset(
 IDENTITIES = frozenset(
     """pvary preduced sharding_constraint reshard layout_constraint optimization_barrier device_put
     name stage shard_alike xla_metadata_value vary_unreduced_cast_p reduced_vary_cast_p
-    with_memory_space_constraint relayout""".split()
+    vary_unreduced_cast reduced_vary_cast with_memory_space_constraint relayout""".split()
 )
 
 #: Call the host: once per device, in device order (see `host_calls`).
@@ -56,13 +56,20 @@ _FAMILIES: dict[str, str] = {
         semaphore_read semaphore_signal semaphore_wait get_barrier_semaphore get_global
         stochastic_round prng_join prng_random_bits prng_seed prng_split matmul_acc_lhs matmul_pop
         matmul_push_rhs conv matmul_lhs_fifo matmul_pop_fifo dma_start dma_wait delay emit_pipeline
-        pipeline_body pack_dtype pack_elementwise unpack_dtype unpack_elementwise trace_value
-        bitcast add_dependency jaxpr_call einshape_lo custom_fusion fusible remove_memory_space
+        pipeline_body has_memory_space pack_dtype pack_elementwise unpack_dtype unpack_elementwise
+        trace_value bitcast add_dependency jaxpr_call einshape_lo custom_fusion fusible remove_memory_space
         cudnn_fusion dot_product_attention_bwd dot_product_attention_bwd_wrapper
         dot_product_attention_fp8_bwd dot_product_attention_fp8_bwd_wrapper
         dot_product_attention_fp8_fwd dot_product_attention_fp8_fwd_wrapper
         dot_product_attention_fwd dot_product_attention_fwd_wrapper rnn_bwd rnn_fwd
         scaled_matmul scaled_matmul_wrapper""",
+    "a broadcast whose root only values know; use lax.psum of a masked value": "pbroadcast_dynamic",
+    "a step of XLA's own runtime, below every program": """
+        thunky.all_gather thunky.all_reduce thunky.all_to_all thunky.async_done thunky.async_start
+        thunky.call_jax thunky.call_thunky_nested thunky.collective_group
+        thunky.collective_permute thunky.cond thunky.copy thunky.custom_call
+        thunky.inline_constant thunky.memset thunky.memzero thunky.ptx_kernel
+        thunky.reduce_scatter thunky.while""",
     "foreign code, whose arithmetic nobody here knows": """
         ffi_call buffer_callback spsolve coo_spmm coo_spmv csr_spmm csr_spmv""",
     "an exported or shape-polymorphic program; pass the function that was exported": """

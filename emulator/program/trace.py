@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from emulator.program.calls import call_body, is_call
+from emulator.program.calls import call_body, is_call, spelled_out
 from emulator.program.refs import without_refs
 
 #: The name of the jitted function in which `em.emulate` computes: not a program of the machine's.
@@ -85,7 +85,7 @@ def trace(
             "a collective names an axis that no enclosing shard_map or pmap has: "
             f"{at.line or error} ({at.filename}:{at.lineno}); name an axis of the mesh"
         ) from error
-    jaxpr = without_refs(jaxpr)
+    jaxpr = without_refs(spelled_out(jaxpr))
     return Program(jaxpr=jaxpr, in_tree=in_tree, out_tree=out_tree[0], dynamic=dynamic)
 
 

@@ -38,7 +38,8 @@ GENERATED = frozenset("iota broadcast_in_dim empty empty2 zeros_like".split())
 ALIASES = frozenset(
     """reshape squeeze expand_dims pvary pcast stop_gradient
     bitcast_convert_type name random_wrap random_unwrap optimization_barrier
-    layout_constraint reduced_vary_cast_p vary_unreduced_cast_p mesh_cast
+    layout_constraint reduced_vary_cast_p vary_unreduced_cast_p reduced_vary_cast
+    vary_unreduced_cast mesh_cast
     with_memory_space_constraint preduced stage shard_alike xla_metadata_value relayout""".split()
 )
 
