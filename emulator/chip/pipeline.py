@@ -133,11 +133,13 @@ def family(shares: Sequence[Share], chip: Chip) -> Tilings:
     take is left out.
     """
     rows, columns, narrow = _largest(chip)
-    few = any(
-        2 * sum(-(-r // rows) * c for r, c in groups) * -(-n // columns) <= chip.cube_cores
-        for groups, n in shares
-    )
-    low = any(groups[0][0] <= narrow for groups, _ in shares)
+    few = low = False
+    for groups, n in shares:
+        tiles = 0
+        for r, c in groups:
+            tiles += -(-r // rows) * c
+        few |= 2 * tiles * -(-n // columns) <= chip.cube_cores
+        low |= groups[0][0] <= narrow
     return _family(chip, len(shares), low, few)
 
 
@@ -334,7 +336,9 @@ def _plain(groups: Groups, columns: int, product: Product, chip: Chip) -> tuple[
     """What one share has of everything, whatever its tiling."""
     e, item, k = chip.engines, product.item, product.k
     line, half = e.line_bytes, chip.l2_bytes / 2
-    rows, most = sum(r * c for r, c in groups), max(r for r, _ in groups)
+    rows = used = most = 0
+    for r, c in groups:
+        rows, used, most = rows + r * c, used + (c if r else 0), max(most, r)
     k_row = k * item + _odd(k * item, line)
     # Bytes of a row of A and of a column of B, and of all of A and one B.
     a_row = k_row if product.a_layout == "rows" else k * item
@@ -345,7 +349,7 @@ def _plain(groups: Groups, columns: int, product: Product, chip: Chip) -> tuple[
     b_one = columns * b_row
     if product.b_layout == "columns":
         b_one += k * _odd(columns * item, line)
-    b_bytes = sum(c for r, c in groups if r) * b_one
+    b_bytes = used * b_one
     # One operand is walked in blocks of half the cache, the other is read again for each.
     a_first = a_bytes + b_bytes * max(1.0, most * a_row / half)
     b_first = b_bytes + a_bytes * max(1.0, b_one / half)
