@@ -1,9 +1,11 @@
-"""How long does it take to estimate a program of 10,000 operations, tracing apart?
+"""How long does it take to estimate a program of 10,000 operations, with and without tracing?
 
 The program mixes element-wise work, reductions, matmuls, layout changes and collectives, half of it
 inside a `shard_map` over all 384 devices and half outside; every layer has a shape of its own, so
-that few answers come from a cache. Tracing is JAX's own work and timed apart: the
-limit that stands beside the answer. One JSON line per case; times are the best of several runs.
+that few answers come from a cache. Tracing is JAX's own work and timed apart: `first_s` and
+`again_s` are estimates of a function that JAX has traced already (`again_s` the best of several).
+`total_s` is an estimate of a function that is new to JAX, and `make_jaxpr_s` what `jax.make_jaxpr`
+alone takes of another such, both after JAX has seen these shapes. One JSON line per case.
 
     python bench/estimate_speed.py [--operations 10000] [--repeat 3] [--profile]
 """
@@ -135,6 +137,8 @@ def main() -> None:
         estimate = em.estimate(fun, x, on=on)
         cold_s = time.perf_counter() - began
         warm_s = best(lambda f=fun: em.estimate(f, x, on=on), options.repeat)
+        alone_s = best(lambda f=make, n=count: jax.make_jaxpr(f(n, mesh))(x), 1)
+        total_s = best(lambda f=make, n=count: em.estimate(f(n, mesh), x, on=on), 1)
         print(
             json.dumps(
                 {
@@ -144,6 +148,8 @@ def main() -> None:
                     "trace_s": round(trace_s, 3),
                     "first_s": round(cold_s, 3),
                     "again_s": round(warm_s, 3),
+                    "make_jaxpr_s": round(alone_s, 3),
+                    "total_s": round(total_s, 3),
                     "of_tracing": round(cold_s / trace_s, 3),
                     "us_per_operation": round(cold_s / operations * 1e6, 1),
                     "jax": jax.__version__,

@@ -37,7 +37,8 @@ def test_one_product_says_where_the_time_goes(cm384: Command) -> None:
     ("arguments", "words"),
     [
         (("--dtype", "int8", "--groups", "9,0,7"), "in 3 groups, int8"),
-        (("--batch", "3", "--layout", "nz"), "3 x (16 x 512) @ (512 x 512), bfloat16, b as nz"),
+        (("--batch", "3", "--layout", "nz"), "3 x (16 x 512) @ (512 x 512), bfloat16, a as nd, b"),
+        (("--a-layout", "nd_t"), "a as nd_t, b as nd, cold cache"),
         (("--chip", "H100", "--l2", "warm"), "warm cache, on one die of NVIDIA H100 SXM"),
         (("--library", "--dtype", "float32"), "16 x 128"),
     ],

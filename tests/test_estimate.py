@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import jax
@@ -660,3 +661,24 @@ def test_energy_grows_with_devices_and_is_ordered() -> None:
     low, high = e.energy.power_w
     idle = 384 * POD.power.idle_device_w[0]
     assert idle < low < high <= POD.power.system_w[1] * 1.0001
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(on: bool) -> None:
+    was = gc.isenabled()
+    seen = []
+
+    def fun(x: Any) -> Any:
+        seen.append(gc.isenabled())
+        return x + 1
+
+    (gc.enable if on else gc.disable)()
+    try:
+        estimate(fun, X, on=POD)
+        assert gc.isenabled() is on
+        with pytest.raises(ZeroDivisionError):
+            estimate(lambda x: x / (1 // 0), X, on=POD)
+        assert gc.isenabled() is on
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert seen == [False]

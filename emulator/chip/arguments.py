@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 import operator
+from collections.abc import Iterable
 
 from emulator.chip.pipeline import Groups, Product
 from emulator.machines import Machine
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "int8": 1, "float32": 4, "hf32": 4, "tf32": 4}
 OUT_BYTES = {**ITEM_BYTES, "int32": 4}
+LAYOUTS = {"nd": "row-major", "nd_t": "the transpose row-major", "nz": "fractals"}
 _USUAL_OUT = {"int8": "bfloat16"}
 _LARGEST = 2**40
 
@@ -33,7 +35,9 @@ def size_of(name: str, value: int) -> int:
     return size
 
 
-def check(on: Machine, dtype: str, b_layout: str, out_dtype: str | None, l2: str) -> None:
+def check(
+    on: Machine, dtype: str, a_layout: str, b_layout: str, out_dtype: str | None, l2: str
+) -> None:
     peaks = [name for name, _ in on.chip.matmul_peaks_flops_per_s]
     if dtype not in ITEM_BYTES or dtype not in peaks:
         raise NotImplementedError(
@@ -45,14 +49,25 @@ def check(on: Machine, dtype: str, b_layout: str, out_dtype: str | None, l2: str
             f"matmul_time(out_dtype={out_dtype!r}): expected one of {', '.join(OUT_BYTES)}"
         )
     for name, value, known in (
-        ("b_layout", b_layout, {"nd": "row-major", "nz": "fractals"}),
+        ("a_layout", a_layout, LAYOUTS),
+        ("b_layout", b_layout, LAYOUTS),
         ("l2", l2, {"cold": "operands in memory", "warm": "operands in the L2 cache"}),
     ):
         if not isinstance(value, str):
             raise TypeError(f"matmul_time({name}={value!r}): expected a string")
         if value not in known:
-            choices = " or ".join(f"{each!r} ({what})" for each, what in known.items())
+            *others, last = (f"{each!r} ({what})" for each, what in known.items())
+            choices = f"{', '.join(others)} or {last}"
             raise ValueError(f"matmul_time({name}={value!r}): expected {choices}")
+
+
+def rows_of(groups: object) -> tuple[int, ...]:
+    """Rows of groups as a tuple."""
+    if isinstance(groups, Iterable) and not isinstance(groups, str):
+        return tuple(groups)
+    raise TypeError(
+        f"matmul_time(groups={groups!r}): expected the rows of each group, as (9, 0, 7)"
+    )
 
 
 def grouped(groups: tuple[int, ...], m: int, batch: int) -> Groups:
@@ -70,12 +85,15 @@ def grouped(groups: tuple[int, ...], m: int, batch: int) -> Groups:
     return tuple(sorted(collections.Counter(rows).items(), reverse=True))
 
 
-def product_of(k: int, dtype: str, b_layout: str, out_dtype: str | None, l2: str) -> Product:
+def product_of(
+    k: int, dtype: str, a_layout: str, b_layout: str, out_dtype: str | None, l2: str
+) -> Product:
     return Product(
         k=k,
         dtype=dtype,
         item=ITEM_BYTES[dtype],
         out=OUT_BYTES[_USUAL_OUT.get(dtype, dtype) if out_dtype is None else dtype_name(out_dtype)],
-        b_nz=b_layout == "nz",
+        a_layout={"nd": "rows", "nd_t": "columns", "nz": "nz"}[a_layout],
+        b_layout={"nd": "columns", "nd_t": "rows", "nz": "nz"}[b_layout],
         warm=l2 == "warm",
     )

@@ -181,12 +181,13 @@ def _per_key(work: Attention, on: Machine, tile: int) -> dict[str, float]:
     }
     macs_per_cycle = chip.cube_macs_per_cycle(work.dtype)
     mac = l0 = 0.0
+    chunk = e.chunk_bytes(chip.base_m, chip.base_n)
     for product in work.products:
         other = size["d" if "d" in product else "w"]
         mac += rows * other / macs_per_cycle
         # A matrix instruction takes rows of A, 256 columns of B, and 128 bytes of what is summed.
         m, k, n = (rows if axis == "r" else 1.0 if axis == "k" else other for axis in product)
-        instructions = max(m / chip.base_m, 1 / chip.base_m) * (k * item / e.k_chunk_bytes)
+        instructions = max(m / chip.base_m, 1 / chip.base_m) * (k * item / chunk)
         instructions *= n / chip.base_n
         mac += instructions * e.head_cycles
         l0 += m * k * item * (n / chip.base_n) / e.l0a_bytes_per_cycle

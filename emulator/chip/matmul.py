@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from emulator.chip import pipeline
-from emulator.chip.arguments import ITEM_BYTES, check, dtype_name, grouped, product_of, size_of
+from emulator.chip.arguments import (
+    ITEM_BYTES,
+    check,
+    dtype_name,
+    grouped,
+    product_of,
+    rows_of,
+    size_of,
+)
 from emulator.chip.tilings import shares_of, tilings_for
 from emulator.machines import Machine
 
@@ -96,6 +104,7 @@ def matmul_time(
     batch: int = 1,
     out_dtype: str | None = None,
     *,
+    a_layout: str = "nd",
     groups: Sequence[int] | None = None,
     tiling: Tiling | str | None = None,
     l2: str = "cold",
@@ -103,7 +112,8 @@ def matmul_time(
     """Time in seconds of `batch` products a (m, k) @ b (k, n) on one device of `on`.
 
     Args:
-        b_layout: "nd" (row-major) or "nz" (fractals).
+        a_layout, b_layout: how they lie in memory: "nd" (row-major), "nd_t" (the transpose is
+            row-major) or "nz" (fractals).
         out_dtype: of the result; the operands' by default (BF16 for INT8, which library kernels
             scale).
         groups: rows of a for each of several b (experts): the m rows are those of all groups.
@@ -122,9 +132,18 @@ def matmul_time(
     """
     if not isinstance(on, Machine):
         raise TypeError(f"matmul_time(on={on!r}): expected a Machine, such as em.cloudmatrix384()")
+    asked = (m, k, n, on, dtype, a_layout, b_layout, batch, out_dtype)
     if groups is not None:
-        groups = tuple(groups)
-    return _answer(m, k, n, on, dtype, b_layout, batch, out_dtype, groups, tiling, l2)
+        groups = rows_of(groups)
+    try:
+        return _answer(*asked, groups, tiling, l2)
+    except TypeError as error:
+        if not str(error).startswith("unhashable"):
+            raise
+        raise TypeError(
+            f"matmul_time({m!r}, {k!r}, {n!r}, dtype={dtype!r}, ...): expected ints as sizes and "
+            f"names as dtypes and layouts; got something that can change ({error})"
+        ) from None
 
 
 def die_share(
@@ -144,8 +163,8 @@ def die_share(
     """
     name = matmul_time(m, k, n, on, dtype, batch=batch, out_dtype=out_dtype).dtype
     shares = shares_of(((m, batch),), n, on.dies_per_device)
-    product = product_of(k, name, "nd", out_dtype, "cold")
-    tilings, cores = tilings_for(None, m, n, product, on.chip)
+    product = product_of(k, name, "nd", "nd", out_dtype, "cold")
+    tilings, cores = tilings_for(None, m, n, product, shares, on.chip)
     best, _, _ = pipeline.best(shares, product, tilings, on.chip, cores)
     (((rows, count),), columns) = shares[best]
     return rows, columns, count
@@ -158,6 +177,7 @@ def _answer(
     n: int,
     on: Machine,
     dtype: str,
+    a_layout: str,
     b_layout: str,
     batch: int,
     out_dtype: str | None,
@@ -169,14 +189,15 @@ def _answer(
         size_of(name, size) for name, size in (("m", m), ("k", k), ("n", n), ("batch", batch))
     )
     name = dtype_name(dtype)
-    check(on, name, b_layout, out_dtype, l2)
+    check(on, name, a_layout, b_layout, out_dtype, l2)
     rows = ((m, batch),) if groups is None else grouped(groups, m, batch)
     chip, dies = on.chip, on.dies_per_device
-    # A single column is one piece of memory in either layout.
-    product = product_of(k, name, "nz" if n == 1 else b_layout, out_dtype, l2)
     shares = shares_of(rows, n, dies)
     most = max(r for r, _ in rows)
-    tilings, cores = tilings_for(tiling, most, n, product, chip)
+    # A single row or column is one piece of memory in any layout.
+    a_layout, b_layout = ("nz" if most == 1 else a_layout), ("nz" if n == 1 else b_layout)
+    product = product_of(k, name, a_layout, b_layout, out_dtype, l2)
+    tilings, cores = tilings_for(tiling, most, n, product, shares, chip)
     which, at, part = pipeline.best(shares, product, tilings, chip, cores)
     total = sum(r * c for r, c in rows)
     used = sum(c for r, c in rows if r)
@@ -206,8 +227,8 @@ def _answer(
         * (chip.matmul_flops_per_s(name) / chip.matmul_flops_per_s("bfloat16")),
         memory_bytes_per_s=dies * chip.memory_bytes_per_s,
         tile=(
-            min(int(tilings.base_m[at]), _up(part_rows[0][0], chip.cube_m)),
-            min(int(tilings.base_n[at]), _up(part_n, chip.cube_n)),
+            min(int(tilings.base[0, at]), _up(part_rows[0][0], chip.cube_m)),
+            min(int(tilings.base[1, at]), _up(part_n, chip.cube_n)),
         ),
         split_k=split,
         tiles=tiles,

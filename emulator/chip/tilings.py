@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from emulator.chip import pipeline
 from emulator.chip.pipeline import Groups, Product, Share, Tilings
@@ -34,16 +33,19 @@ def shares_of(rows: Groups, n: int, dies: int) -> list[Share]:
     return shares
 
 
-def tilings_for(asked: Any, m: int, n: int, product: Product, chip: Chip) -> tuple[Tilings, int]:
-    """The tilings to choose from and the cores that they use: all that the library has (None), the
-    one that its published rules give ("library"), or a `kernels.Tiling`.
+def tilings_for(
+    asked: Any, m: int, n: int, product: Product, shares: Sequence[Share], chip: Chip
+) -> tuple[Tilings, int]:
+    """The tilings to choose from for these shares of the work, and the cores that they use: all
+    that the library has (None), the one that its published rules give ("library"), or a
+    `kernels.Tiling`.
 
     Raises:
         TypeError: none of these.
         ValueError: a tiling that does not fit the core's buffers.
     """
     if asked is None:
-        return pipeline.family(chip), chip.cube_cores
+        return pipeline.family(shares, chip), chip.cube_cores
     if isinstance(asked, str) and asked == "library":
         from kernels.tiling import library  # loads JAX, so only when asked for
 
@@ -57,5 +59,6 @@ def tilings_for(asked: Any, m: int, n: int, product: Product, chip: Chip) -> tup
     chunk = asked.base_k * product.item
     chip.engines.check_tile(asked.base_m, asked.base_n, chunk, asked.step_k)
     row = (asked.base_m, asked.base_n, asked.split_k)
-    tilings = pipeline.tilings_of([row], np.array([float(chunk)]), asked.step_k, chip)
+    steps = min(asked.step_k, chip.engines.step_k)
+    tilings = pipeline.tilings_of([row], [chunk], [steps], len(shares), chip)
     return tilings, min(asked.cores, chip.cube_cores)

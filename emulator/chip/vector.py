@@ -51,13 +51,14 @@ class Spread:
     instruction_cycles: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            least = 1 if field.name == "padding" else 0
-            if not getattr(self, field.name) >= least:
-                raise ValueError(
-                    f"Spread({field.name}={getattr(self, field.name)!r}): expected at least {least}"
-                )
+        for name in _AT_LEAST_0:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"Spread({name}={getattr(self, name)!r}): expected at least 0")
+        if not self.padding >= 1:
+            raise ValueError(f"Spread(padding={self.padding!r}): expected at least 1")
 
+
+_AT_LEAST_0 = tuple(f.name for f in dataclasses.fields(Spread) if f.name != "padding")
 
 PLAIN = Spread()
 

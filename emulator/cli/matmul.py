@@ -21,6 +21,8 @@ from emulator.machines import Machine
 from emulator.machines.chips import chip_names, single
 from emulator.units import quantity, seconds
 
+_LAYOUTS = "nd (row-major), nd_t (the transpose row-major) or nz (fractals)"
+
 Series = dict[str, list[MatmulTime]]
 
 _WORDS = {
@@ -47,8 +49,9 @@ def matmul(
     out_dtype: Annotated[
         str | None, typer.Option(help="Of the result. Default: as dtype; bfloat16 for int8.")
     ] = None,
+    a_layout: Annotated[str, typer.Option(help=f"Of a: {_LAYOUTS}.")] = "nd",
     b_layout: Annotated[
-        str, typer.Option("--layout", "--b-layout", help="Of b: nd (row-major) or nz (fractals).")
+        str, typer.Option("--layout", "--b-layout", help=f"Of b: {_LAYOUTS}.")
     ] = "nd",
     batch: Annotated[int, typer.Option(help="How many such products.")] = 1,
     groups: Annotated[
@@ -79,7 +82,11 @@ def matmul(
 
     def ask(m: int, k: int, n: int, each: Sequence[int] | None = None) -> MatmulTime:
         return matmul_time(
-            *(m, k, n, on, dtype, b_layout, batch, out_dtype), groups=each, tiling=tiling, l2=l2
+            *(m, k, n, on, dtype, b_layout, batch, out_dtype),
+            a_layout=a_layout,
+            groups=each,
+            tiling=tiling,
+            l2=l2,
         )
 
     if not sweep:
@@ -88,7 +95,7 @@ def matmul(
         if plot is not None:
             raise ValueError("--plot draws a sweep: add --sweep")
         answer = ask(m, k, n, _groups(groups))
-        return _write({"": [answer]}, table) if table else _show(answer, on, b_layout, l2)
+        return _write({"": [answer]}, table) if table else _show(answer, on, a_layout, b_layout, l2)
     if groups is not None:
         raise ValueError("--groups belongs to one product: leave out --sweep")
     if m is None:
@@ -129,12 +136,12 @@ def _groups(text: str | None) -> list[int] | None:
         raise ValueError(f"--groups {text!r}: write rows with commas: 128,0,64") from None
 
 
-def _show(time: MatmulTime, on: Machine, b_layout: str, l2: str) -> None:
+def _show(time: MatmulTime, on: Machine, a_layout: str, b_layout: str, l2: str) -> None:
     times = f"{time.batch} x " if time.batch > 1 else ""
     parted = f" in {len(time.groups)} groups" if time.groups else ""
     out.print(
-        f"{times}({time.m} x {time.k}) @ ({time.k} x {time.n}){parted}, {time.dtype}, b as "
-        f"{b_layout}, {l2} cache, on one {on.device_kind} of {on.name}",
+        f"{times}({time.m} x {time.k}) @ ({time.k} x {time.n}){parted}, {time.dtype}, a as "
+        f"{a_layout}, b as {b_layout}, {l2} cache, on one {on.device_kind} of {on.name}",
         soft_wrap=True,
     )
     split = f", K over {time.split_k} cores" if time.split_k > 1 else ""

@@ -20,11 +20,13 @@ class Engines:
 
     Attributes:
         tiles: output tiles (rows, columns) that the library chooses from.
+        narrow: further tiles for products whose rows are one tile.
         splits: tiles for which K may also be divided among cores.
         l0a_bytes, l0b_bytes, l0c_bytes, l1_bytes: the core's buffers. A and B use half of theirs at
             a time, the other half is being filled.
         k_chunk_bytes: bytes of each row that one matrix instruction takes at most.
-        step_k: matrix instructions per load into L1.
+        gemv_rows: rows of A that a product of a single row moves to L0A.
+        step_k: matrix instructions of the base tile per load into L1.
         head_cycles: cycles of a matrix instruction beyond its multiply-adds.
         l0a_bytes_per_cycle, l0b_bytes_per_cycle, l0_head_cycles: L1 to L0A and to L0B, one after
             the other, with a head for each instruction.
@@ -46,12 +48,14 @@ class Engines:
     """
 
     tiles: tuple[tuple[int, int], ...]
+    narrow: tuple[tuple[int, int], ...]
     splits: tuple[tuple[int, int], ...]
     l0a_bytes: int
     l0b_bytes: int
     l0c_bytes: int
     l1_bytes: int
     k_chunk_bytes: int
+    gemv_rows: int
     step_k: int
     head_cycles: float
     l0a_bytes_per_cycle: float
@@ -86,19 +90,19 @@ class Engines:
                 )
         if self.overlap < 1:
             raise ValueError(f"Engines.overlap must be at least 1; got {self.overlap!r}")
-        for name in ("tiles", "splits"):
+        for name, least in (("tiles", 1), ("splits", 1), ("narrow", 0)):
             tiles = getattr(self, name)
-            sizes = [size for tile in tiles for size in tile]
-            if not sizes or len(sizes) != 2 * len(tiles) or min(sizes) < 1:
+            pairs = all(len(tile) == 2 and min(tile) >= 1 for tile in tiles)
+            if len(tiles) < least or not pairs:
                 raise ValueError(
-                    f"Engines.{name} must be pairs (rows, columns) above 0, at least one; got "
+                    f"Engines.{name} must be pairs (rows, columns) above 0, at least {least}; got "
                     f"{tiles!r}"
                 )
         if self.k_chunk_bytes % 32:
             raise ValueError(
                 f"Engines.k_chunk_bytes must be a multiple of 32; got {self.k_chunk_bytes!r}"
             )
-        for tile in self.tiles:
+        for tile in (*self.tiles, *self.narrow):
             self.check_tile(*tile)
 
     def check_tile(
@@ -146,15 +150,29 @@ ASCEND_DAV_C220 = build(
         "documented",
         "ops-nn e5c3fa9 mat_mul_v3, catlass 0dfcf9d",
         "base tile 128 x 256, or fewer rows, for some shapes 256 x 128, 128 x 128 or 64 x 512; "
-        "narrow tiles for few rows are inferred",
+        "narrow tiles for up to 64 rows are inferred; K of an instruction fills half of L0, up to "
+        "the 512 bytes of 64 x 64 tiles",
         tiles=(
             *((rows, columns) for rows in _ROWS for columns in (128, 256)),
             *((rows, columns) for rows in _ROWS[:4] for columns in range(16, 256, 16)),
             *((256, 128), (64, 512), (32, 512), (16, 512)),
         ),
         splits=tuple((rows, columns) for rows in _ROWS for columns in (64, 128, 256)),
-        k_chunk_bytes=128,
+        k_chunk_bytes=512,
         step_k=4,
+    ),
+    cite(
+        "assumed",
+        "as for up to 64 rows",
+        "columns divided evenly among cores",
+        narrow=tuple((rows, columns) for rows in _ROWS[4:] for columns in range(32, 256, 32)),
+    ),
+    cite(
+        "documented",
+        "asc-devkit 0da921b Mmad",
+        "with a single row it switches to a matrix-vector mode; that the row alone goes to L0A, "
+        "and that the mode is no slower, is assumed",
+        gemv_rows=1,
     ),
     cite(
         "documented",
@@ -223,6 +241,7 @@ NVIDIA_TENSOR_CORE = build(
         "CUTLASS",
         "256 x 256 is what a pair of SMs shares",
         tiles=(*_WIDE, *((64, columns) for columns in (16, 32))),
+        narrow=(),
         splits=_WIDE,
     ),
     cite(
@@ -233,6 +252,7 @@ NVIDIA_TENSOR_CORE = build(
         l0c_bytes=256 * KiB,
         l1_bytes=227 * KiB,
         k_chunk_bytes=128,
+        gemv_rows=16,
         step_k=4,
         head_cycles=0.0,
         l0a_bytes_per_cycle=1024.0,

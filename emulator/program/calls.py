@@ -42,6 +42,8 @@ Call = tuple[Any, tuple[int, ...]]
 
 def call_body(eqn: Any) -> Call | None:
     """The body that stands for `eqn` and which operands it takes; None for any other equation."""
+    if not is_call(eqn):
+        return None
     name, params = eqn.primitive.name, eqn.params
     everything = tuple(range(len(eqn.invars)))
     if name in CALLS:
@@ -49,15 +51,13 @@ def call_body(eqn: Any) -> Call | None:
         return params[key if key in params else "call_jaxpr"], everything
     if name == "custom_linear_solve":
         return _solver(eqn)
-    if name == "cond" and params.get("branches_platforms") is not None:
+    if name == "cond":
         return params["branches"][platform_branch(params["branches_platforms"])], everything[1:]
-    if name in _SPELLED_OUT or name in SPARSE:
-        fun = _SPELLED_OUT[name](params) if name in _SPELLED_OUT else _dense(name)
-        avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-        options = params if name in SPARSE else {}
-        body = jax.make_jaxpr(lambda *args: fun(*args, **options))(*avals)
-        return spelled_out(body), everything
-    return None
+    fun = _SPELLED_OUT[name](params) if name in _SPELLED_OUT else _dense(name)
+    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    options = params if name in SPARSE else {}
+    body = jax.make_jaxpr(lambda *args: fun(*args, **options))(*avals)
+    return spelled_out(body), everything
 
 
 def spelled_out(jaxpr: core.ClosedJaxpr) -> core.ClosedJaxpr:

@@ -28,6 +28,7 @@ from emulator.program import (
     cost_matmuls,
     cost_ragged,
 )
+from emulator.program.calls import is_call
 from emulator.program.fused import fuse
 from emulator.program.graph import flatten
 from emulator.program.groups import Groups
@@ -94,7 +95,8 @@ def cost(
     """
     if fusion not in FUSIONS:
         raise ValueError(f"fusion={fusion!r}: expected one of {', '.join(map(repr, FUSIONS))}")
-    if any(eqn.params.get("name") == EMULATED for _, eqn in walk(program.jaxpr)):
+    names_called = {eqn.params.get("name") for _, eqn in walk(program.jaxpr) if is_call(eqn)}
+    if EMULATED in names_called:
         raise ValueError(
             "the program calls a function made by em.emulate or em.pmap, whose time is not that of "
             "the machine; estimate the program that em.emulate was given"
@@ -111,7 +113,7 @@ def cost(
         )
     graph = flatten(program.jaxpr)
     walker = Walker(on, groups, sites, dict(counts or {}), fusion == "chains", RULES, fuse)
-    if any(eqn.params.get("name") == DIVIDED for _, eqn in walk(program.jaxpr)):
+    if DIVIDED in names_called:
         walker.assume(
             "the program leaves the division of its arrays to the compiler: XLA's partitioner "
             "divided it; another compiler may choose other collectives"
@@ -119,13 +121,16 @@ def cost(
     return walker.program(graph, names)
 
 
+_SHARDINGS = frozenset(("sharding", "dst_sharding", "in_shardings", "out_shardings"))
+
+
 def meshes(jaxpr: Any) -> list[Any]:
     """Every mesh that the program names, in `shard_map` or in a sharding."""
     found: dict[Any, None] = {}
     for _, eqn in walk(jaxpr):
         candidates = [eqn.params.get("mesh")]
-        for key in ("sharding", "dst_sharding", "in_shardings", "out_shardings"):
-            value = eqn.params.get(key)
+        for key in _SHARDINGS.intersection(eqn.params):
+            value = eqn.params[key]
             candidates.extend(
                 getattr(s, "mesh", None)
                 for s in (value if isinstance(value, tuple | list) else (value,))

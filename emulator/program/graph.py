@@ -26,15 +26,12 @@ class Node:
     """
 
     path: str
+    name: str
     eqn: Any
     ins: tuple[int | None, ...]
     outs: tuple[int, ...]
     bodies: tuple[tuple[str, Graph], ...]
     literals: tuple[Any, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.eqn.primitive.name
 
     @property
     def params(self) -> dict[str, Any]:
@@ -130,7 +127,7 @@ class _Flattener:
             outs_new = tuple(self.fresh(var.aval) for var in eqn.outvars)
             env.update(zip(eqn.outvars, outs_new, strict=True))
             bodies = tuple((label, flatten(sub, here + label)) for label, sub in bodies_of(eqn))
-            node = Node(here, eqn, tuple(eqn_ins), outs_new, bodies, tuple(values))
+            node = Node(here, name, eqn, tuple(eqn_ins), outs_new, bodies, tuple(values))
             self.nodes.append(node)
         return [read(atom) for atom in jaxpr.outvars]
 

@@ -54,7 +54,7 @@ def local_shape(
     shape: Sequence[int], layout: Layout | None, sizes: Mapping[str, int]
 ) -> tuple[int, ...]:
     """What one device holds; a dimension that does not divide rounds up."""
-    if layout is None:
+    if layout is None or not any(layout):
         return tuple(shape)
     return tuple(
         -(-size // math.prod(sizes[a] for a in axes)) if axes else size
@@ -94,6 +94,7 @@ def infer(graph: Graph, seeds: Mapping[int, Layout], manual: frozenset[str]) -> 
         unsettled = [node for node in unsettled if not _settled(node, known)]
         for node in unsettled:
             changed |= _relate(graph, node, known, learn, asked, manual)
+        unsettled = [node for node in unsettled if not _settled(node, known)]
         for node in reversed(unsettled):
             changed |= _relate(graph, node, known, learn, asked, manual)
     return known
@@ -147,9 +148,10 @@ def _relate(
                 if v is not None:
                     changed |= learn(w, known.get(v)) | learn(v, known.get(w))
             return changed
-        layout = next((known[v] for v in peers if v in known and axes_of(known[v])), None)
-        for v in peers:
-            changed |= learn(v, layout)
+        layout = next((known[v] for v in peers if v in known and any(known[v])), None)
+        if layout is not None:
+            for v in peers:
+                changed |= learn(v, layout)
         return changed
     source = node.ins[0] if node.ins else None
     if source is None:
@@ -157,10 +159,10 @@ def _relate(
     forward = known.get(source)
     if forward is not None:
         for value, layout in zip(node.outs, forward_layouts(graph, node, known), strict=False):
-            if layout is not None and axes_of(layout):
+            if layout is not None and any(layout):
                 changed |= learn(value, layout)
     backward = known.get(out)
-    if backward is not None and axes_of(backward):
+    if backward is not None and any(backward):
         changed |= learn(source, _backward(graph, node, backward))
     return changed
 

@@ -57,7 +57,8 @@ _FAMILIES: dict[str, str] = {
         stochastic_round prng_join prng_random_bits prng_seed prng_split matmul_acc_lhs matmul_pop
         matmul_push_rhs conv matmul_lhs_fifo matmul_pop_fifo dma_start dma_wait delay emit_pipeline
         pipeline_body has_memory_space pack_dtype pack_elementwise unpack_dtype unpack_elementwise
-        trace_value bitcast add_dependency jaxpr_call einshape_lo custom_fusion fusible remove_memory_space
+        trace_value bitcast add_dependency jaxpr_call einshape_lo custom_fusion fusible
+        remove_memory_space
         cudnn_fusion dot_product_attention_bwd dot_product_attention_bwd_wrapper
         dot_product_attention_fp8_bwd dot_product_attention_fp8_bwd_wrapper
         dot_product_attention_fp8_fwd dot_product_attention_fp8_fwd_wrapper

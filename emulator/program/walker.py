@@ -244,27 +244,25 @@ class Walker:
 
     def measured(self, frame: Frame, v: int) -> tuple[tuple[int, ...], int, int]:
         """Local shape, elements and bytes."""
-        found = frame.sizes.get(v)
-        if found is None:
-            aval = frame.graph.avals[v]
-            shape = tuple(getattr(aval, "shape", ()))
-            shape = local_shape(shape, frame.layouts.get(v), self.groups.sizes)
-            size = nbytes(shape, aval.dtype) if hasattr(aval, "dtype") else 0
-            found = frame.sizes[v] = (shape, math.prod(shape), size)
+        aval = frame.graph.avals[v]
+        shape = tuple(getattr(aval, "shape", ()))
+        shape = local_shape(shape, frame.layouts.get(v), self.groups.sizes)
+        size = nbytes(shape, aval.dtype) if hasattr(aval, "dtype") else 0
+        found = frame.sizes[v] = (shape, math.prod(shape), size)
         return found
 
     def shape(self, frame: Frame, v: int) -> tuple[int, ...]:
         """Local shape."""
-        return self.measured(frame, v)[0]
+        return (frame.sizes.get(v) or self.measured(frame, v))[0]
 
     def size(self, frame: Frame, v: int) -> int:
-        return self.measured(frame, v)[1]
+        return (frame.sizes.get(v) or self.measured(frame, v))[1]
 
     def dtype(self, frame: Frame, v: int) -> Any:
         return frame.graph.avals[v].dtype
 
     def bytes(self, frame: Frame, v: int) -> int:
-        return self.measured(frame, v)[2]
+        return (frame.sizes.get(v) or self.measured(frame, v))[2]
 
     def root(self, frame: Frame, v: int | None) -> int | None:
         """The number, in this frame, of the value that holds the bytes of `v`."""
@@ -440,7 +438,7 @@ class Walker:
             to = from_spec(spec, len(frame.graph.avals[v].shape))
             return self.move(frame, v, to, node)
         steps: list[Step] = []
-        sharded = [v for v in node.ins if v is not None and axes_of(frame.layouts.get(v, ()))]
+        sharded = [v for v in node.ins if v is not None and any(frame.layouts.get(v, ()))]
         if not sharded or not node.outs:
             return []
         out_shape = tuple(getattr(frame.graph.avals[node.outs[0]], "shape", ()))
@@ -533,7 +531,7 @@ class Walker:
         collective that moves it.
         """
         have = frame.layouts.get(v)
-        if have is None or not axes_of(have):
+        if have is None or have == to or not any(have):
             return []
         moved: list[str] = []
         for mine, wanted in zip(have, to, strict=True):
@@ -565,7 +563,7 @@ class Walker:
         if frame.manual or len(self.groups.devices) == 1:
             return
         for v in values:
-            if self.size(frame, v) > 1 and not axes_of(frame.layouts.get(v, ())):
+            if self.size(frame, v) > 1 and not any(frame.layouts.get(v, ())):
                 self.assume(
                     "work outside shard_map on arrays that nothing shards is repeated everywhere"
                 )
