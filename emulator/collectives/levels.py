@@ -18,9 +18,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emulator.collectives.schedule import IntArray, Round, join_rounds, make_round, unrolled
+from emulator.collectives.schedule import (
+    IntArray,
+    Round,
+    Step,
+    Wide,
+    join_steps,
+    make_round,
+    unrolled,
+)
 
 Blocks = Sequence[IntArray] | IntArray
+
+MANY = 64
+"""Members from which on a step between all pairs is not listed for the time reading."""
 
 
 class Hop(NamedTuple):
@@ -40,8 +51,8 @@ def deliver(members: IntArray, blocks: Blocks, holders: IntArray) -> list[Round]
     return send(members, blocks, np.asarray(holders), every, every, reduce=False)
 
 
-def parallel(groups: Sequence[Sequence[Round]], slots: int) -> list[Round]:
-    """The rounds of several groups, step by step at the same time."""
+def parallel(groups: Sequence[Sequence[Step]], slots: int) -> list[Step]:
+    """The steps of several groups, one by one at the same time."""
     groups = [g for g in groups if g]
     if len(groups) <= 1:
         return list(groups[0]) if groups else []
@@ -51,20 +62,23 @@ def parallel(groups: Sequence[Sequence[Round]], slots: int) -> list[Round]:
         turns = [_joint_turn(column, slots) for column in columns]
         if all(ok for ok, _ in turns):
             return [
-                join_rounds(c, c[0].repeat, turn)
+                join_steps(c, c[0].repeat, turn)
                 for c, (_, turn) in zip(columns, turns, strict=True)
             ]
-    unrolled = [[step for part in g for step in part.steps()] for g in groups]
+    unrolled = [
+        [step for part in g for step in ([part] if isinstance(part, Wide) else part.steps())]
+        for g in groups
+    ]
     return [
-        join_rounds([s for s in steps if s is not None], 1, None)
+        join_steps([s for s in steps if s is not None], 1, None)
         for steps in itertools.zip_longest(*unrolled)
     ]
 
 
 def side_by_side(
-    groups: Sequence[IntArray], make: Callable[[IntArray], Sequence[Round]], slots: int
-) -> list[Round]:
-    """The rounds `make(members)` of several groups of ranks at the same time; groups of one size do
+    groups: Sequence[IntArray], make: Callable[[IntArray], Sequence[Step]], slots: int
+) -> list[Step]:
+    """The steps `make(members)` of several groups of ranks at the same time; groups of one size do
     the same with the same slots.
     """
     tables: dict[int, list[IntArray]] = {}
@@ -79,8 +93,15 @@ def side_by_side(
     )
 
 
-def _copies(part: Round, table: IntArray) -> Round:
-    """A round among positions done by each row of `table` [group, position]."""
+def _copies(part: Step, table: IntArray) -> Step:
+    """A step among positions done by each row of `table` [group, position]."""
+    if isinstance(part, Wide):
+        traffic = tuple(moved for item in part.traffic for moved in item.among(table))
+        return Wide(traffic, lambda: _round_copies(part.listed(), table))
+    return _round_copies(part, table)
+
+
+def _round_copies(part: Round, table: IntArray) -> Round:
     src, dst = (table[:, ends].astype(np.int32).reshape(-1) for ends in (part.src, part.dst))
     first, last, width, reduce = (
         np.tile(x, len(table)) for x in (part.src_slot, part.dst_slot, part.width, part.reduce)
@@ -280,7 +301,7 @@ def circulate(
     return [hop(start + t, 1, None) for t in range(m - 1)]
 
 
-def _joint_turn(parts: Sequence[Round], slots: int) -> tuple[bool, IntArray | None]:
+def _joint_turn(parts: Sequence[Step], slots: int) -> tuple[bool, IntArray | None]:
     """One turn that does for each part what its own does to the slots that it uses; False where
     they disagree.
     """
@@ -289,7 +310,7 @@ def _joint_turn(parts: Sequence[Round], slots: int) -> tuple[bool, IntArray | No
     merged = np.arange(slots, dtype=np.int32)
     owner = np.zeros(slots, dtype=bool)
     for part in parts:
-        if part.turn is None:
+        if isinstance(part, Wide) or part.turn is None:
             return False, None
         used = np.unique(part.single_slots().src_slot)
         clash = owner[used] & (merged[used] != part.turn[used])

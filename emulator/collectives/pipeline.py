@@ -10,10 +10,13 @@ Source: HCCL's documentation of its pipeline algorithm, max(inter, intra) (N-1) 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from emulator.collectives.hierarchical import columns
-from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make_round
+from emulator.collectives.schedule import Group, IntArray, Round, Schedule, Wide, make_round
+from emulator.collectives.traffic import Chain
 
 
 def broadcast(group: Group, root: int = 0, pieces: int | None = None) -> Schedule:
@@ -177,11 +180,19 @@ def _chain(op: str, group: Group, root: int, first: int, pieces: int | None) -> 
     """n - 1 hops upwards from rank `first`, one piece behind the other."""
     n = group.n
     pieces = pieces or n
+    adds = op == "reduce"
+    ranks = (first + np.arange(n)) % n
+
+    def listed(step: int, low: int, high: int) -> Round:
+        hop = np.arange(high, low - 1, -1)  # the foremost piece is the first
+        piece = step - hop
+        return make_round(ranks[hop], ranks[hop + 1], piece, piece, reduce=adds)
+
     rounds = []
     for step in range(n + pieces - 2 if n > 1 else 0):
-        piece = np.arange(max(0, step - n + 2), min(pieces, step + 1))
-        at = first + step - piece
-        rounds.append(make_round(at % n, (at + 1) % n, piece, piece, reduce=op == "reduce"))
+        low, high = max(0, step - pieces + 1), min(step, n - 2)
+        traffic = Chain(ranks, low, high, adds)
+        rounds.append(Wide((traffic,), functools.partial(listed, step, low, high)))
     return Schedule(
         op=op,
         algorithm="ring" if pieces == 1 < n else "pipeline",

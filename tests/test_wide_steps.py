@@ -1,0 +1,205 @@
+"""Steps of very many transfers: what the time reading takes for them is what their lists say."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import emulator as em
+from emulator.collectives import (
+    ALGORITHMS,
+    Group,
+    Schedule,
+    find,
+    flat,
+    full_mesh,
+    group_of,
+    hierarchical,
+    levels,
+    pairwise,
+)
+from emulator.collectives.schedule import Round, Wide
+from emulator.fabric.cost import dies_of, load_schedule, transports_for
+from emulator.fabric.steps import load_round
+from emulator.fabric.wide_steps import WideSteps
+from emulator.machines import Machine
+
+WIDE = {
+    "all_reduce": ("full_mesh", "pairwise"),
+    "reduce_scatter": ("full_mesh", "pairwise"),
+    "all_gather": ("full_mesh", "pairwise"),
+    "all_to_all": ("full_mesh", "pairwise", "ring", "bruck", "hierarchical"),
+    "broadcast": ("full_mesh", "pipeline", "ring"),
+    "reduce": ("full_mesh", "pipeline", "ring"),
+}
+FAULTS = ({"planes": [2]}, {"links": {"node0/plane1": 0.5}}, {"links": {"device1": 0.5}})
+POD = em.cloudmatrix384()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_groups_are_wide_too() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (levels, full_mesh, pairwise, hierarchical):
+            patch.setattr(module, "MANY", 2)
+        patch.setattr(hierarchical, "_LISTED", 40)
+        yield
+
+
+@st.composite
+def fabrics(draw: st.DrawFn) -> Machine:
+    """Levels of every kind, sometimes with a slow link."""
+    parts, count = [], 1
+    for _ in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from(["full_mesh", "ring", "mesh", "torus", "switch", "switch"]))
+        grid = kind in ("mesh", "torus")
+        sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3 if grid else 1))
+        rate, latency = draw(st.sampled_from([25, 50, 196])), draw(st.sampled_from([0.3, 1]))
+        more = ""
+        if kind == "switch":
+            more = f", planes={draw(st.integers(1, 3))}, taper={draw(st.sampled_from([1, 2.5]))}"
+        parts.append(f"{kind}({', '.join(map(str, sizes))}, {rate}GB/s, {latency}us{more})")
+        count *= math.prod(sizes)
+    assume(1 < count < 400)
+    machine = em.custom_machine(" / ".join(parts), node_levels=draw(st.integers(1, len(parts))))
+    if draw(st.integers(0, 4)) == 0:
+        links = [link.name for link in machine.links()]
+        assume(links)
+        machine = machine.degrade(links={draw(st.sampled_from(links)): 0.4})
+    return machine
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Machine:
+    if draw(st.booleans()):
+        return draw(fabrics())
+    pod = em.cloudmatrix384(
+        draw(st.sampled_from(["package", "die"])), draw(st.sampled_from([1, 2]))
+    )
+    return draw(st.sampled_from([pod, em.gb200_nvl72(), *(POD.degrade(**f) for f in FAULTS)]))
+
+
+@st.composite
+def groups(draw: st.DrawFn, machine: Machine) -> list[int]:
+    count = draw(st.integers(2, min(len(machine.devices), 40)))
+    numbers = machine.devices
+    if draw(st.booleans()):
+        return [*numbers[:count]]
+    near = st.sampled_from(numbers[: max(count, 60)])
+    return draw(st.lists(near | st.sampled_from(numbers), min_size=2, max_size=count, unique=True))
+
+
+@st.composite
+def schedules(draw: st.DrawFn, group: Group) -> Schedule:
+    op = draw(st.sampled_from([*WIDE]))
+    names = WIDE[op]
+    if op in ("all_reduce", "reduce_scatter", "all_gather"):
+        inner = draw(st.sampled_from([*flat.LEVELS]))
+        names += (f"{inner}/full_mesh", f"{inner}/pairwise", f"full_mesh/{inner}")
+    make = find(op, draw(st.sampled_from(names)))
+    assert make is not None
+    root = draw(st.integers(0, group.n - 1))
+    return make(group, root) if op in ("broadcast", "reduce") else make(group)
+
+
+def check_case(data: st.DataObject) -> None:
+    machine = data.draw(machines())
+    devices = data.draw(groups(machine))
+    schedule = data.draw(schedules(group_of(devices, machine)))
+    dies = np.array(dies_of(machine, tuple(devices))[0])
+    transport = data.draw(st.sampled_from(transports_for(machine, tuple(dies.tolist()))))
+    wide = WideSteps(machine, dies, transport)
+    for part in schedule.rounds:
+        if isinstance(part, Wide):
+            assert moved(part) == told(part)
+            quick, plain = wide.load(part), load_round(part.listed(), machine, dies, transport)
+            if plain is None or quick is None:
+                assert quick is plain
+                continue
+            assert quick.port_s == pytest.approx(plain.port_s, rel=1e-11)
+            assert quick.latency_s == pytest.approx(plain.latency_s, rel=1e-11)
+            assert quick.message_s == pytest.approx(plain.message_s, rel=1e-11)
+            assert (quick.added, quick.tier_slots) == (plain.added, plain.tier_slots)
+
+
+def moved(part: Wide) -> collections.Counter[tuple[int, int]]:
+    """Slots from rank to rank, by the list."""
+    step = part.listed().single_slots()
+    pairs = zip(step.src.tolist(), step.dst.tolist(), strict=True)
+    return collections.Counter(pair for pair in pairs if pair[0] != pair[1])
+
+
+def told(part: Wide) -> collections.Counter[tuple[int, int]]:
+    """Slots from rank to rank, by what the time reading is told."""
+    total: collections.Counter[tuple[int, int]] = collections.Counter()
+    for item in part.traffic:
+        for src, dst, width in item.listed():
+            for a, b, slots in zip(src.tolist(), dst.tolist(), width.tolist(), strict=True):
+                if a != b:
+                    total[a, b] += slots
+    return total
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_at_once_or_one_by_one(data: st.DataObject) -> None:
+    check_case(data)
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@settings(max_examples=3000)
+def test_at_once_or_one_by_one_at_length(data: st.DataObject) -> None:
+    check_case(data)
+
+
+def test_every_wide_algorithm_is_wide() -> None:
+    """Or the tests above would compare lists with lists."""
+    group = Group(tuple(np.repeat(np.arange(6), 5).tolist()))
+    for op, names in WIDE.items():
+        assert set(names) <= set(ALGORITHMS[op])
+        for name in names:
+            make = find(op, name)
+            assert make is not None
+            schedule = make(group, 3) if op in ("broadcast", "reduce") else make(group)
+            assert any(isinstance(part, Wide) for part in schedule.rounds), (op, name)
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        *(("all_to_all", name) for name in WIDE["all_to_all"]),
+        ("all_reduce", "full_mesh"),
+        ("all_gather", "pairwise"),
+        ("all_reduce", "ring/full_mesh"),
+        ("broadcast", "pipeline"),
+        ("reduce", "ring"),
+        ("broadcast", "full_mesh"),
+    ],
+)
+@pytest.mark.parametrize("n", [5000, 8191])
+def test_thousands_of_ranks_are_not_listed(monkeypatch, op: str, name: str, n: int) -> None:  # noqa: ANN001
+    """A step that lists its transfers fails here; so do steps that are taken one by one."""
+    machine = em.custom_machine("switch(8, 196GB/s, 1us) / switch(1024, 196GB/s, 1us, taper=2)")
+    make = find(op, name)
+    assert make is not None
+    group = group_of(range(n), machine)
+    schedule = make(group, 3) if op in ("broadcast", "reduce") else make(group)
+    listed = 0
+
+    def counted(part: Round, *others: object) -> object:
+        nonlocal listed
+        listed += len(part.src)
+        return load_round(part, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("emulator.fabric.cost.load_round", counted)
+    load = load_schedule(schedule, machine, tuple(range(n)), machine.fabric.transports[0])
+    assert load.time_s(1 << 20) > 0
+    assert (
+        listed + sum(part.src.size for part in schedule.rounds if isinstance(part, Round)) < 2**21
+    )
