@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emulator as em
@@ -25,10 +24,12 @@ from emulator.collectives import (
     pairwise,
 )
 from emulator.collectives.schedule import Round, Wide
+from emulator.collectives.traffic import Shift
+from emulator.fabric import network_of
 from emulator.fabric.cost import dies_of, load_schedule, transports_for
 from emulator.fabric.steps import load_round
-from emulator.fabric.wide_steps import WideSteps
-from emulator.machines import Machine
+from emulator.fabric.wide_steps import WideSteps, load_listed
+from tests.random_machines import groups, machines
 
 WIDE = {
     "all_reduce": ("full_mesh", "pairwise"),
@@ -38,8 +39,6 @@ WIDE = {
     "broadcast": ("full_mesh", "pipeline", "ring"),
     "reduce": ("full_mesh", "pipeline", "ring"),
 }
-FAULTS = ({"planes": [2]}, {"links": {"node0/plane1": 0.5}}, {"links": {"device1": 0.5}})
-POD = em.cloudmatrix384()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,49 +48,6 @@ def _small_groups_are_wide_too() -> Iterator[None]:
             patch.setattr(module, "MANY", 2)
         patch.setattr(hierarchical, "_LISTED", 40)
         yield
-
-
-@st.composite
-def fabrics(draw: st.DrawFn) -> Machine:
-    """Levels of every kind, sometimes with a slow link."""
-    parts, count = [], 1
-    for _ in range(draw(st.integers(1, 3))):
-        kind = draw(st.sampled_from(["full_mesh", "ring", "mesh", "torus", "switch", "switch"]))
-        grid = kind in ("mesh", "torus")
-        sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3 if grid else 1))
-        rate, latency = draw(st.sampled_from([25, 50, 196])), draw(st.sampled_from([0.3, 1]))
-        more = ""
-        if kind == "switch":
-            more = f", planes={draw(st.integers(1, 3))}, taper={draw(st.sampled_from([1, 2.5]))}"
-        parts.append(f"{kind}({', '.join(map(str, sizes))}, {rate}GB/s, {latency}us{more})")
-        count *= math.prod(sizes)
-    assume(1 < count < 400)
-    machine = em.custom_machine(" / ".join(parts), node_levels=draw(st.integers(1, len(parts))))
-    if draw(st.integers(0, 4)) == 0:
-        links = [link.name for link in machine.links()]
-        assume(links)
-        machine = machine.degrade(links={draw(st.sampled_from(links)): 0.4})
-    return machine
-
-
-@st.composite
-def machines(draw: st.DrawFn) -> Machine:
-    if draw(st.booleans()):
-        return draw(fabrics())
-    pod = em.cloudmatrix384(
-        draw(st.sampled_from(["package", "die"])), draw(st.sampled_from([1, 2]))
-    )
-    return draw(st.sampled_from([pod, em.gb200_nvl72(), *(POD.degrade(**f) for f in FAULTS)]))
-
-
-@st.composite
-def groups(draw: st.DrawFn, machine: Machine) -> list[int]:
-    count = draw(st.integers(2, min(len(machine.devices), 40)))
-    numbers = machine.devices
-    if draw(st.booleans()):
-        return [*numbers[:count]]
-    near = st.sampled_from(numbers[: max(count, 60)])
-    return draw(st.lists(near | st.sampled_from(numbers), min_size=2, max_size=count, unique=True))
 
 
 @st.composite
@@ -156,6 +112,32 @@ def test_at_once_or_one_by_one(data: st.DataObject) -> None:
 @settings(max_examples=3000)
 def test_at_once_or_one_by_one_at_length(data: st.DataObject) -> None:
     check_case(data)
+
+
+@pytest.mark.parametrize(
+    "fabric",
+    [
+        "ring(7, 50GB/s, 1us)",
+        "ring(2, 50GB/s, 1us) / ring(6, 25GB/s, 1us)",
+        "torus(4, 3, 2, 50GB/s, 0.3us)",
+        "mesh(5, 4, 50GB/s, 0.3us)",
+        "full_mesh(4, 50GB/s, 0.2us) / mesh(3, 25GB/s, 1us) / torus(2, 5, 196GB/s, 0.3us)",
+    ],
+)
+def test_rotations_of_all_devices_of_direct_levels(fabric: str) -> None:
+    machine = em.custom_machine(fabric)
+    dies, transport = np.arange(machine.num_devices), machine.fabric.transports[0]
+    rates = np.array([level.bytes_per_s for level in machine.fabric.levels])
+    wide = WideSteps(machine, dies, transport)
+    for by in range(1, machine.num_devices):
+        assert network_of(machine).rotation_s(dies[None], by, rates) is not None
+        step = Shift(dies[None], by, 1, reduce=False)
+        quick = wide.load(Wide((step,), lambda: pytest.fail("listed")))
+        plain = load_listed((step,), machine, dies, transport)
+        assert quick is not None and plain is not None
+        assert quick.port_s == pytest.approx(plain.port_s, rel=1e-11)
+        assert quick.latency_s == pytest.approx(plain.latency_s, rel=1e-11)
+        assert quick.tier_slots == plain.tier_slots
 
 
 def test_every_wide_algorithm_is_wide() -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from emulator.fabric.detours import Detours
 from emulator.fabric.level_exchange import exchange_latency_s, exchange_work
+from emulator.fabric.level_rotation import busiest_s, farthest_s
 from emulator.fabric.network import Cut, Floats, Ints, Loads, blocks, over, parts_of, renamed
 from emulator.machines import Machine
 from emulator.machines.faults import NONE
@@ -161,6 +162,15 @@ class LevelNetwork:
 
     def lone_s(self, rates: Floats) -> Floats | None:
         return 1 / rates if self.switched else None
+
+    def rotation_s(self, ranks: Ints, by: int, rates: Floats) -> tuple[float, float] | None:
+        direct = all(part.level.kind != "switch" for part in self.levels)
+        every = np.arange(self.machine.num_devices)
+        if not direct or not np.array_equal(rates, self.limits):
+            return None
+        if not np.array_equal(ranks, every[None]):
+            return None
+        return busiest_s(self.wires, by), farthest_s(self.wires, by)
 
     def uplinks_s(self) -> list[tuple[int, int, float]]:
         return [

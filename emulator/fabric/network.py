@@ -79,6 +79,12 @@ class Network(Protocol):
         """
         ...
 
+    def rotation_s(self, ranks: Ints, by: int, rates: Floats) -> tuple[float, float] | None:
+        """(seconds per byte of the busiest link, latency) if each of `ranks` [group, position]
+        sends to the one `by` positions further; None where only single transfers tell.
+        """
+        ...
+
     def uplinks_s(self) -> list[tuple[int, int, float]]:
         """(tier, dies, seconds per byte): transfers across the tier share the uplinks of so many
         neighbouring dies.

@@ -126,6 +126,9 @@ class Bundles:
     def lone_s(self, rates: Floats) -> Floats | None:
         return 1 / rates
 
+    def rotation_s(self, ranks: Ints, by: int, rates: Floats) -> tuple[float, float] | None:
+        return None
+
     def uplinks_s(self) -> list[tuple[int, int, float]]:
         if "pod" not in self.names:
             return []

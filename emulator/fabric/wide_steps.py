@@ -186,23 +186,27 @@ class Shifts:
         self.ranks = ranks
         self._units: dict[tuple[int, bool], StepLoad | None] = {}
         network = network_of(machine)
-        ports_s = network.lone_s(reached(machine, transport)) if network.whole else None
+        self.network = network
+        self.rates = reached(machine, transport)
+        self.places = dies[ranks]
+        ports_s = network.lone_s(self.rates) if network.whole else None
         if len(np.unique(ranks)) < ranks.size:  # a rank in two groups shares its port
             ports_s = None
         self.ports_s = None if ports_s is None else ports_s.tolist()
-        if self.ports_s is None:
-            return
-        places = dies[ranks]
         self.names = machine.fabric.tier_names
         self.costs = message_costs(transport, machine).tolist()
         self.latencies = [
             t.read_latency_s if transport.reads else t.write_latency_s for t in machine.fabric.tiers
         ]
         # Who shares what encloses a tier, twice in a row so that a rotation is a window.
-        self.labels = [_twice(places // size) for size in network.enclosures[:-1]]
-        self.uplinks = [
-            (tier, seconds, _twice(places // size)) for tier, size, seconds in network.uplinks_s()
-        ]
+        self.labels: list[Ints] = []
+        self.uplinks: list[tuple[int, float, Ints]] = []
+        if network.whole:
+            self.labels = [_twice(self.places // size) for size in network.enclosures[:-1]]
+            self.uplinks = [
+                (tier, seconds, _twice(self.places // size))
+                for tier, size, seconds in network.uplinks_s()
+            ]
 
     def load(self, by: int, width: int, reduce: bool) -> StepLoad | None:
         """The step in which each rank sends `width` slots to the one `by` positions further."""
@@ -220,17 +224,36 @@ class Shifts:
         )
 
     def _unit(self, by: int, reduce: bool) -> StepLoad | None:
-        if self.ports_s is None:
+        if by == 0:
+            return None
+        known = None
+        if self.network.whole and self.ports_s is None:
+            known = self.network.rotation_s(self.places, by, self.rates)
+        if self.ports_s is None and known is None:
             step = Shift(self.ranks, by, 1, reduce)
             return load_listed((step,), self.machine, self.dies, self.transport)
         m = self.ranks.shape[1]
-        if by == 0:
-            return None
         inside = [labels[:, :m] == labels[:, by : by + m] for labels in self.labels]
         together = [*(int(np.count_nonzero(same)) for same in inside), self.ranks.size]
         slots = [now - before for before, now in zip([0, *together], together, strict=False)]
         tiers = [i for i, count in enumerate(slots) if count]
         check_reach(self.machine, self.transport, tiers)
+        port_s, latency_s = known or self._ends_s(by, inside, slots, tiers)
+        return StepLoad(
+            repeat=1,
+            port_s=steady(port_s),
+            added=int(reduce),
+            latency_s=latency_s,
+            message_s=steady(max(self.costs[i] for i in tiers)),
+            tier_slots=tuple((self.names[i], slots[i]) for i in tiers),
+        )
+
+    def _ends_s(
+        self, by: int, inside: list[Ints], slots: list[int], tiers: list[int]
+    ) -> tuple[float, float]:
+        """(seconds per byte of the busiest link, latency) where transfers share only uplinks."""
+        assert self.ports_s is not None  # asked for by `_unit` only then
+        m = self.ranks.shape[1]
         port_s = max(self.ports_s[i] for i in tiers)
         for tier, seconds, labels in self.uplinks:
             if slots[tier]:
@@ -239,14 +262,7 @@ class Shifts:
                     away &= inside[tier]
                 for ends in (labels[:, :m], labels[:, by : by + m]):
                     port_s = max(port_s, float(np.bincount(ends[away]).max()) * seconds)
-        return StepLoad(
-            repeat=1,
-            port_s=steady(port_s),
-            added=int(reduce),
-            latency_s=max(self.latencies[i] for i in tiers),
-            message_s=steady(max(self.costs[i] for i in tiers)),
-            tier_slots=tuple((self.names[i], slots[i]) for i in tiers),
-        )
+        return port_s, max(self.latencies[i] for i in tiers)
 
 
 def _twice(table: Ints) -> Ints:
