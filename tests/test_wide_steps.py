@@ -32,9 +32,9 @@ from emulator.fabric.wide_steps import WideSteps, load_listed
 from tests.random_machines import groups, machines
 
 WIDE = {
-    "all_reduce": ("full_mesh", "pairwise"),
-    "reduce_scatter": ("full_mesh", "pairwise"),
-    "all_gather": ("full_mesh", "pairwise"),
+    "all_reduce": ("full_mesh", "pairwise", "pipeline"),
+    "reduce_scatter": ("full_mesh", "pairwise", "pipeline"),
+    "all_gather": ("full_mesh", "pairwise", "pipeline"),
     "all_to_all": ("full_mesh", "pairwise", "ring", "bruck", "hierarchical"),
     "broadcast": ("full_mesh", "pipeline", "ring"),
     "reduce": ("full_mesh", "pipeline", "ring"),
@@ -142,7 +142,7 @@ def test_rotations_of_all_devices_of_direct_levels(fabric: str) -> None:
 
 def test_every_wide_algorithm_is_wide() -> None:
     """Or the tests above would compare lists with lists."""
-    group = Group(tuple(np.repeat(np.arange(6), 5).tolist()))
+    group = Group((*np.repeat(np.arange(6), 5).tolist(), 6, 6))  # a pipeline is so if nodes differ
     for op, names in WIDE.items():
         assert set(names) <= set(ALGORITHMS[op])
         for name in names:

@@ -123,7 +123,7 @@ def all_to_all(group: Group) -> Schedule:
 def _by_place(group: Group) -> tuple[Round, Round]:
     """The two steps of the all_to_all, block by block."""
     n = group.n
-    place, table, sizes = _places(group), _member_table(group), _sizes(group)
+    place, table, sizes = _places(group), member_table(group), node_sizes(group)
     node_of = np.asarray(group.nodes)
     src, dst = (a.reshape(-1) for a in np.meshgrid(np.arange(n), np.arange(n), indexing="ij"))
     middle = table[node_of[src], place[dst] % sizes[node_of[src]]]
@@ -157,7 +157,7 @@ def _inside_traffic(group: Group) -> tuple[Traffic, ...]:
 
 def _outside_traffic(group: Group) -> tuple[Traffic, ...]:
     """Each rank gets a node's blocks from the member that stands for its place."""
-    n, place, table, sizes = group.n, _places(group), _member_table(group), _sizes(group)
+    n, place, table, sizes = group.n, _places(group), member_table(group), node_sizes(group)
     if n * len(sizes) <= _LISTED:
         home, dst = np.repeat(np.arange(len(sizes)), n), np.tile(np.arange(n), len(sizes))
         away = home != np.asarray(group.nodes)[dst]
@@ -174,7 +174,7 @@ def _outside_traffic(group: Group) -> tuple[Traffic, ...]:
     return tuple(traffic)
 
 
-def _member_table(group: Group) -> IntArray:
+def member_table(group: Group) -> IntArray:
     """The ranks of each node [node, place], -1 beyond its last."""
     nodes = group.members()
     table = np.full((len(nodes), max(len(members) for members in nodes)), -1, dtype=np.int32)
@@ -183,7 +183,7 @@ def _member_table(group: Group) -> IntArray:
     return table
 
 
-def _sizes(group: Group) -> IntArray:
+def node_sizes(group: Group) -> IntArray:
     """Ranks of each node."""
     return np.bincount(np.asarray(group.nodes))
 

@@ -201,10 +201,15 @@ def runs_of(
         sizes = np.array([len(b) for b in blocks], dtype=int)
         row, nth = unrolled(count)
         block = block[row] + nth * apart
-        of, nth = unrolled(sizes[block])
         every = np.concatenate([np.asarray(b, dtype=np.int32) for b in blocks])
-        slot = every[(np.cumsum(sizes) - sizes)[block[of]] + nth]
-        return row[of], slot, np.ones_like(slot), stride
+        start = np.cumsum(sizes) - sizes
+        if stride := _spacing(every, start, sizes):  # a run for each block, of its own length
+            some = sizes[block] > 0
+            row, block = row[some], block[some]
+            return row, every[start[block]], sizes[block], stride
+        of, nth = unrolled(sizes[block])
+        slot = every[start[block[of]] + nth]
+        return row[of], slot, np.ones_like(slot), 1
     starts, between, size, inside = line
     if not size:
         none = np.zeros(0, dtype=np.int32)
@@ -234,6 +239,15 @@ def runs(mask: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     edges = np.flatnonzero(padded[:, 1:] != padded[:, :-1]).reshape(-1, 2)
     row, first = np.divmod(edges[:, 0], columns + 1)
     return row, first, edges[:, 1] - edges[:, 0]
+
+
+def _spacing(every: IntArray, start: IntArray, sizes: IntArray) -> int:
+    """How far apart the slots of each block are if all are evenly spaced upwards; 0 if not."""
+    inside = np.ones(len(every), dtype=bool)
+    inside[start[sizes > 0]] = False
+    apart = np.diff(every, prepend=0)[inside]
+    even = len(apart) == 0 or (apart[0] > 0 and bool((apart == apart[0]).all()))
+    return (int(apart[0]) if len(apart) else 1) if even else 0
 
 
 def _line(blocks: Blocks) -> tuple[list[int], int, int, int] | None:

@@ -7,6 +7,8 @@ pairs either. Each form below says the same as its `listed` transfers, which are
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,29 @@ class Sends:
     def listed(self) -> list[Transfers]:
         """(source, destination, slots), in parts of bounded size."""
         return [(self.src, self.dst, self.width)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """Transfers (source, destination, slots) that are made each time they are asked for: many such
+    steps together would not fit.
+    """
+
+    make: Callable[[], Transfers]
+    reduce: bool
+
+    def among(self, table: Ints) -> tuple[Made, ...]:
+        """The same among each row of `table` [group, rank]."""
+
+        def moved(row: Ints) -> Transfers:
+            src, dst, width = self.make()
+            return row[src], row[dst], width
+
+        return tuple(Made(functools.partial(moved, row), self.reduce) for row in table)
+
+    def listed(self) -> list[Transfers]:
+        """(source, destination, slots), in parts of bounded size."""
+        return [self.make()]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -111,4 +136,4 @@ class Chain:
         return [(src, dst, np.ones(len(src), np.int32))]
 
 
-Traffic = Sends | Exchange | Shift | Chain
+Traffic = Sends | Made | Exchange | Shift | Chain

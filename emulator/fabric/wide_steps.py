@@ -29,6 +29,8 @@ from emulator.fabric.steps import (
 from emulator.machines import Machine
 from emulator.machines.fabric import Transport
 
+_AT_A_TIME = 2**18  # transfers that are listed together
+
 
 class StepSum:
     """What the parts of one step load, all together."""
@@ -132,15 +134,27 @@ def load_listed(
     not symmetric also the other dies of that device.
     """
     total = StepSum(machine, transport)
-    for item in traffic:
-        _list(item, total, dies)
+    _list(traffic, total, dies)
     return total.step()
 
 
-def _list(item: Traffic, total: StepSum, dies: Ints) -> None:
-    for src, dst, width in item.listed():
+def _list(traffic: Iterable[Traffic], total: StepSum, dies: Ints) -> None:
+    """Adds the transfers of all of `traffic`, many at a time."""
+    waiting: list[tuple[Ints, ...]] = []
+
+    def add() -> None:
+        src, dst, width, reduce = (np.concatenate(x) for x in zip(*waiting, strict=True))
         for place in range(total.copies):
-            total.transfers(dies[src] + place, dies[dst] + place, width, item.reduce)
+            total.transfers(dies[src] + place, dies[dst] + place, width, reduce)
+        waiting.clear()
+
+    for item in traffic:
+        for src, dst, width in item.listed():
+            waiting.append((src, dst, width, np.broadcast_to(item.reduce, src.shape)))
+            if sum(len(part[0]) for part in waiting) > _AT_A_TIME:
+                add()
+    if waiting:
+        add()
 
 
 class WideSteps:
@@ -170,9 +184,12 @@ class WideSteps:
                 self._chains[id(chain.ranks)] = known
             return known.load(chain)
         total = StepSum(self.machine, self.transport)
-        for item in part.traffic:
-            if not (isinstance(item, Exchange) and total.exchange(item, self.dies)):
-                _list(item, total, self.dies)
+        rest = [
+            item
+            for item in part.traffic
+            if not (isinstance(item, Exchange) and total.exchange(item, self.dies))
+        ]
+        _list(rest, total, self.dies)
         return total.step()
 
 
