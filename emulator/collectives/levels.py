@@ -207,6 +207,14 @@ def runs_of(
             some = sizes[block] > 0
             row, block = row[some], block[some]
             return row, every[start[block]], sizes[block], stride
+        halves = [[b[first::2] for b in blocks] for first in (0, 1)]
+        if all(_evenly(half) for half in halves):  # two interleaved ones, as of blocks cut in two
+            found = [runs_of(half, block, np.ones_like(block), 1) for half in halves]
+            if found[0][3] == found[1][3]:
+                at, slot, width = (
+                    np.concatenate(x) for x in zip(*(f[:3] for f in found), strict=True)
+                )
+                return row[at], slot, width, found[0][3]
         of, nth = unrolled(sizes[block])
         slot = every[start[block[of]] + nth]
         return row[of], slot, np.ones_like(slot), 1
@@ -239,6 +247,12 @@ def runs(mask: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     edges = np.flatnonzero(padded[:, 1:] != padded[:, :-1]).reshape(-1, 2)
     row, first = np.divmod(edges[:, 0], columns + 1)
     return row, first, edges[:, 1] - edges[:, 0]
+
+
+def _evenly(blocks: Sequence[IntArray]) -> bool:
+    """Whether the slots of each block are evenly spaced, those of all alike."""
+    sizes = np.array([len(b) for b in blocks], dtype=int)
+    return bool(_spacing(np.concatenate(blocks), np.cumsum(sizes) - sizes, sizes))
 
 
 def _spacing(every: IntArray, start: IntArray, sizes: IntArray) -> int:
