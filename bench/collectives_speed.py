@@ -116,7 +116,7 @@ def larger() -> None:
         )
     ]
     for fabric, n, op, algorithm in cases:
-        pairs = [(i, (i + 1) % n) for i in range(n)] if op == "permute" else None
+        pairs = tuple((i, (i + 1) % n) for i in range(n)) if op == "permute" else None
         asked(
             f"time of {op} by {algorithm or 'its rule'}, {n} devices of {fabric.name}, 1 GiB",
             functools.partial(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,12 +25,13 @@ from emulator.collectives import (
     pairwise,
 )
 from emulator.collectives.schedule import Round, Wide
-from emulator.collectives.traffic import Shift
+from emulator.collectives.traffic import Exchange, Shift
 from emulator.fabric import network_of
 from emulator.fabric.cost import dies_of, load_schedule, transports_for
 from emulator.fabric.steps import load_round
-from emulator.fabric.wide_steps import WideSteps, load_listed
-from tests.random_machines import groups, machines
+from emulator.fabric.wide_steps import StepSum, WideSteps, load_listed
+from emulator.machines import Machine
+from tests.random_machines import POD, groups, machines
 
 WIDE = {
     "all_reduce": ("full_mesh", "pairwise", "pipeline"),
@@ -138,6 +140,37 @@ def test_rotations_of_all_devices_of_direct_levels(fabric: str) -> None:
         assert quick.port_s == pytest.approx(plain.port_s, rel=1e-11)
         assert quick.latency_s == pytest.approx(plain.latency_s, rel=1e-11)
         assert quick.tier_slots == plain.tier_slots
+
+
+TAPERED = dataclasses.replace(
+    em.cloudmatrix384("die"),
+    fabric=dataclasses.replace(POD.fabric, node_uplink_bytes_per_s=100e9),
+)
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        TAPERED,
+        em.custom_machine("torus(6, 10, 50GB/s, 0.3us)"),
+        em.custom_machine("switch(4, 50GB/s, 1us) / mesh(3, 5, 25GB/s, 1us)"),
+        em.custom_machine("ring(6, 50GB/s, 1us) / switch(10, 100GB/s, 2us, planes=2, taper=3)"),
+    ],
+    ids=lambda machine: machine.name,
+)
+@pytest.mark.parametrize("count", [24, 41])
+def test_exchanges_by_sums(machine: Machine, count: int) -> None:
+    rank = np.arange(count)
+    step = Exchange(rank, rank[::2], 1 + rank % 3, 1 + rank[::2] % 2, reduce=True)
+    dies, transport = np.arange(count) + count // 5, transports_for(machine, (0, 40))[0]
+    total = StepSum(machine, transport)
+    assert total.exchange(step, dies)
+    quick, plain = total.step(), load_listed((step,), machine, dies, transport)
+    assert quick is not None and plain is not None
+    assert quick.port_s == pytest.approx(plain.port_s, rel=1e-11)
+    assert quick.latency_s == pytest.approx(plain.latency_s, rel=1e-11)
+    assert quick.message_s == pytest.approx(plain.message_s, rel=1e-11)
+    assert (quick.added, quick.tier_slots) == (plain.added, plain.tier_slots)
 
 
 def test_every_wide_algorithm_is_wide() -> None:
