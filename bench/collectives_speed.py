@@ -9,6 +9,7 @@ process), so that the executed all_reduce is given as a ratio in the same run.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -85,33 +86,42 @@ def answering() -> None:
 
 
 def larger() -> None:
-    """8192 devices: an ideal pod of 1,024 nodes of 8."""
-    import dataclasses
-
+    """8192 devices, and numbers that no level divides: every operation by every algorithm."""
+    from emulator.collectives import ALGORITHMS
     from emulator.fabric import collective
-    from emulator.machines import cloudmatrix384
+    from emulator.machines import cloudmatrix384, custom_machine
 
-    real = cloudmatrix384("die")
-    uplinks = dataclasses.replace(real.fabric, node_uplink_bytes_per_s=8 * 196e9)
-    pod = dataclasses.replace(
-        real,
-        name="8192 dies",
-        num_devices=8192,
-        devices_per_node=8,
-        packages=4096,
-        fabric=uplinks,
+    fabrics = (
+        custom_machine("switch(8, 196GB/s, 1us) / switch(1024, 196GB/s, 1us)"),
+        custom_machine("torus(8, 8, 8, 50GB/s, 0.3us) / switch(16, 196GB/s, 1us)"),
+        cloudmatrix384(pods=22),
     )
-    for op, algorithm in (
-        ("all_reduce", "ring"),
-        ("all_reduce", None),
-        ("all_gather", None),
-        ("broadcast", None),
-        ("scatter", None),
-        ("all_to_all", None),
-    ):
+    cases = [
+        (fabrics[0], n, op, a)
+        for n in (8192, 5000)
+        for op in ALGORITHMS
+        for a in (None, *ALGORITHMS[op])
+    ]
+    cases += [
+        (fabric, 8191, op, a)
+        for fabric in fabrics[1:]
+        for op, a in (
+            ("all_reduce", "ring"),
+            ("all_reduce", "rhd"),
+            ("all_reduce", "full_mesh"),
+            ("all_to_all", "full_mesh"),
+            ("all_to_all", "bruck"),
+            ("all_to_all", "ring"),
+            ("broadcast", "pipeline"),
+        )
+    ]
+    for fabric, n, op, algorithm in cases:
+        pairs = tuple((i, (i + 1) % n) for i in range(n)) if op == "permute" else None
         asked(
-            f"time of {op} by {algorithm or 'its rule'}, 8192 devices, 1 GiB",
-            lambda op=op, a=algorithm: collective(op, 2**30, pod, algorithm=a),
+            f"time of {op} by {algorithm or 'its rule'}, {n} devices of {fabric.name}, 1 GiB",
+            functools.partial(
+                collective, op, 2**30, fabric, range(n), algorithm=algorithm, pairs=pairs
+            ),
             1.0,
         )
 

@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec as P
 import emulator as em
 from emulator.collectives import ALGORITHMS, OPS, build, group_of, hierarchical, make_round
 from emulator.fabric import bound_s, collective, concurrent, network_of, time_schedule
-from emulator.fabric.cost import dies_of, link_loads, transfers_of, transports_for
+from emulator.fabric.cost import dies_of, transports_for
 from emulator.fabric.flows import Phase, fair_rates, finish_s
 from emulator.fabric.plane_network import Bundles, Planes
+from emulator.fabric.steps import link_loads, transfers_of
 from emulator.machines import Machine, cloudmatrix384, custom_machine, gb200_nvl72
 from emulator.machines.wiring import wiring
 from emulator.timeline import Loop, Op, play
@@ -99,7 +100,7 @@ def test_bundles_and_every_link_for_itself_agree(machine: Machine) -> None:
             schedule = build(op, name, group_of(devices, machine))
             dies = dies_of(machine, devices)[0]
             transport = transports_for(machine, dies)[0]
-            for part in schedule.rounds:
+            for part in schedule.steps():
                 transfers = transfers_of(part, machine, np.array(dies))
                 if transfers is None:
                     continue

@@ -13,16 +13,16 @@ from __future__ import annotations
 import numpy as np
 
 from emulator.collectives.levels import Blocks, circulate, parallel
-from emulator.collectives.schedule import IntArray, Round
+from emulator.collectives.schedule import IntArray, Step
 
 
-def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
+def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Step], IntArray]:
     """m - 1 steps of half a block each way; ends at the owners."""
     m, owners = len(members), np.arange(len(blocks))
     return _both_ways(members, blocks, (owners + 1) % m, (owners - 1) % m, slots, True), owners
 
 
-def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> list[Round]:
+def spread(members: IntArray, blocks: Blocks, holders: IntArray, slots: int) -> list[Step]:
     """m - 1 steps of half a block each way."""
     return _both_ways(members, blocks, holders, holders, slots, False)
 
@@ -34,7 +34,7 @@ def _both_ways(
     down_starts: IntArray,
     slots: int,
     reduce: bool,
-) -> list[Round]:
+) -> list[Step]:
     up = [block[: (len(block) + 1) // 2] for block in blocks]
     down = [block[(len(block) + 1) // 2 :] for block in blocks]
     turned = len(members) - 1 - down_starts  # positions in the reversed list

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,15 +20,16 @@ from emulator.collectives import (
     tree,
 )
 from emulator.collectives.levels import Blocks, deliver
-from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make_round
+from emulator.collectives.schedule import Group, IntArray, Round, Schedule, Step, Wide, make_round
+from emulator.collectives.traffic import Exchange
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Level:
     """How one level reduces and spreads blocks, and into how many slots it wants each cut."""
 
-    reduce: Callable[[IntArray, Blocks, int], tuple[list[Round], IntArray]]
-    spread: Callable[[IntArray, Blocks, IntArray, int], list[Round]]
+    reduce: Callable[[IntArray, Blocks, int], tuple[Sequence[Step], IntArray]]
+    spread: Callable[[IntArray, Blocks, IntArray, int], Sequence[Step]]
     cuts: int = 1
 
 
@@ -76,6 +77,7 @@ def broadcast(group: Group, root: int, algorithm: str) -> Schedule:
     held = np.zeros(group.n, dtype=int)  # slots that each rank has from the scatter, its own first
     held[root] = group.n
     for part in scattered.rounds:
+        assert isinstance(part, Round)  # neither scatter makes wide steps
         np.add.at(held, part.dst, part.width)
     rounds = [*scattered.rounds, *(_without(part, held) for part in spread)]
     return _schedule("broadcast", group, algorithm, slots, rounds, root=root)
@@ -96,10 +98,24 @@ def _flat(group: Group, algorithm: str) -> tuple[Level, IntArray, Blocks, int]:
     return level, np.arange(group.n, dtype=np.int32), blocks, group.n * level.cuts
 
 
-def _without(part: Round, held: IntArray) -> Round:
-    """The copies of a round but for what their receivers hold already: `held[r]` slots from slot r
+def _without(part: Step, held: IntArray) -> Step:
+    """The copies of a step but for what their receivers hold already: `held[r]` slots from slot r
     of rank r on, past the last to the first.
     """
+    if isinstance(part, Round):
+        return _round_without(part, held)
+    # Only the full mesh spreads in a wide step, and its scatter leaves each rank its own block.
+    lacking = held < len(held)
+    traffic = tuple(
+        dataclasses.replace(item, take=np.where(lacking[item.receivers], item.take, 0))
+        for item in part.traffic
+        if isinstance(item, Exchange)
+    )
+    return Wide(traffic, lambda: _round_without(part.listed(), held))
+
+
+def _round_without(part: Round, held: IntArray) -> Round:
+    """`_without` of a round."""
     n, first, stride = len(held), part.src_slot, part.stride
     end = part.dst + held[part.dst]
     rows, nths, widths = [], [], []
@@ -121,7 +137,7 @@ def _schedule(
     group: Group,
     algorithm: str,
     slots: int,
-    rounds: list[Round],
+    rounds: Sequence[Step],
     cuts: int = 1,
     root: int = 0,
 ) -> Schedule:

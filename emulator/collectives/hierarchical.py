@@ -15,10 +15,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from emulator.collectives.flat import LEVELS
-from emulator.collectives.levels import Blocks, deliver, parallel, side_by_side
-from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make_round
+from emulator.collectives.levels import MANY, Blocks, deliver, parallel, side_by_side
+from emulator.collectives.schedule import Group, IntArray, Round, Schedule, Step, Wide, make_round
+from emulator.collectives.traffic import Exchange, Sends, Traffic
 
 _Column = tuple[IntArray, list[IntArray]]
+_LISTED = 2**19  # transfers of a step that are no burden
 
 
 def all_reduce(group: Group, inner: str = "full_mesh", outer: str = "ring") -> Schedule:
@@ -34,10 +36,10 @@ def all_reduce(group: Group, inner: str = "full_mesh", outer: str = "ring") -> S
     chunks = [_cut(np.arange(b, count * local, local), cuts) for b in range(local)]
     blocks = [pieces.reshape(-1) for pieces in chunks]
 
-    def reduce(members: IntArray) -> tuple[list[Round], IntArray]:
+    def reduce(members: IntArray) -> tuple[Sequence[Step], IntArray]:
         return LEVELS[inner].reduce(members, blocks, slots)
 
-    def spread(members: IntArray) -> list[Round]:
+    def spread(members: IntArray) -> Sequence[Step]:
         return LEVELS[inner].spread(members, blocks, places[len(members)], slots)
 
     places = {size: reduce(np.arange(size))[1] for size in {len(m) for m in nodes}}
@@ -63,7 +65,7 @@ def reduce_scatter(group: Group, inner: str = "full_mesh", outer: str = "ring") 
     nodes, cuts = group.members(), _cuts(inner, outer)
     slots = group.n * cuts
 
-    def inside(members: IntArray) -> list[Round]:
+    def inside(members: IntArray) -> list[Step]:
         blocks = _whole(_blocks_inside(group, len(members)), cuts)
         rounds, holders = LEVELS[inner].reduce(members, blocks, slots)
         return [*rounds, *deliver(members, blocks, holders)]
@@ -87,7 +89,7 @@ def all_gather(group: Group, inner: str = "full_mesh", outer: str = "ring") -> S
         for column, pieces in columns(group)
     ]
 
-    def inside(members: IntArray) -> list[Round]:
+    def inside(members: IntArray) -> Sequence[Step]:
         blocks = _whole(_blocks_inside(group, len(members)), cuts)
         return LEVELS[inner].spread(members, blocks, np.arange(len(members)), slots)
 
@@ -100,13 +102,29 @@ def all_to_all(group: Group) -> Schedule:
     destination's node.
     """
     n = group.n
-    nodes = group.members()
-    place = _places(group)
+    sizes = np.array([len(members) for members in group.members()])
+
+    def one() -> Round:
+        return _by_place(group)[0]
+
+    def two() -> Round:
+        return _by_place(group)[1]
+
+    rounds = [Wide(_inside_traffic(group), one), Wide(_outside_traffic(group), two)]
+    return Schedule(
+        op="all_to_all",
+        algorithm="hierarchical",
+        ranks=n,
+        slots=2 * n + int(sizes.max()) * n,
+        rounds=tuple(rounds[: min(2, len(sizes))]),
+    )
+
+
+def _by_place(group: Group) -> tuple[Round, Round]:
+    """The two steps of the all_to_all, block by block."""
+    n = group.n
+    place, table, sizes = _places(group), member_table(group), node_sizes(group)
     node_of = np.asarray(group.nodes)
-    sizes = np.array([len(m) for m in nodes])
-    table = np.full((len(nodes), sizes.max()), -1, dtype=np.int32)
-    for g, members in enumerate(nodes):
-        table[g, : len(members)] = members
     src, dst = (a.reshape(-1) for a in np.meshgrid(np.arange(n), np.arange(n), indexing="ij"))
     middle = table[node_of[src], place[dst] % sizes[node_of[src]]]
     # Scratch: one slot for each (place of the source in the node, destination).
@@ -117,11 +135,57 @@ def all_to_all(group: Group) -> Schedule:
     )
     out = ~inside
     two = make_round(middle[out], dst[out], scratch[out], n + src[out], reduce=False)
-    slots = 2 * n + int(sizes.max()) * n
-    rounds = [one, two] if out.any() else [one]
-    return Schedule(
-        op="all_to_all", algorithm="hierarchical", ranks=n, slots=slots, rounds=tuple(rounds)
-    )
+    return one, two
+
+
+def _inside_traffic(group: Group) -> tuple[Traffic, ...]:
+    """Member j of a node gets from each other one what is meant for the ranks of its place."""
+    place, traffic, listed = _places(group), [], []
+    for members in group.members():
+        size = len(members)
+        take = np.bincount(place % size, minlength=size)
+        step = Exchange(members, members, np.ones_like(members), take, reduce=False)
+        if size > MANY:
+            traffic.append(step)
+        else:
+            listed += step.listed()
+    if listed:
+        src, dst, width = (np.concatenate(x) for x in zip(*listed, strict=True))
+        return (*traffic, Sends(src, dst, width, np.zeros(len(src), bool)))
+    return tuple(traffic)
+
+
+def _outside_traffic(group: Group) -> tuple[Traffic, ...]:
+    """Each rank gets a node's blocks from the member that stands for its place."""
+    n, place, table, sizes = group.n, _places(group), member_table(group), node_sizes(group)
+    if n * len(sizes) <= _LISTED:
+        home, dst = np.repeat(np.arange(len(sizes)), n), np.tile(np.arange(n), len(sizes))
+        away = home != np.asarray(group.nodes)[dst]
+        home, dst = home[away], dst[away]
+        src = table[home, place[dst] % sizes[home]]
+        return (Sends(src, dst, sizes[home], np.zeros(len(src), bool)),)
+    traffic = []
+    for size in np.unique(sizes).tolist():
+        for at in range(size):
+            senders = table[sizes == size, at]
+            receivers = np.flatnonzero(place % size == at)  # of its own node, only the sender
+            give, take = np.full(len(senders), size), np.ones_like(receivers)
+            traffic.append(Exchange(senders, receivers, give, take, reduce=False))
+    return tuple(traffic)
+
+
+def member_table(group: Group) -> IntArray:
+    """The ranks of each node [node, place], -1 beyond its last."""
+    nodes = group.members()
+    table = np.full((len(nodes), max(len(members) for members in nodes)), -1, dtype=np.int32)
+    for row, members in zip(table, nodes, strict=True):
+        row[: len(members)] = members
+    return table
+
+
+def node_sizes(group: Group) -> IntArray:
+    """Ranks of each node."""
+    return np.bincount(np.asarray(group.nodes))
 
 
 def _places(group: Group) -> IntArray:
@@ -178,7 +242,7 @@ def _schedule(
     op: str,
     group: Group,
     slots: int,
-    rounds: Sequence[Round],
+    rounds: Sequence[Step],
     inner: str,
     outer: str,
     cuts: int = 1,

@@ -18,9 +18,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emulator.collectives.schedule import IntArray, Round, join_rounds, make_round, unrolled
+from emulator.collectives.schedule import (
+    IntArray,
+    Round,
+    Step,
+    Wide,
+    join_steps,
+    make_round,
+    unrolled,
+)
 
 Blocks = Sequence[IntArray] | IntArray
+
+MANY = 64
+"""Members from which on a step between all pairs is not listed for the time reading."""
 
 
 class Hop(NamedTuple):
@@ -40,8 +51,8 @@ def deliver(members: IntArray, blocks: Blocks, holders: IntArray) -> list[Round]
     return send(members, blocks, np.asarray(holders), every, every, reduce=False)
 
 
-def parallel(groups: Sequence[Sequence[Round]], slots: int) -> list[Round]:
-    """The rounds of several groups, step by step at the same time."""
+def parallel(groups: Sequence[Sequence[Step]], slots: int) -> list[Step]:
+    """The steps of several groups, one by one at the same time."""
     groups = [g for g in groups if g]
     if len(groups) <= 1:
         return list(groups[0]) if groups else []
@@ -51,20 +62,23 @@ def parallel(groups: Sequence[Sequence[Round]], slots: int) -> list[Round]:
         turns = [_joint_turn(column, slots) for column in columns]
         if all(ok for ok, _ in turns):
             return [
-                join_rounds(c, c[0].repeat, turn)
+                join_steps(c, c[0].repeat, turn)
                 for c, (_, turn) in zip(columns, turns, strict=True)
             ]
-    unrolled = [[step for part in g for step in part.steps()] for g in groups]
+    unrolled = [
+        [step for part in g for step in ([part] if isinstance(part, Wide) else part.steps())]
+        for g in groups
+    ]
     return [
-        join_rounds([s for s in steps if s is not None], 1, None)
+        join_steps([s for s in steps if s is not None], 1, None)
         for steps in itertools.zip_longest(*unrolled)
     ]
 
 
 def side_by_side(
-    groups: Sequence[IntArray], make: Callable[[IntArray], Sequence[Round]], slots: int
-) -> list[Round]:
-    """The rounds `make(members)` of several groups of ranks at the same time; groups of one size do
+    groups: Sequence[IntArray], make: Callable[[IntArray], Sequence[Step]], slots: int
+) -> list[Step]:
+    """The steps `make(members)` of several groups of ranks at the same time; groups of one size do
     the same with the same slots.
     """
     tables: dict[int, list[IntArray]] = {}
@@ -79,8 +93,15 @@ def side_by_side(
     )
 
 
-def _copies(part: Round, table: IntArray) -> Round:
-    """A round among positions done by each row of `table` [group, position]."""
+def _copies(part: Step, table: IntArray) -> Step:
+    """A step among positions done by each row of `table` [group, position]."""
+    if isinstance(part, Wide):
+        traffic = tuple(moved for item in part.traffic for moved in item.among(table))
+        return Wide(traffic, lambda: _round_copies(part.listed(), table))
+    return _round_copies(part, table)
+
+
+def _round_copies(part: Round, table: IntArray) -> Round:
     src, dst = (table[:, ends].astype(np.int32).reshape(-1) for ends in (part.src, part.dst))
     first, last, width, reduce = (
         np.tile(x, len(table)) for x in (part.src_slot, part.dst_slot, part.width, part.reduce)
@@ -180,10 +201,23 @@ def runs_of(
         sizes = np.array([len(b) for b in blocks], dtype=int)
         row, nth = unrolled(count)
         block = block[row] + nth * apart
-        of, nth = unrolled(sizes[block])
         every = np.concatenate([np.asarray(b, dtype=np.int32) for b in blocks])
-        slot = every[(np.cumsum(sizes) - sizes)[block[of]] + nth]
-        return row[of], slot, np.ones_like(slot), stride
+        start = np.cumsum(sizes) - sizes
+        if stride := _spacing(every, start, sizes):  # a run for each block, of its own length
+            some = sizes[block] > 0
+            row, block = row[some], block[some]
+            return row, every[start[block]], sizes[block], stride
+        halves = [[b[first::2] for b in blocks] for first in (0, 1)]
+        if all(_evenly(half) for half in halves):  # two interleaved ones, as of blocks cut in two
+            found = [runs_of(half, block, np.ones_like(block), 1) for half in halves]
+            if found[0][3] == found[1][3]:
+                at, slot, width = (
+                    np.concatenate(x) for x in zip(*(f[:3] for f in found), strict=True)
+                )
+                return row[at], slot, width, found[0][3]
+        of, nth = unrolled(sizes[block])
+        slot = every[start[block[of]] + nth]
+        return row[of], slot, np.ones_like(slot), 1
     starts, between, size, inside = line
     if not size:
         none = np.zeros(0, dtype=np.int32)
@@ -213,6 +247,21 @@ def runs(mask: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     edges = np.flatnonzero(padded[:, 1:] != padded[:, :-1]).reshape(-1, 2)
     row, first = np.divmod(edges[:, 0], columns + 1)
     return row, first, edges[:, 1] - edges[:, 0]
+
+
+def _evenly(blocks: Sequence[IntArray]) -> bool:
+    """Whether the slots of each block are evenly spaced, those of all alike."""
+    sizes = np.array([len(b) for b in blocks], dtype=int)
+    return bool(_spacing(np.concatenate(blocks), np.cumsum(sizes) - sizes, sizes))
+
+
+def _spacing(every: IntArray, start: IntArray, sizes: IntArray) -> int:
+    """How far apart the slots of each block are if all are evenly spaced upwards; 0 if not."""
+    inside = np.ones(len(every), dtype=bool)
+    inside[start[sizes > 0]] = False
+    apart = np.diff(every, prepend=0)[inside]
+    even = len(apart) == 0 or (apart[0] > 0 and bool((apart == apart[0]).all()))
+    return (int(apart[0]) if len(apart) else 1) if even else 0
 
 
 def _line(blocks: Blocks) -> tuple[list[int], int, int, int] | None:
@@ -280,7 +329,7 @@ def circulate(
     return [hop(start + t, 1, None) for t in range(m - 1)]
 
 
-def _joint_turn(parts: Sequence[Round], slots: int) -> tuple[bool, IntArray | None]:
+def _joint_turn(parts: Sequence[Step], slots: int) -> tuple[bool, IntArray | None]:
     """One turn that does for each part what its own does to the slots that it uses; False where
     they disagree.
     """
@@ -289,7 +338,7 @@ def _joint_turn(parts: Sequence[Round], slots: int) -> tuple[bool, IntArray | No
     merged = np.arange(slots, dtype=np.int32)
     owner = np.zeros(slots, dtype=bool)
     for part in parts:
-        if part.turn is None:
+        if isinstance(part, Wide) or part.turn is None:
             return False, None
         used = np.unique(part.single_slots().src_slot)
         clash = owner[used] & (merged[used] != part.turn[used])

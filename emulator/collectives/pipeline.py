@@ -10,10 +10,13 @@ Source: HCCL's documentation of its pipeline algorithm, max(inter, intra) (N-1) 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
-from emulator.collectives.hierarchical import columns
-from emulator.collectives.schedule import Group, IntArray, Round, Schedule, make_round
+from emulator.collectives.hierarchical import member_table, node_sizes
+from emulator.collectives.schedule import Group, IntArray, Round, Schedule, Step, Wide, make_round
+from emulator.collectives.traffic import Chain, Made
 
 
 def broadcast(group: Group, root: int = 0, pieces: int | None = None) -> Schedule:
@@ -64,50 +67,61 @@ def all_reduce(group: Group) -> Schedule:
     )
 
 
-def _gather_rounds(group: Group) -> list[Round]:
+def _gather_rounds(group: Group) -> list[Step]:
     nodes = group.members()
     if len({len(members) for members in nodes}) == 1:
-        return _even_gather(np.stack(nodes))
-    steps: list[list[tuple[int, int, int]]] = [[] for _ in nodes]
-    for column, pieces in columns(group):
-        for home, blocks in enumerate(pieces):
-            for block in blocks:
-                for step in range(len(nodes)):
-                    here = (home + step) % len(nodes)
-                    holder = int(column[here])
-                    if step + 1 < len(nodes):
-                        following = int(column[(here + 1) % len(nodes)])
-                        steps[step].append((holder, following, int(block)))
-                    steps[step] += [
-                        (holder, int(member), int(block))
-                        for member in nodes[here]
-                        if member != holder
-                    ]
-    return _rounds(steps, reduce=False)
+        return [*_even_gather(np.stack(nodes))]
+    return _uneven(group, reduce=False)
 
 
-def _reduce_rounds(group: Group) -> list[Round]:
+def _reduce_rounds(group: Group) -> list[Step]:
     nodes = group.members()
     if len({len(members) for members in nodes}) == 1:
-        return _even_reduce(np.stack(nodes))
-    count = len(nodes)
-    inside: list[list[tuple[int, int, int]]] = [[] for _ in nodes]
-    between: list[list[tuple[int, int, int]]] = [[] for _ in nodes]
-    for column, pieces in columns(group):
-        for home, blocks in enumerate(pieces):
-            for block in blocks:
-                for step in range(count):
-                    here = (home + count - 1 - step) % count
-                    holder = int(column[here])
-                    inside[step] += [
-                        (int(member), holder, int(block))
-                        for member in nodes[here]
-                        if member != holder
-                    ]
-                    if step:
-                        before = int(column[(here + 1) % count])
-                        between[step].append((before, holder, int(block)))
-    return _rounds([i + b for i, b in zip(inside, between, strict=True)], reduce=True)
+        return [*_even_reduce(np.stack(nodes))]
+    return _uneven(group, reduce=True)
+
+
+def _uneven(group: Group, *, reduce: bool) -> list[Step]:
+    """For nodes of any sizes: a step for each node, and no two alike."""
+    table, sizes = member_table(group), node_sizes(group)
+    count, widest = table.shape
+    here, place = np.arange(count)[:, None], np.arange(widest)[None]
+    after = (here + 1) % count
+
+    def moves(step: int) -> tuple[IntArray, IntArray, IntArray]:
+        """(source, destination, block). At each node are the blocks of the node `home`, each with
+        the member that stands for its place.
+        """
+        home = (here + 1 + step if reduce else here - step) % count
+        block = table[home, place]
+        holder = table[here, place % sizes[here]]
+        other = np.broadcast_to(table[:, None], (count, widest, widest))  # of the holder's node
+        inside = (block[..., None] >= 0) & (other >= 0) & (other != holder[..., None])
+        wide = (np.broadcast_to(x[..., None], inside.shape)[inside] for x in (holder, block))
+        holders, blocks = wide
+        ends = (other[inside], holders) if reduce else (holders, other[inside])
+        if step == (0 if reduce else count - 1):  # nothing between nodes
+            return *ends, blocks
+        there = table[after, place % sizes[after]]
+        between = (there, holder) if reduce else (holder, there)
+        real = block >= 0
+        src, dst = (
+            np.concatenate([one, two[real]]) for one, two in zip(ends, between, strict=True)
+        )
+        return src, dst, np.concatenate([blocks, block[real]])
+
+    def listed(step: int) -> Round:
+        src, dst, block = moves(step)
+        return make_round(src, dst, block, block, reduce=reduce)
+
+    def transfers(step: int) -> tuple[IntArray, IntArray, IntArray]:
+        src, dst, _ = moves(step)
+        return src, dst, np.ones_like(src)
+
+    return [
+        Wide((Made(functools.partial(transfers, step), reduce),), functools.partial(listed, step))
+        for step in range(count)
+    ]
 
 
 def _even_gather(nodes: IntArray) -> list[Round]:
@@ -164,24 +178,23 @@ def _alike(
     return [make_round(src, dst, slot, slot, reduce=reduce, repeat=repeat, turn=turn)]
 
 
-def _rounds(steps: list[list[tuple[int, int, int]]], *, reduce: bool) -> list[Round]:
-    rounds = []
-    for step in steps:
-        if step:
-            src, dst, slot = np.array(step).T
-            rounds.append(make_round(src, dst, slot, slot, reduce=reduce))
-    return rounds
-
-
 def _chain(op: str, group: Group, root: int, first: int, pieces: int | None) -> Schedule:
     """n - 1 hops upwards from rank `first`, one piece behind the other."""
     n = group.n
     pieces = pieces or n
+    adds = op == "reduce"
+    ranks = (first + np.arange(n)) % n
+
+    def listed(step: int, low: int, high: int) -> Round:
+        hop = np.arange(high, low - 1, -1)  # the foremost piece is the first
+        piece = step - hop
+        return make_round(ranks[hop], ranks[hop + 1], piece, piece, reduce=adds)
+
     rounds = []
     for step in range(n + pieces - 2 if n > 1 else 0):
-        piece = np.arange(max(0, step - n + 2), min(pieces, step + 1))
-        at = first + step - piece
-        rounds.append(make_round(at % n, (at + 1) % n, piece, piece, reduce=op == "reduce"))
+        low, high = max(0, step - pieces + 1), min(step, n - 2)
+        traffic = Chain(ranks, low, high, adds)
+        rounds.append(Wide((traffic,), functools.partial(listed, step, low, high)))
     return Schedule(
         op=op,
         algorithm="ring" if pieces == 1 < n else "pipeline",

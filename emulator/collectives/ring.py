@@ -8,6 +8,8 @@ bit for bit.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from emulator.collectives.levels import Blocks, circulate
@@ -16,9 +18,12 @@ from emulator.collectives.schedule import (
     IntArray,
     Round,
     Schedule,
+    Step,
+    Wide,
     join_rounds,
     make_round,
 )
+from emulator.collectives.traffic import Shift
 
 
 def reduce(members: IntArray, blocks: Blocks, slots: int) -> tuple[list[Round], IntArray]:
@@ -48,27 +53,28 @@ def all_to_all(group: Group) -> Schedule:
     )
 
 
-def all_to_all_rounds(n: int) -> list[Round]:
-    """The rounds of the ring all_to_all over ranks 0 .. n-1 with 3n slots."""
+def all_to_all_rounds(n: int) -> list[Step]:
+    """The steps of the ring all_to_all over ranks 0 .. n-1 with 3n slots."""
     rank = np.arange(n, dtype=np.int32)
-    source, hops = (a.reshape(-1) for a in np.meshgrid(rank, rank, indexing="ij"))
-    rounds = [
-        make_round(
-            source,
-            source,
-            (source + hops) % n,
-            np.where(hops == 0, n + source, 2 * n + hops),
-            reduce=False,
-        )
-    ]
     after = (rank + 1) % n
-    for step in range(n - 1):
+
+    def filled() -> Round:
+        source, hops = (a.reshape(-1) for a in np.meshgrid(rank, rank, indexing="ij"))
+        slot = np.where(hops == 0, n + source, 2 * n + hops)
+        return make_round(source, source, (source + hops) % n, slot, reduce=False)
+
+    def handed(step: int) -> Round:
         arriving = make_round(rank, after, 2 * n + step + 1, n + (rank - step) % n, reduce=False)
         going_on = n - 2 - step
-        if going_on:
-            onward = make_round(
-                rank, after, 2 * n + step + 2, 2 * n + step + 2, reduce=False, width=going_on
-            )
-            arriving = join_rounds([arriving, onward])
-        rounds.append(arriving)
-    return rounds
+        if not going_on:
+            return arriving
+        slot = 2 * n + step + 2
+        onward = make_round(rank, after, slot, slot, reduce=False, width=going_on)
+        return join_rounds([arriving, onward])
+
+    ranks = rank[None]
+    steps = (
+        Wide((Shift(ranks, 1, n - 1 - step, reduce=False),), functools.partial(handed, step))
+        for step in range(n - 1)
+    )
+    return [Wide((), filled), *steps]

@@ -30,9 +30,11 @@ pieces: block d then is slots d * cuts to d * cuts + cuts - 1.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+
+from emulator.collectives.traffic import Sends, Traffic
 
 OPS = (
     "all_reduce",
@@ -131,6 +133,30 @@ class Round:
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Wide:
+    """A step of so many transfers that they are listed only to be executed: `listed` makes the
+    round, its definition, and `traffic` says the same to the time reading.
+
+    Local copies, which take no time, are left out of `traffic`.
+    """
+
+    traffic: tuple[Traffic, ...]
+    listed: Callable[[], Round]
+
+    @property
+    def repeat(self) -> int:
+        """Wide steps are made one by one."""
+        return 1
+
+    def steps(self) -> Iterator[Round]:
+        """The step as a plain round."""
+        yield from self.listed().steps()
+
+
+Step = Round | Wide
+
+
 def make_round(
     src: Sequence[int] | IntArray,
     dst: Sequence[int] | IntArray,
@@ -184,6 +210,23 @@ def unrolled(count: IntArray) -> tuple[IntArray, IntArray]:
     return row, np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
 
 
+def join_steps(parts: Sequence[Step], repeat: int = 1, turn: IntArray | None = None) -> Step:
+    """One step with the transfers of all `parts` in their order."""
+    rounds = [part for part in parts if isinstance(part, Round)]
+    if len(rounds) == len(parts):
+        return join_rounds(rounds, repeat, turn)
+    traffic: list[Traffic] = []
+    for part in parts:
+        if isinstance(part, Wide):
+            traffic += part.traffic
+        else:
+            traffic.append(Sends(part.src, part.dst, part.width, part.reduce))
+    return Wide(
+        tuple(traffic),
+        lambda: join_rounds([p.listed() if isinstance(p, Wide) else p for p in parts]),
+    )
+
+
 def join_rounds(parts: Sequence[Round], repeat: int = 1, turn: IntArray | None = None) -> Round:
     """One round with the transfers of all `parts` in their order."""
     strides = {part.stride for part in parts if (part.width > 1).any()} or {1}
@@ -219,7 +262,7 @@ class Schedule:
     algorithm: str
     ranks: int
     slots: int
-    rounds: tuple[Round, ...]
+    rounds: tuple[Step, ...]
     root: int = 0
     pairs: tuple[tuple[int, int], ...] = ()
     cuts: int = 1
@@ -231,7 +274,7 @@ class Schedule:
             if isinstance(value, bool) or not isinstance(value, int | np.integer):
                 raise TypeError(f"Schedule.{name} must be a whole number; got {value!r}")
         if not isinstance(self.rounds, Sequence) or not all(
-            isinstance(part, Round) for part in self.rounds
+            isinstance(part, Round | Wide) for part in self.rounds
         ):
             raise TypeError(f"Schedule.rounds must be a sequence of Rounds; got {self.rounds!r}")
         if self.op not in OPS:
@@ -256,7 +299,8 @@ class Schedule:
             raise ValueError(f"Schedule.root {self.root} is outside its {self.ranks} ranks")
         step = 0
         for part in self.rounds:
-            self._check_round(part, step)
+            if isinstance(part, Round):  # the others are our own, and tested when they are listed
+                self._check_round(part, step)
             step += part.repeat
 
     @property

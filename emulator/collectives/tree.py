@@ -102,7 +102,7 @@ def gather(group: Group, root: int = 0) -> Schedule:
     """`scatter` backwards."""
     rounds = [
         make_round(r.dst, r.src, r.dst_slot, r.src_slot, reduce=False)
-        for r in reversed(scatter(group, root).rounds)
+        for r in reversed([*scatter(group, root).steps()])
     ]
     return Schedule(
         op="gather",
@@ -193,10 +193,6 @@ def _tree(n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _root(n: int) -> int:
     """The position without a parent."""
     return (1 << (n.bit_length() - 1)) - 1
-
-
-def _moved(position: int, tree: int, n: int) -> int:
-    return (position + tree) % n
 
 
 def _halvings(n: int) -> list[list[tuple[int, int, int, int]]]:

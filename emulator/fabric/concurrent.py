@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from emulator.collectives import Schedule, build, group_of
+from emulator.collectives.schedule import Wide
 from emulator.fabric.arguments import ITEM_BYTES, pair_key
 from emulator.fabric.collective import Collective, collective, slot_bytes_of
-from emulator.fabric.cost import dies_of, link_loads, load_schedule, transfers_of
+from emulator.fabric.cost import dies_of, load_schedule
 from emulator.fabric.flows import Phase, finish_s
 from emulator.fabric.in_network import NAME as IN_NETWORK
+from emulator.fabric.steps import link_loads, load_round, transfers_of
 from emulator.machines import Machine
 from emulator.machines.fabric import Transport
 
@@ -128,13 +130,17 @@ def _step_phases(
     schedule: Schedule, on: Machine, dies: tuple[int, ...], transport: Transport, slot_bytes: int
 ) -> tuple[Phase, ...]:
     load = load_schedule(schedule, on, dies, transport)
-    moving = [
-        (part, transfers)
-        for part in schedule.rounds
-        if (transfers := transfers_of(part, on, np.asarray(dies))) is not None
-    ]
+    places = np.asarray(dies)
     phases = []
-    for step, (_, transfers) in zip(load.steps, moving, strict=True):
+    for part in schedule.rounds:
+        if isinstance(part, Wide):
+            if not part.traffic:
+                continue
+            part = part.listed()
+        transfers = transfers_of(part, on, places)
+        step = load_round(part, on, places, transport)
+        if transfers is None or step is None:
+            continue
         fixed_s, wire_s = load.step_s(step, slot_bytes)
         links, busy = [], []
         for first, seconds in link_loads(on, transfers, transport):

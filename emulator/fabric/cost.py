@@ -17,27 +17,10 @@ import functools
 import numpy as np
 
 from emulator.collectives import Round, Schedule
-from emulator.fabric.network import Loads, present
-from emulator.fabric.routes import network_of
+from emulator.fabric.steps import StepLoad, load_round
+from emulator.fabric.wide_steps import WideSteps
 from emulator.machines import Machine
 from emulator.machines.fabric import Transport
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class StepLoad:
-    """One step (or `repeat` alike ones), per byte of a slot.
-
-    `port_s`: seconds on the busiest port; `added`: slots that the busiest die adds up;
-    `tier_slots`: slots that cross each tier, all ranks together; `latency_s` of the farthest
-    transfer; `message_s`: what the messages of the busiest die cost whatever their size.
-    """
-
-    repeat: int
-    port_s: float
-    added: int
-    latency_s: float
-    message_s: float
-    tier_slots: tuple[tuple[str, int], ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,16 +68,32 @@ def load_schedule(
     schedule: Schedule, machine: Machine, dies: tuple[int, ...], transport: Transport
 ) -> ScheduleLoad:
     """What the steps of `schedule` load when rank i is die `dies[i]`."""
-    steps = []
-    reduces = False
+    places = np.asarray(dies)
+    wide = WideSteps(machine, places, transport)
+    steps: list[StepLoad] = []
+    many: list[int] = []
     for part in schedule.rounds:
-        # Repetitions move other slots between the same ranks, and slots are equal: one stands for
-        # all.
-        step = _load_step(part, machine, np.asarray(dies), transport)
-        if step is not None:
+        if isinstance(part, Round):
+            # Repetitions move other slots between the same ranks, and slots are equal: one stands
+            # for all.
+            step = load_round(part, machine, places, transport)
+        else:
+            step = wide.load(part)
+        if step is None:
+            continue
+        if steps and steps[-1].alike(step):
+            many[-1] += step.repeat
+        else:
             steps.append(step)
-            reduces = reduces or bool(part.reduce.any())
-    return ScheduleLoad(transport=transport, steps=tuple(steps), reduces=reduces)
+            many.append(step.repeat)
+    return ScheduleLoad(
+        transport=transport,
+        steps=tuple(
+            step if step.repeat == count else dataclasses.replace(step, repeat=count)
+            for step, count in zip(steps, many, strict=True)
+        ),
+        reduces=any(step.added for step in steps),
+    )
 
 
 def time_schedule(
@@ -141,91 +140,3 @@ def transports_for(machine: Machine, dies: tuple[int, ...]) -> tuple[Transport, 
 def node_of_die(machine: Machine, die: int) -> int:
     """The node of a die number."""
     return die // (machine.devices_per_node * machine.dies_per_device)
-
-
-def _load_step(
-    part: Round, machine: Machine, dies: np.ndarray, transport: Transport
-) -> StepLoad | None:
-    transfers = transfers_of(part, machine, dies)
-    if transfers is None:
-        return None
-    src, dst, tier, width, adding = transfers
-    names = machine.fabric.tier_names
-    network = network_of(machine)
-    loads = link_loads(machine, transfers, transport)
-    added = int(np.bincount(dst[adding], weights=width[adding]).max()) if adding.any() else 0
-    copies = 1 if network.symmetric else machine.dies_per_device
-    crossed = tuple((names[i], int(width[tier == i].sum()) // copies) for i in present(tier))
-    return StepLoad(
-        repeat=part.repeat,
-        port_s=_steady(max(float(busy.max()) for _, busy in loads)),
-        added=added,
-        latency_s=network.latency_s(src, dst, tier, transport.reads),
-        message_s=_message_s(src, dst, tier, transport, names),
-        tier_slots=crossed,
-    )
-
-
-Transfers = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-def transfers_of(part: Round, machine: Machine, dies: np.ndarray) -> Transfers | None:
-    """(source die, destination die, tier, slots, whether it is added) of what leaves a die in a
-    step; None if nothing does. Rank i is die `dies[i]`, and on a network that is not symmetric also
-    the other dies of that device.
-    """
-    network = network_of(machine)
-    src, dst = dies[part.src], dies[part.dst]
-    width, adding = part.width.astype(float), part.reduce
-    if not network.symmetric and machine.dies_per_device > 1:
-        places = np.arange(machine.dies_per_device)[:, None]
-        src, dst = (src + places).reshape(-1), (dst + places).reshape(-1)
-        width, adding = (np.tile(values, machine.dies_per_device) for values in (width, adding))
-    tier = network.tier_between(src, dst)
-    away = tier >= 0
-    if not away.any():
-        return None
-    if away.all():
-        return src, dst, tier, width, adding
-    return src[away], dst[away], tier[away], width[away], adding[away]
-
-
-def link_loads(machine: Machine, transfers: Transfers, transport: Transport) -> Loads:
-    """Seconds per byte of a slot for which each link works."""
-    src, dst, tier, width, _ = transfers
-    names = machine.fabric.tier_names
-    rates = dict(transport.rates_bytes_per_s)
-    for i in present(tier):
-        if names[i] not in rates:
-            raise ValueError(
-                f"transport {transport.name!r} does not reach across tier {names[i]!r}; it is "
-                f"limited to one {transport.scope}"
-            )
-    reached = np.array([rates.get(name, np.nan) for name in names])
-    return network_of(machine).loads(src, dst, width, tier, reached)
-
-
-def _message_s(
-    src: np.ndarray,
-    dst: np.ndarray,
-    tier: np.ndarray,
-    transport: Transport,
-    names: tuple[str, ...],
-) -> float:
-    """Seconds for starting messages, one after the other, at the die that starts most of them.
-
-    All that goes from one die to another in a step is one message; the receiver starts it where the
-    transport reads.
-    """
-    costs = dict(transport.message_s)
-    if not costs:
-        return 0.0
-    pairs, first = np.unique(src.astype(np.int64) << 32 | dst, return_index=True)
-    starts = pairs & 0xFFFFFFFF if transport.reads else pairs >> 32
-    each = np.array([costs.get(t, 0.0) for t in names])[tier[first]]
-    return _steady(float(np.bincount(starts, weights=each).max()))
-
-
-def _steady(seconds: float) -> float:
-    """To 13 digits: sums in another order shall not make like things differ."""
-    return float(f"{seconds:.12e}")

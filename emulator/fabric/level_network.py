@@ -13,10 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emulator.fabric.detours import Detours
+from emulator.fabric.level_exchange import exchange_latency_s, exchange_work
+from emulator.fabric.level_rotation import busiest_s, farthest_s
 from emulator.fabric.network import Cut, Floats, Ints, Loads, blocks, over, parts_of, renamed
 from emulator.machines import Machine
 from emulator.machines.faults import NONE
@@ -24,6 +28,8 @@ from emulator.machines.level_wiring import LevelWires, Wires, level_wires
 
 # Told which links carry which part of which transfers: (transfers, links, parts).
 Visit = Callable[[Ints, Ints, Floats | float], None]
+
+_NOTHING = 1e-9  # relative to the largest transfer, whose smallest part is a half
 
 
 class LevelNetwork:
@@ -41,12 +47,12 @@ class LevelNetwork:
         self.dead = bool(((self.wires.capacity == 0) & (self.before.capacity > 0)).any())
         self.detours = Detours(machine, self.wires)
         self.limits = np.array([tier.bytes_per_s for tier in machine.fabric.tiers])
-        inner, *outer = self.levels
+        self.whole = not self.faulty and not machine.fabric.overrides
+        self.switched = self.levels[0].level.kind in ("full_mesh", "switch") and all(
+            part.level.kind == "switch" for part in self.levels[1:]
+        )
         self.spare = (
-            not self.dead
-            and inner.level.kind in ("full_mesh", "switch")
-            and all(part.level.kind == "switch" for part in outer)
-            and all(part.level.taper == 1 for part in self.levels)
+            not self.dead and self.switched and all(part.level.taper == 1 for part in self.levels)
         )
 
     def tier_between(self, a: Ints, b: Ints) -> Ints:
@@ -121,6 +127,58 @@ class LevelNetwork:
                 found += renamed(digit // stride)
         return found
 
+    def alike(self, src: Ints, dst: Ints) -> Ints | None:
+        """By how far each digit moves."""
+        if not self.whole:
+            return None
+        code = np.zeros(len(src), np.int64)
+        for part in self.levels:
+            kind, stride = part.level.kind, part.inner
+            for size in part.level.sizes:
+                moved = dst // stride % size - src // stride % size
+                if kind in ("full_mesh", "switch"):
+                    moved = (moved != 0).astype(np.int64)
+                code = code * (2 * size) + (moved if kind == "mesh" else moved % size) + size
+                stride *= size
+        return code
+
+    @property
+    def enclosures(self) -> tuple[int, ...]:
+        return tuple(part.inner * part.level.size for part in self.levels)
+
+    def exchange(
+        self, senders: Ints, receivers: Ints, give: Floats, take: Floats, rates: Floats
+    ) -> Loads | None:
+        if not np.array_equal(rates, self.limits):  # bytes would weigh differently by tier
+            return None
+        count = self.machine.num_devices
+        work = exchange_work(self.wires, senders, receivers, give, take, count)
+        return [(0, over(work, self.wires.capacity))]
+
+    def exchange_latency_s(self, senders: Ints, receivers: Ints, tiers: Ints, reads: bool) -> float:
+        if self.switched:
+            return max(self.levels[i].level.latency_s for i in tiers)
+        return exchange_latency_s(self.wires, senders, receivers, self.machine.num_devices)
+
+    def lone_s(self, rates: Floats) -> Floats | None:
+        return 1 / rates if self.switched else None
+
+    def rotation_s(self, ranks: Ints, by: int, rates: Floats) -> tuple[float, float] | None:
+        direct = all(part.level.kind != "switch" for part in self.levels)
+        every = np.arange(self.machine.num_devices)
+        if not direct or not np.array_equal(rates, self.limits):
+            return None
+        if not np.array_equal(ranks, every[None]):
+            return None
+        return busiest_s(self.wires, by), farthest_s(self.wires, by)
+
+    def uplinks_s(self) -> list[tuple[int, int, float]]:
+        return [
+            (k, part.inner, 1 / float(part.uplinks[0, 0].sum()))
+            for k, part in enumerate(self.levels)
+            if part.uplinks.size
+        ]
+
     def _work(self, wires: Wires, src: Ints, dst: Ints, weight: Floats) -> Floats:
         """Bytes (of a slot) over each link by the ordinary ways."""
         work = np.zeros(len(wires.capacity))
@@ -130,7 +188,11 @@ class LevelNetwork:
             work += np.bincount(links, weights=weight[which] * part, minlength=len(work))
 
         for part, which, a, b in self._segments(src, dst):
-            _visit(wires.levels[self.levels.index(part)], which, a, b, add)
+            level = wires.levels[self.levels.index(part)]
+            if part.level.kind in ("full_mesh", "switch"):
+                _visit(level, which, a, b, add)
+            else:
+                _add_along(level, work, a, b, weight[which])
         return work
 
     def _cut(self, src: Ints, dst: Ints) -> Ints:
@@ -145,8 +207,10 @@ class LevelNetwork:
         for part, which, a, b in self._segments(src, dst):
             if part.level.kind == "switch":
                 cut[which[_plane_paths(part, a, b).sum(axis=1) == 0]] = True
-            else:
+            elif part.level.kind == "full_mesh":
                 _visit(part, which, a, b, look)
+            else:
+                cut[which[_dead_along(part, a, b)]] = True
         return np.flatnonzero(cut)
 
     def _segments(self, src: Ints, dst: Ints) -> Iterator[tuple[LevelWires, Ints, Ints, Ints]]:
@@ -182,19 +246,23 @@ def _hops(part: LevelWires, a: Ints, b: Ints) -> Floats:
 
 
 def _visit(part: LevelWires, which: Ints, a: Ints, b: Ints, visit: Visit) -> None:
-    """Tells `visit` the links of one level between a and b."""
+    """Tells `visit` the links of a full mesh or a switch between a and b."""
     if part.level.kind == "switch":
         _through_switch(part, which, a, b, visit)
-    elif part.level.kind == "full_mesh":
+    else:
         slots = part.to.shape[1]
         visit(which, part.first + a * slots + b // part.inner % part.level.size, 1.0)
-    else:
-        _along(part, which, a, b, visit)
 
 
-def _along(part: LevelWires, which: Ints, a: Ints, b: Ints, visit: Visit) -> None:
-    """Hop by hop along the dimensions of a ring, mesh or torus, the first dimension first."""
-    slots = part.to.shape[1]
+# Stretches of lines: (slot, stride and size of the dimension, transfers, the line's device at place
+# 0, first place that sends, hops, part of the bytes). Backwards, the place sends to the one before.
+Stretch = tuple[int, int, int, Ints, Ints, Ints, Ints, Floats]
+
+
+def _stretches(part: LevelWires, a: Ints, b: Ints) -> Iterator[Stretch]:
+    """The ways from a to b along the dimensions of a ring, mesh or torus, the first dimension
+    first.
+    """
     stride = part.inner
     for d, size in enumerate(part.level.sizes):
         i, j = a // stride % size, b // stride % size
@@ -206,22 +274,65 @@ def _along(part: LevelWires, which: Ints, a: Ints, b: Ints, visit: Visit) -> Non
             ahead = 2 * forward <= size
             shares = (np.where(both, 0.5, ahead), np.where(both, 0.5, ~ahead))
         base = a - i * stride
-        for way, (distance, share) in enumerate(
-            zip((forward, (i - j) % size), shares, strict=True)
-        ):
-            share = np.asarray(share, float) * (distance > 0)
-            going = np.flatnonzero(share)
-            # Those with the longest way first, so that who goes on stands in front.
-            going = going[np.argsort(-distance[going], kind="stable")]
-            before, at, part_of = base[going], i[going], share[going]
-            transfers, hops = which[going], -distance[going]
-            for hop in range(-int(hops.min(initial=0))):
-                on = slice(int(np.searchsorted(hops, -hop)))
-                link = part.first + (before[on] + at[on] * stride) * slots + 2 * d + way
-                visit(transfers[on], link, part_of[on])
-                at = (at[on] + (1 if way == 0 else -1)) % size
+        for way, (hops, share) in enumerate(zip((forward, (i - j) % size), shares, strict=True)):
+            part_of = np.asarray(share, float) * (hops > 0)
+            on = np.flatnonzero(part_of)
+            if len(on):
+                yield 2 * d + way, stride, size, on, base[on], i[on], hops[on], part_of[on]
         a = base + j * stride
         stride *= size
+
+
+def _add_along(part: LevelWires, work: Floats, a: Ints, b: Ints, weight: Floats) -> None:
+    """Adds each transfer's bytes to the links on its way: what begins and ends at each place of a
+    line, summed along it.
+    """
+    table = work[part.first : part.first + part.to.size].reshape(part.to.shape)
+    for slot, stride, size, on, base, at, hops, share in _stretches(part, a, b):
+        line, bytes_ = _line(base, stride, size), weight[on] * share
+        first = at if slot % 2 == 0 else size - 1 - at  # backwards, places count from the end
+        end = first + hops
+        wide, count = line * (size + 1), len(table) // size * (size + 1)
+        change = np.bincount(wide + first, weights=bytes_, minlength=count)
+        change -= np.bincount(wide + np.minimum(end, size), weights=bytes_, minlength=count)
+        if (end > size).any():  # round the end
+            round_ = end > size
+            again, more = wide[round_], bytes_[round_]
+            change += np.bincount(again, weights=more, minlength=count)
+            change -= np.bincount(again + end[round_] - size, weights=more, minlength=count)
+        carried = np.cumsum(change.reshape(-1, size + 1)[:, :-1], axis=1)
+        # Sums that come back to nothing may leave the rounding of their parts.
+        carried[carried < _NOTHING * bytes_.max()] = 0.0
+        table[:, slot] += _by_device(carried[:, ::-1] if slot % 2 else carried, stride)
+
+
+def _dead_along(part: LevelWires, a: Ints, b: Ints) -> NDArray[np.bool_]:
+    """Whether a dead link lies on the way."""
+    dead = np.zeros(len(a), bool)
+    for slot, stride, size, on, base, at, hops, _ in _stretches(part, a, b):
+        broken = _by_line(part.links[:, slot] == 0, stride, size)
+        if slot % 2:
+            broken, at = broken[:, ::-1], size - 1 - at
+        upto = np.zeros((len(broken), 2 * size + 1), int)
+        upto[:, 1:] = np.cumsum(np.concatenate([broken, broken], axis=1), axis=1)
+        line = _line(base, stride, size)
+        dead[on] |= upto[line, at + hops] > upto[line, at]
+    return dead
+
+
+def _line(base: Ints, stride: int, size: int) -> Ints:
+    """The number of the line that begins at device `base`."""
+    return base // (stride * size) * stride + base % stride
+
+
+def _by_line(values: NDArray[Any], stride: int, size: int) -> NDArray[Any]:
+    """Values of all devices as [line, place]."""
+    return np.moveaxis(values.reshape(-1, size, stride), 1, 2).reshape(-1, size)
+
+
+def _by_device(values: NDArray[Any], stride: int) -> NDArray[Any]:
+    """`_by_line` turned back."""
+    return np.moveaxis(values.reshape(-1, stride, values.shape[1]), 1, 2).reshape(-1)
 
 
 def _plane_paths(part: LevelWires, a: Ints, b: Ints) -> Floats:

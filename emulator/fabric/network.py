@@ -20,10 +20,13 @@ class Network(Protocol):
 
     `symmetric`: the dies of a device are loaded alike, so those in the first place stand for all.
     `spare`: nothing but a die's own port limits it, whatever else runs.
+    `whole`: nothing is broken and no link has a rate of its own; `enclosures` and what stands below
+    it are meant for such networks only.
     """
 
     symmetric: bool
     spare: bool
+    whole: bool
 
     def tier_between(self, a: Ints, b: Ints) -> Ints:
         """Index in `fabric.tiers` of what joins each pair; -1 for a die and itself."""
@@ -45,6 +48,47 @@ class Network(Protocol):
 
     def pattern(self, devices: Ints) -> bytes:
         """Equal for devices in rank order among which every collective takes equally long."""
+        ...
+
+    def alike(self, src: Ints, dst: Ints) -> Ints | None:
+        """A number for each transfer, equal for those that alone take equally long; None where
+        that cannot be told.
+        """
+        ...
+
+    @property
+    def enclosures(self) -> tuple[int, ...]:
+        """How many dies share what encloses each tier, the innermost first."""
+        ...
+
+    def exchange(
+        self, senders: Ints, receivers: Ints, give: Floats, take: Floats, rates: Floats
+    ) -> Loads | None:
+        """`loads` where each of `senders` sends give x take slots to every other of `receivers`,
+        no die twice in either; None where only single transfers tell.
+        """
+        ...
+
+    def exchange_latency_s(self, senders: Ints, receivers: Ints, tiers: Ints, reads: bool) -> float:
+        """That of the farthest transfer of such an exchange, which crosses `tiers`."""
+        ...
+
+    def lone_s(self, rates: Floats) -> Floats | None:
+        """Seconds per byte for which a transfer keeps its own links busy, by tier, where no two
+        transfers with different ends share any but uplinks; None if they may.
+        """
+        ...
+
+    def rotation_s(self, ranks: Ints, by: int, rates: Floats) -> tuple[float, float] | None:
+        """(seconds per byte of the busiest link, latency) if each of `ranks` [group, position]
+        sends to the one `by` positions further; None where only single transfers tell.
+        """
+        ...
+
+    def uplinks_s(self) -> list[tuple[int, int, float]]:
+        """(tier, dies, seconds per byte): transfers across the tier share the uplinks of so many
+        neighbouring dies.
+        """
         ...
 
 
@@ -72,3 +116,15 @@ def renamed(labels: Ints) -> bytes:
 def present(tier: Ints) -> list[int]:
     """The tiers that occur (counted, which is much faster than sorting)."""
     return np.flatnonzero(np.bincount(tier)).tolist()
+
+
+def sums_by_tier(sizes: tuple[int, ...], dies: Ints, weights: Floats, at: Ints) -> Floats:
+    """[tier, die of `at`]: the sum of the `weights` of those of `dies` that the tier, and none
+    further in, joins it to. `sizes` are a network's `enclosures`.
+    """
+    nested = []
+    for size in (1, *sizes):
+        here = at // size
+        total = np.bincount(dies // size, weights=weights, minlength=int(here.max()) + 1)
+        nested.append(total[here])
+    return np.diff(np.stack(nested), axis=0)

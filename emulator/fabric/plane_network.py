@@ -26,6 +26,7 @@ from emulator.fabric.network import (
     parts_of,
     present,
     renamed,
+    sums_by_tier,
 )
 from emulator.machines import Machine
 from emulator.machines.wiring import wiring
@@ -37,6 +38,7 @@ class Bundles:
     """
 
     symmetric = True
+    whole = True
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -89,6 +91,53 @@ class Bundles:
                 found.append((first + way * machine.num_nodes, slots * each))
         return found
 
+    @property
+    def enclosures(self) -> tuple[int, ...]:
+        sizes = {"package": self.per_package, "node": self.per_node, "pod": self.per_pod}
+        return (*(sizes[name] for name in self.names[:-1]), self.machine.num_dies)
+
+    def exchange(
+        self, senders: Ints, receivers: Ints, give: Floats, take: Floats, rates: Floats
+    ) -> Loads | None:
+        machine, fabric = self.machine, self.fabric
+        ends = []
+        for at, own, others, theirs in (
+            (senders, give, receivers, take),
+            (receivers, take, senders, give),
+        ):
+            ends.append((at, own * sums_by_tier(self.enclosures, others, theirs, at)))
+        found: Loads = []
+        first = 0
+        for link in dict.fromkeys(t.link for t in fabric.tiers):
+            carried = [i for i, t in enumerate(fabric.tiers) if t.link == link]
+            for way, (at, slots) in enumerate(ends):
+                seconds = sum(over(slots[i], np.full(len(at), rates[i])) for i in carried)
+                found.append((first + way * machine.num_dies, np.bincount(at, weights=seconds)))
+            first += 2 * machine.num_dies
+        for tier, size, seconds_each in self.uplinks_s():
+            for way, (at, slots) in enumerate(ends):
+                leaving = np.bincount(at // size, weights=slots[tier])
+                found.append((first + way * machine.num_nodes, leaving * seconds_each))
+        return found
+
+    def exchange_latency_s(self, senders: Ints, receivers: Ints, tiers: Ints, reads: bool) -> float:
+        return self.latency_s(senders, receivers, tiers, reads)
+
+    def lone_s(self, rates: Floats) -> Floats | None:
+        return 1 / rates
+
+    def rotation_s(self, ranks: Ints, by: int, rates: Floats) -> tuple[float, float] | None:
+        return None
+
+    def uplinks_s(self) -> list[tuple[int, int, float]]:
+        if "pod" not in self.names:
+            return []
+        each = self.machine.dies_per_device / self.fabric.node_uplink_bytes_per_s
+        return [(self.index("pod"), self.per_node, each)]
+
+    def alike(self, src: Ints, dst: Ints) -> Ints | None:
+        return self.tier_between(src, dst)
+
     def cuts(self, devices: tuple[int, ...]) -> list[Cut]:
         """Round each device, each package where it holds several, and each node."""
         machine = self.machine
@@ -125,6 +174,7 @@ class Planes(Bundles):
     """Every lane and every uplink for itself."""
 
     symmetric = False
+    whole = False
 
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
@@ -197,6 +247,9 @@ class Planes(Bundles):
             moved = width[between, None] * share[between]
             found += self._uplink_loads(src[between], dst[between], moved, first)
         return found
+
+    def alike(self, src: Ints, dst: Ints) -> Ints | None:
+        return None
 
     def pattern(self, devices: Ints) -> bytes:
         """Also which devices and nodes have the same things wrong."""

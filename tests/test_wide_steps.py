@@ -1,0 +1,220 @@
+"""Steps of very many transfers: what the time reading takes for them is what their lists say."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import emulator as em
+from emulator.collectives import (
+    ALGORITHMS,
+    Group,
+    Schedule,
+    find,
+    flat,
+    full_mesh,
+    group_of,
+    hierarchical,
+    levels,
+    pairwise,
+)
+from emulator.collectives.schedule import Round, Wide
+from emulator.collectives.traffic import Exchange, Shift
+from emulator.fabric import network_of
+from emulator.fabric.cost import dies_of, load_schedule, transports_for
+from emulator.fabric.steps import load_round
+from emulator.fabric.wide_steps import StepSum, WideSteps, load_listed
+from emulator.machines import Machine
+from tests.random_machines import POD, groups, machines
+
+WIDE = {
+    "all_reduce": ("full_mesh", "pairwise", "pipeline"),
+    "reduce_scatter": ("full_mesh", "pairwise", "pipeline"),
+    "all_gather": ("full_mesh", "pairwise", "pipeline"),
+    "all_to_all": ("full_mesh", "pairwise", "ring", "bruck", "hierarchical"),
+    "broadcast": ("full_mesh", "pipeline", "ring"),
+    "reduce": ("full_mesh", "pipeline", "ring"),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_groups_are_wide_too() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (levels, full_mesh, pairwise, hierarchical):
+            patch.setattr(module, "MANY", 2)
+        patch.setattr(hierarchical, "_LISTED", 40)
+        yield
+
+
+@st.composite
+def schedules(draw: st.DrawFn, group: Group) -> Schedule:
+    op = draw(st.sampled_from([*WIDE]))
+    names = WIDE[op]
+    if op in ("all_reduce", "reduce_scatter", "all_gather"):
+        inner = draw(st.sampled_from([*flat.LEVELS]))
+        names += (f"{inner}/full_mesh", f"{inner}/pairwise", f"full_mesh/{inner}")
+    make = find(op, draw(st.sampled_from(names)))
+    assert make is not None
+    root = draw(st.integers(0, group.n - 1))
+    return make(group, root) if op in ("broadcast", "reduce") else make(group)
+
+
+def check_case(data: st.DataObject) -> None:
+    machine = data.draw(machines())
+    devices = data.draw(groups(machine))
+    schedule = data.draw(schedules(group_of(devices, machine)))
+    dies = np.array(dies_of(machine, tuple(devices))[0])
+    transport = data.draw(st.sampled_from(transports_for(machine, tuple(dies.tolist()))))
+    wide = WideSteps(machine, dies, transport)
+    for part in schedule.rounds:
+        if isinstance(part, Wide):
+            assert moved(part) == told(part)
+            quick, plain = wide.load(part), load_round(part.listed(), machine, dies, transport)
+            if plain is None or quick is None:
+                assert quick is plain
+                continue
+            assert quick.port_s == pytest.approx(plain.port_s, rel=1e-11)
+            assert quick.latency_s == pytest.approx(plain.latency_s, rel=1e-11)
+            assert quick.message_s == pytest.approx(plain.message_s, rel=1e-11)
+            assert (quick.added, quick.tier_slots) == (plain.added, plain.tier_slots)
+
+
+def moved(part: Wide) -> collections.Counter[tuple[int, int]]:
+    """Slots from rank to rank, by the list."""
+    step = part.listed().single_slots()
+    pairs = zip(step.src.tolist(), step.dst.tolist(), strict=True)
+    return collections.Counter(pair for pair in pairs if pair[0] != pair[1])
+
+
+def told(part: Wide) -> collections.Counter[tuple[int, int]]:
+    """Slots from rank to rank, by what the time reading is told."""
+    total: collections.Counter[tuple[int, int]] = collections.Counter()
+    for item in part.traffic:
+        for src, dst, width in item.listed():
+            for a, b, slots in zip(src.tolist(), dst.tolist(), width.tolist(), strict=True):
+                if a != b:
+                    total[a, b] += slots
+    return total
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_at_once_or_one_by_one(data: st.DataObject) -> None:
+    check_case(data)
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@settings(max_examples=3000)
+def test_at_once_or_one_by_one_at_length(data: st.DataObject) -> None:
+    check_case(data)
+
+
+@pytest.mark.parametrize(
+    "fabric",
+    [
+        "ring(7, 50GB/s, 1us)",
+        "ring(2, 50GB/s, 1us) / ring(6, 25GB/s, 1us)",
+        "torus(4, 3, 2, 50GB/s, 0.3us)",
+        "mesh(5, 4, 50GB/s, 0.3us)",
+        "full_mesh(4, 50GB/s, 0.2us) / mesh(3, 25GB/s, 1us) / torus(2, 5, 196GB/s, 0.3us)",
+    ],
+)
+def test_rotations_of_all_devices_of_direct_levels(fabric: str) -> None:
+    machine = em.custom_machine(fabric)
+    dies, transport = np.arange(machine.num_devices), machine.fabric.transports[0]
+    rates = np.array([level.bytes_per_s for level in machine.fabric.levels])
+    wide = WideSteps(machine, dies, transport)
+    for by in range(1, machine.num_devices):
+        assert network_of(machine).rotation_s(dies[None], by, rates) is not None
+        step = Shift(dies[None], by, 1, reduce=False)
+        quick = wide.load(Wide((step,), lambda: pytest.fail("listed")))
+        plain = load_listed((step,), machine, dies, transport)
+        assert quick is not None and plain is not None
+        assert quick.port_s == pytest.approx(plain.port_s, rel=1e-11)
+        assert quick.latency_s == pytest.approx(plain.latency_s, rel=1e-11)
+        assert quick.tier_slots == plain.tier_slots
+
+
+TAPERED = dataclasses.replace(
+    em.cloudmatrix384("die"),
+    fabric=dataclasses.replace(POD.fabric, node_uplink_bytes_per_s=100e9),
+)
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        TAPERED,
+        em.custom_machine("torus(6, 10, 50GB/s, 0.3us)"),
+        em.custom_machine("switch(4, 50GB/s, 1us) / mesh(3, 5, 25GB/s, 1us)"),
+        em.custom_machine("ring(6, 50GB/s, 1us) / switch(10, 100GB/s, 2us, planes=2, taper=3)"),
+    ],
+    ids=lambda machine: machine.name,
+)
+@pytest.mark.parametrize("count", [24, 41])
+def test_exchanges_by_sums(machine: Machine, count: int) -> None:
+    rank = np.arange(count)
+    step = Exchange(rank, rank[::2], 1 + rank % 3, 1 + rank[::2] % 2, reduce=True)
+    dies, transport = np.arange(count) + count // 5, transports_for(machine, (0, 40))[0]
+    total = StepSum(machine, transport)
+    assert total.exchange(step, dies)
+    quick, plain = total.step(), load_listed((step,), machine, dies, transport)
+    assert quick is not None and plain is not None
+    assert quick.port_s == pytest.approx(plain.port_s, rel=1e-11)
+    assert quick.latency_s == pytest.approx(plain.latency_s, rel=1e-11)
+    assert quick.message_s == pytest.approx(plain.message_s, rel=1e-11)
+    assert (quick.added, quick.tier_slots) == (plain.added, plain.tier_slots)
+
+
+def test_every_wide_algorithm_is_wide() -> None:
+    """Or the tests above would compare lists with lists."""
+    group = Group((*np.repeat(np.arange(6), 5).tolist(), 6, 6))  # a pipeline is so if nodes differ
+    for op, names in WIDE.items():
+        assert set(names) <= set(ALGORITHMS[op])
+        for name in names:
+            make = find(op, name)
+            assert make is not None
+            schedule = make(group, 3) if op in ("broadcast", "reduce") else make(group)
+            assert any(isinstance(part, Wide) for part in schedule.rounds), (op, name)
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        *(("all_to_all", name) for name in WIDE["all_to_all"]),
+        ("all_reduce", "full_mesh"),
+        ("all_gather", "pairwise"),
+        ("all_reduce", "ring/full_mesh"),
+        ("broadcast", "pipeline"),
+        ("reduce", "ring"),
+        ("broadcast", "full_mesh"),
+    ],
+)
+@pytest.mark.parametrize("n", [5000, 8191])
+def test_thousands_of_ranks_are_not_listed(monkeypatch, op: str, name: str, n: int) -> None:  # noqa: ANN001
+    """A step that lists its transfers fails here; so do steps that are taken one by one."""
+    machine = em.custom_machine("switch(8, 196GB/s, 1us) / switch(1024, 196GB/s, 1us, taper=2)")
+    make = find(op, name)
+    assert make is not None
+    group = group_of(range(n), machine)
+    schedule = make(group, 3) if op in ("broadcast", "reduce") else make(group)
+    listed = 0
+
+    def counted(part: Round, *others: object) -> object:
+        nonlocal listed
+        listed += len(part.src)
+        return load_round(part, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("emulator.fabric.cost.load_round", counted)
+    load = load_schedule(schedule, machine, tuple(range(n)), machine.fabric.transports[0])
+    assert load.time_s(1 << 20) > 0
+    assert (
+        listed + sum(part.src.size for part in schedule.rounds if isinstance(part, Round)) < 2**21
+    )
