@@ -248,7 +248,8 @@ def _join(total: Array, top: Array, addend: Array, grid: Grid) -> tuple[Array, A
         floored = (count.astype(jnp.int64) << max(0, wants - has)) >> places
         both += floored << (finest - wants)
     width = 64 - lax.clz(_magnitude(both)).astype(jnp.int32)
-    below = jnp.maximum(width - 1 - kept_bits, 0)
+    lowest = -126 - common + finest  # a subnormal sum is not normalised
+    below = jnp.maximum(jnp.maximum(width - 1, lowest) - kept_bits, 0)
     kept = both >> below.astype(jnp.int64)  # toward minus infinity
     return kept < 0, _magnitude(kept), common - finest + below
 

@@ -53,13 +53,15 @@ class Arithmetic:
             products are aligned and added among themselves; their sum is then cut to a multiple of
             2^(E - sum_fraction_bits) and C to one of 2^(E - addend_fraction_bits), where E is the
             larger of the products' e_max and C's exponent (-126 for a zero); both are added, and
-            the total is cut to `result_fraction_bits` bits after its leading one before it is
-            rounded. These three cuts go toward minus infinity.
+            the total is cut to `result_fraction_bits` bits after its leading one (after the place
+            of 2^-126 if that is higher) before it is rounded. These three cuts go toward minus
+            infinity.
         rounding: how a sum becomes FP32.
         min_exponent: a floor under e_max; needed when `fraction_bits` is set.
         sum_fraction_bits, addend_fraction_bits, result_fraction_bits: see `addend="joined"`.
         operand_fraction_bits: FP32 operands are first cut to this many fraction bits by
-            `operand_rounding` (TF32 10, HF32 11). `None`: used as they are.
+            `operand_rounding` (TF32 10, HF32 11). Cut toward zero, a NaN whose bits are all below
+            becomes an infinity; rounded to nearest, NaNs stay NaNs. `None`: used as they are.
         subnormal_inputs: `flush` reads subnormal operands and C as zeros of the same sign;
             `plus_zero` reads them, and zeros of either sign, as +0.
         subnormal_results: `flush` replaces every rounded sum (and in a tree every product) that is
@@ -408,7 +410,8 @@ NVIDIA_BLACKWELL = _nvidia("NVIDIA_BLACKWELL", 16, 25, -133, tf32_products=8)
 
 _AMD_SOURCE = (
     "mmasim 2.1.1; MATLAB-tensor-core b12b5a7, arXiv 2512.07004; not compared with recorded "
-    "results. Sign of zero and NaN word are assumed"
+    "results. NaN word and sign of zero are assumed, for AMD specifies neither: zeros are +0, also "
+    "those of sums that underflow from below, whose sign mmasim keeps (CDNA2 keeps it here too)"
 )
 
 

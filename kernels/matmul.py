@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from kernels import aligned, chain, exact, fixpipe, floats, operands, tiled, tree
+from kernels import aligned, arguments, chain, exact, fixpipe, floats, operands, tiled, tree
 from kernels.arithmetic import ASCEND_910C, Arithmetic
 from kernels.tiling import Tiling, check, resolve
 
@@ -49,56 +49,34 @@ def matmul(
         NotImplementedError: FP32 operands on a unit without an FP32 mode.
     """
     check(tiling)
-    a, b = _array(a), _array(b)
-    unit = arithmetic.mode(a.dtype.name, b.dtype.name)
-    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
-        raise ValueError(
-            f"matmul: expected a[..., m, k] and b[..., k, n], got {a.shape} and {b.shape}; "
-            "the last axis of a must match the second last of b"
-        )
-    try:
-        batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    except ValueError as error:
-        raise ValueError(
-            f"matmul: batch dimensions {a.shape[:-2]} and {b.shape[:-2]} do not broadcast"
-        ) from error
+    a, b = _array(a, "a"), _array(b, "b")
+    c = None if c is None else _array(c, "c")
+    unit, batch = arguments.checked(a, b, c, arithmetic)
+    arguments.check_out_dtype(out_dtype, a.dtype.name)
     size = math.prod(batch)
-    out_shape = batch + (a.shape[-2], b.shape[-1])
+    out_shape = (*batch, a.shape[-2], b.shape[-1])
     if c is not None:
-        c = _array(c)
-        accumulator = "int32" if a.dtype == jnp.int8 else "float32"
-        if c.dtype.name != accumulator:
-            raise TypeError(
-                f"matmul: expected c in {accumulator}, got {c.dtype}; {a.dtype} operands "
-                f"accumulate in {accumulator}"
-            )
-        fits = c.ndim <= len(out_shape) and all(
-            x in (1, y) for x, y in zip(c.shape[::-1], out_shape[::-1], strict=False)
-        )
-        if not fits:
-            raise ValueError(
-                f"matmul: expected c of shape {out_shape} or one that broadcasts to it, "
-                f"got {c.shape}"
-            )
         c = jnp.broadcast_to(c, out_shape).reshape(size, *out_shape[-2:])
     a = jnp.broadcast_to(a, batch + a.shape[-2:]).reshape(size, *a.shape[-2:])
     b = jnp.broadcast_to(b, batch + b.shape[-2:]).reshape(size, *b.shape[-2:])
     total = multiply(a, b, c, unit, tiling)
     if a.dtype != jnp.int8:
         total = fixpipe.round_to(total, out_dtype or jnp.float32)
-    elif out_dtype not in (None, jnp.int32):
-        raise TypeError(
-            f"matmul: INT8 operands give int32, got out_dtype={jnp.dtype(out_dtype).name}; "
-            "leave it out and dequantise the result"
-        )
     return total.reshape(out_shape)
 
 
-def _array(x: ArrayLike) -> Array:
-    """`x` as a JAX array; FP64 is not cut to FP32 behind the caller's back."""
-    if getattr(x, "dtype", None) == np.float64:
-        raise TypeError("matmul: expected BF16, FP16, FP32 or INT8, got float64; cast it first")
-    return jnp.asarray(x)
+def _array(x: ArrayLike, name: str) -> Array:
+    """`x` as a JAX array; 64 bits are not cut to 32 behind the caller's back."""
+    dtype = getattr(x, "dtype", None)
+    if dtype in (np.float64, np.int64):
+        wanted = "the accumulator's dtype" if name == "c" else "BF16, FP16, FP32 or INT8"
+        raise TypeError(f"matmul: expected {name} in {wanted}, got {dtype}; cast it first")
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"matmul: expected {name} to be an array, got {type(x).__name__}"
+        ) from error
 
 
 def multiply(

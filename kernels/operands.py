@@ -50,10 +50,13 @@ def _bits(x: Array) -> tuple[Array, Array]:
 
 
 def _cut(x: Array, cut: int, rounding: str) -> Array:
-    """FP32 numbers without their last `cut` bits; infinities and NaNs as they are."""
+    """FP32 numbers without their last `cut` bits. Cut toward zero, a NaN that has only such bits
+    is an infinity; rounded, infinities and NaNs stay as they are.
+    """
     bits, magnitude = _bits(x)
-    rounded = bits
     if rounding == "nearest_even":
         rounded = bits + ((1 << (cut - 1)) - 1) + ((bits >> cut) & 1)
-    bits = jnp.where(magnitude >= floats.INF, bits, (rounded >> cut) << cut)
+        bits = jnp.where(magnitude >= floats.INF, bits, (rounded >> cut) << cut)
+    else:
+        bits = (bits >> cut) << cut
     return lax.bitcast_convert_type(bits, x.dtype)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kernels import arguments
 from kernels.arithmetic import FP32_FMA_CHAIN, Arithmetic
 from kernels.tiling import Chain, Tiling, check, k_order, resolve
 
@@ -54,12 +55,13 @@ def matmul(
     """
     check(tiling)
     a, b = np.asarray(a), np.asarray(b)
-    arithmetic = arithmetic.mode(a.dtype.name, b.dtype.name)
+    if c is not None and not hasattr(c, "dtype"):  # Python's numbers have no dtype to be wrong
+        c = np.asarray(c, np.int32 if a.dtype == np.int8 else np.float32)
+    arithmetic, batch = arguments.checked(a, b, c, arithmetic)
     if a.dtype == np.int8:
         return _integers(a, b, c)
     if "float32" in (a.dtype.name, b.dtype.name):
         a, b = _as_float32(a), _as_float32(b)
-    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
     plan = resolve(tiling, m, k, n, a.dtype.name)
     a = np.broadcast_to(a, batch + (m, k))
@@ -177,7 +179,8 @@ def _joined(products: list[_Term], addend: _Term, arithmetic: Arithmetic) -> int
     both = 0
     for term, bits in ((exact, sum_bits), (addend, addend_bits)):
         both += _align(term, common - bits, "floor") << (common - bits - finest)
-    cut = max(abs(both).bit_length() - 1 - kept_bits, 0)
+    leading = max(abs(both).bit_length() - 1, -126 - finest)  # a subnormal sum is not normalised
+    cut = max(leading - kept_bits, 0)
     minus_zero = both == 0 and all(
         term.sign and not term.significand for term in [*products, addend]
     )
@@ -225,12 +228,12 @@ def _operand(x: np.generic, arithmetic: Arithmetic) -> _Term:
     """A matrix element as the unit reads it."""
     word = int(x.view(np.uint32 if x.dtype.itemsize == 4 else np.uint16))
     cut = 23 - (arithmetic.operand_fraction_bits or 23)
-    if x.dtype.name == "float32" and cut and (word & 0x7FFFFFFF) < _INF:
+    nearest = arithmetic.operand_rounding == "nearest_even"
+    special = (word & 0x7FFFFFFF) >= _INF
+    if x.dtype.name == "float32" and cut and not (nearest and special):
         rest, word = word & ((1 << cut) - 1), word >> cut
         half = 1 << (cut - 1)
-        if arithmetic.operand_rounding == "nearest_even" and (
-            rest > half or (rest == half and word & 1)
-        ):
+        if nearest and (rest > half or (rest == half and word & 1)):
             word += 1
         word <<= cut
     return _read(decode(word, x.dtype.name), x.dtype.name, arithmetic)

@@ -1,5 +1,7 @@
 """The JAX twin has the bits of the definition, for every input and however it is called."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -243,19 +245,48 @@ def test_gradient_is_that_of_a_product():
     assert np.abs(np.asarray(to_a, np.float32)).max() > 0.1
 
 
-def test_bad_calls_are_named():
-    a, b = np.zeros((2, 4), BF16), np.zeros((4, 3), BF16)
-    with pytest.raises(ValueError, match="last axis of a"):
-        kernels.matmul(a, a)
-    with pytest.raises(ValueError, match="batch dimensions"):
-        kernels.matmul(np.zeros((2, 2, 4), BF16), np.zeros((3, 4, 3), BF16))
-    with pytest.raises(ValueError, match="c of shape"):
-        kernels.matmul(a, b, np.zeros((3, 3), np.float32))
-    with pytest.raises(TypeError, match="c in float32"):
-        kernels.matmul(a, b, np.zeros((2, 3), BF16))
-    with pytest.raises(TypeError, match="one dtype"):
-        kernels.matmul(a, b.astype(np.float16))
-    with pytest.raises(TypeError, match="int32"):
-        kernels.matmul(a, np.zeros((4, 3), np.int32))
-    with pytest.raises(TypeError, match="kernels.Tiling, got"):
-        kernels.matmul(a, b, tiling=())
+A, B = np.zeros((2, 4), BF16), np.zeros((4, 3), BF16)
+I8 = np.zeros((4, 4), np.int8)
+BAD_CALLS = [
+    ((A, A), {}, ValueError, "last axis of a"),
+    ((A, B[:, 0]), {}, ValueError, r"expected a\[..., m, k\] and b\[..., k, n\], got"),
+    ((A[0], B), {}, ValueError, "last axis of a"),
+    ((np.zeros((2, 2, 4), BF16), np.zeros((3, 4, 3), BF16)), {}, ValueError, "batch dimensions"),
+    ((A, B, np.zeros((3, 3), np.float32)), {}, ValueError, r"c of shape \(2, 3\)"),
+    ((A, B, np.zeros((1, 2, 3), np.float32)), {}, ValueError, r"c of shape \(2, 3\)"),
+    ((A, B, np.zeros((2, 3), BF16)), {}, TypeError, "c in float32, got bfloat16"),
+    ((A, B, np.zeros((2, 3))), {}, TypeError, "expected c in .*, got float64"),
+    ((I8, I8, np.zeros((4, 4), np.float32)), {}, TypeError, "c in int32, got float32"),
+    ((I8, I8, np.zeros((4, 4), np.int64)), {}, TypeError, "expected c in .*, got int64"),
+    ((A, B.astype(np.float16)), {}, TypeError, "one dtype"),
+    ((A, np.zeros((4, 3), np.int32)), {}, TypeError, "int32"),
+    ((A, B.astype(np.float64)), {}, TypeError, "got .*float64"),
+    ((A, B), {"tiling": ()}, TypeError, "kernels.Tiling, got"),
+    ((A, B), {"arithmetic": "NVIDIA_HOPPER"}, TypeError, "kernels.Arithmetic, got 'NVIDIA_HOPPER'"),
+    ((A, B), {"arithmetic": kernels.NVIDIA_VOLTA}, TypeError, "NVIDIA_VOLTA takes"),
+]
+
+
+@pytest.mark.parametrize(
+    "function", [kernels.reference.matmul, kernels.matmul], ids=["reference", "twin"]
+)
+@pytest.mark.parametrize("operands,options,error,message", BAD_CALLS)
+def test_bad_calls_are_named(operands, options, error, message, function):
+    with pytest.raises(error, match=message):
+        function(*operands, **{"arithmetic": kernels.ASCEND_910C} | options)
+
+
+def test_what_cannot_come_out_is_refused_before_any_work(monkeypatch):
+    module = importlib.import_module("kernels.matmul")  # kernels.matmul is the function
+    monkeypatch.setattr(module, "multiply", lambda *_: pytest.fail("work was done"))
+    for operands, out_dtype in (
+        ((A, B), jnp.int32),
+        ((A, B), np.float64),
+        ((I8, I8), jnp.float32),
+    ):
+        with pytest.raises(TypeError, match="out_dtype"):
+            kernels.matmul(*operands, out_dtype=out_dtype)
+    with pytest.raises(TypeError, match="expected out_dtype in .*, got junk"):
+        kernels.matmul(A, B, out_dtype="junk")
+    with pytest.raises(TypeError, match="expected a to be an array, got NoneType"):
+        kernels.matmul(None, B)

@@ -149,6 +149,8 @@ def directed() -> dict[str, tuple[list[float], list[float], float, str]]:
         rows[f"2^-149 - 2^-{j}"] = [2.0**-75, -(2.0**half)], [2.0**-74, 2.0 ** (-j - half)], 0
     for j in range(28, 36):  # just above a tie: how far a sum reaches before it is rounded
         rows[f"1 + 2^-24 + 2^-{j}"] = [2.0**-24, 2.0**-j], [1.0, 1.0], 1.0
+    # Beside a tie and just below a power of two: where a joined sum of products is cut.
+    rows["1 - 3 * 2^-25 + 2^-32"] = [-3 * 2.0**-12, 2.0**-16], [2.0**-13, 2.0**-16], 1.0
     rows["2^128 - 2^127"] = [2.0**64], [2.0**64], -(2.0**127)
     rows["2^128 - 2^128"] = [2.0**64, -(2.0**64)], [2.0**64] * 2, 1
     rows["largest + its half ulp"] = [2.0**100], [2.0**3], probe_table.FLT_MAX

@@ -123,6 +123,50 @@ def test_hopper_exponent_floor_vector(function):
         assert words(function(a[None], b[:, None], arithmetic=other))[0, 0] == 0x0000000A
 
 
+@FUNCTIONS
+def test_subnormal_sums_of_cdna3_are_cut_where_normal_ones_begin(function):
+    """31 fraction bits below 2^-126, not below the leading one: 2^-158 is cut off beside a tie, so
+    that the tie goes to even (mmasim 2.1.1 normalises with the exponent of subnormals).
+    """
+    tie, count = 2.0**-150, 2.0**-149
+    rows = [(count, tie, sign * 2.0**-158) for sign in (1, -1)]
+    rows += [(-x, -y, -z) for x, y, z in rows]
+    a = np.array([[x * 2.0**75, y * 2.0**75, z * 2.0**75] for x, y, z in rows]).astype(BF16)
+    b = np.full((3, 1), 2.0**-75).astype(BF16)
+    got = words(function(a, b, arithmetic=kernels.AMD_CDNA3))[:, 0]
+    # 1.5 counts are a tie. Cut toward minus infinity, +2^-158 becomes 0 and -2^-158 becomes
+    # -2^-157: a tie stays one, or is passed by downwards.
+    assert [f"{word:08x}" for word in got] == ["00000002", "00000001", "80000002", "80000002"]
+
+
+@FUNCTIONS
+def test_signs_of_zeros_of_amd(function):
+    """AMD does not say; this is what `kernels.arithmetic` says was chosen."""
+    a = np.array([[-(2.0**-100), 0], [-0.0, -0.0], [1, -1]]).astype(BF16)
+    b = np.array([[2.0**-100, 1, 1], [2.0**-100, 1, 1]]).astype(BF16)
+    c = np.full((3, 3), -0.0, np.float32)
+    for unit in (kernels.AMD_CDNA1, kernels.AMD_CDNA2, kernels.AMD_CDNA3):
+        assert not words(function(a, b, c, arithmetic=unit)).diagonal().any(), unit.name
+    # CDNA2 flushes what is left of C, and keeps its sign.
+    least, c = np.full((1, 1), 2.0**-63).astype(BF16), np.full((1, 1), -1.5 * 2.0**-126, np.float32)
+    assert words(function(least, least, c, arithmetic=kernels.AMD_CDNA2))[0, 0] == 0x80000000
+
+
+@FUNCTIONS
+def test_nans_of_fp32_operands_that_are_cut(function):
+    """TF32 ignores the last 13 bits, whatever they mean; HF32 rounds numbers only."""
+    low, high = (
+        np.array([[word]], np.uint32).view(np.float32) for word in (0x7F800001, 0x7F802000)
+    )
+    one = np.ones((1, 1), np.float32)
+    for unit, expected in (
+        (NVIDIA_HOPPER, (0x7F800000, 0x7FFFFFFF)),
+        (kernels.ASCEND_910C_HF32, (0x7FC00000, 0x7FC00000)),
+    ):
+        got = [words(function(x, one, arithmetic=unit))[0, 0] for x in (low, high)]
+        assert tuple(got) == expected, unit.name
+
+
 def fprev(function, arithmetic: Arithmetic, n: int) -> np.ndarray:
     """What survives of n ones when summand i is 2^60 and j is -2^60 (order-revealing matrix, i <
     j).

@@ -17,6 +17,7 @@ import emulator as em
 import kernels
 from kernels import arithmetic_file, probe
 from kernels.probe import box, explain, folder, foreign, inputs, shapes
+from kernels.probe import report as reports
 from kernels.probe.answers import Answers, narrow, words_of
 from tests.conftest import Answer
 from tests.kernel_inputs import BF16, FP16, GENERATORS, words
@@ -309,15 +310,20 @@ def test_one_wrong_answer_is_noticed() -> None:
 
 
 def test_amx_is_named() -> None:
-    tiles = [t for t in inputs.tiles("bfloat16", with_c=False) if t.group == "dense"]
+    tiles = [
+        t
+        for t in inputs.tiles("bfloat16", with_c=False)
+        if t.group == "dense" or t.name == "bottom: 3 about 2^-149"
+    ]
+    assert {t.a.shape[1] for t in tiles} == {inputs.K, 3}
     words = []
     for tile in tiles:
         whole = np.zeros((16, 16), np.float32)
-        whole[:4, :4] = foreign._amx(tile)
+        whole[:4, :4] = foreign._amx(tile) if tile.a.shape[1] > 3 else -0.0  # by other cores
         words.append(words_of(whole, (16, 16), tile.name)[1])
     answers = Answers("bfloat16", "float32", tiles, words)
     assert foreign.resembled(answers) == foreign.AMX
-    words[0][2, 2] ^= 1
+    words[-1][2, 2] ^= 1
     assert foreign.resembled(answers) is None
 
 
@@ -420,8 +426,24 @@ def test_parts_of_a_long_sum_are_named() -> None:
     unit = kernels.NVIDIA_HOPPER
     tiling = kernels.Tiling(base_m=64, base_n=64, base_k=64, step_k=4, split_k=3)
     verdict = shapes.judge(other_shapes(unit, tiling), unit)
-    assert not verdict.failing and verdict.longest_k == inputs.ORDER_K
+    assert not verdict.failing and verdict.longest_k == inputs.ORDER_K and verdict.reordered
     assert "K = 320: K is not summed in ascending order, but in 2 parts of 256" in verdict.notes[0]
+
+
+def test_a_record_says_up_to_which_k_it_holds() -> None:
+    verdict = shapes.Verdict(longest_k=128, reordered=True, notes=("x",), failing=())
+    said = {"compared": 1, "dtype": "bfloat16", "with_c": False}
+    unit = reports._named(kernels.NVIDIA_HOPPER, ["NVIDIA_HOPPER"], {}, verdict, said)
+    assert unit.name == "probed (NVIDIA_HOPPER), K up to 128"
+    unit = reports._named(unit, ["NVIDIA_HOPPER"], {}, replace(verdict, reordered=False), said)
+    assert unit.name == "probed (NVIDIA_HOPPER)"
+
+
+def test_failures_name_nans() -> None:
+    failure = probe.Failure(probe="x", i=1, j=2, expected=-1, got=0x3F800000)
+    assert str(failure) == "x [1, 2]: got 3f800000, expected NaN"
+    narrow = probe.Failure(probe="x", i=1, j=2, expected=0, got=0x42C0, result="bfloat16")
+    assert str(narrow) == "x [1, 2]: got 42c0, expected 0000"
 
 
 def test_sums_that_depend_on_their_place_are_noticed() -> None:
@@ -632,14 +654,40 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         np.savez(at / "outputs.npz", **(whole | change))
         with pytest.raises(ValueError, match=message):
             folder.read(at)
+    about = json.loads(str(whole["about"]))
+    for remarks, message in (
+        ({"result": ["float32"]}, r"expected results in float32, .* got \['float32'\]"),
+        ({"refused": [1]}, "'refused' names other probes than 0 to"),
+        ({"refused": {"999": "no"}}, "'refused' names other probes than 0 to"),
+        ({"refused": {"-1": "no"}}, "'refused' names other probes than 0 to"),
+        ({"refused": {"0": "too hot"}}, r"refused probe 0 \(order\): too hot; only infinities"),
+        ({"changed": None}, "'changed' names other probes than 0 to"),
+        ({"changed": ["a"]}, "'changed' names other probes than 0 to"),
+    ):
+        np.savez(at / "outputs.npz", **whole | {"about": np.array(json.dumps(about | remarks))})
+        with pytest.raises(ValueError, match=message):
+            folder.read(at)
     np.savez(at / "outputs.npz", **{name: x for name, x in whole.items() if name != "d7"})
     with pytest.raises(ValueError, match="probe 7 .* is missing; run run_probe.py again"):
         folder.read(at)
     (at / "outputs.npz").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="outputs.npz is damaged"):
         folder.read(at)
+    with np.load(at / "inputs.npz") as stored:
+        asked = dict(stored)
+    tiles = json.loads(str(asked["tiles"]))
+    for listed, message in (
+        (None, "its list of probes is None"),
+        (tiles[:3], "probes of the group 'bottom' are missing; write"),
+        ([*tiles[:-1], tiles[-1] | {"group": "x"}], "group 'large' are missing; write"),
+        ([*tiles, tiles[3] | {"group": "x"}], "inputs.npz: a[0-9]+ is missing"),
+        ([tiles[0], tiles[1] | {"group": "x"}, *tiles[2:]], "there is no group 'x'"),
+    ):
+        np.savez(at / "inputs.npz", **asked | {"tiles": np.array(json.dumps(listed))})
+        with pytest.raises(ValueError, match=message):
+            folder.read(at)
     (at / "inputs.npz").write_bytes((at / "inputs.npz").read_bytes()[:1000])
-    with pytest.raises(ValueError, match="inputs.npz is damaged"):
+    with pytest.raises(ValueError, match="inputs.npz is damaged: it is cut short"):
         folder.read(at)
     folder.write(at)  # a new start
     assert not (at / "outputs.npz").exists()

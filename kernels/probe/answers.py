@@ -32,19 +32,23 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A probe that contradicts a hypothesis: the FP32 words expected and received."""
+    """A probe that contradicts a hypothesis: the words expected and received, of the results' type
+    (-1: any NaN).
+    """
 
     probe: str
     i: int
     j: int
     expected: int
     got: int
+    result: str = "float32"
 
     def __str__(self) -> str:
-        return (
-            f"{self.probe} [{self.i}, {self.j}]: got {self.got & 0xFFFFFFFF:08x}, "
-            f"expected {self.expected & 0xFFFFFFFF:08x}"
+        digits = 8 if self.result == "float32" else 4
+        got, expected = (
+            "NaN" if word == _NAN else f"{word:0{digits}x}" for word in (self.got, self.expected)
         )
+        return f"{self.probe} [{self.i}, {self.j}]: got {got}, expected {expected}"
 
 
 @dataclass(slots=True, eq=False)
@@ -122,6 +126,7 @@ class Answers:
             j=probe.j,
             expected=self.predict(arithmetic, probe),
             got=self.got(probe),
+            result=self.result,
         )
 
     def _operands(self, where: Any, x: NDArray, arithmetic: Arithmetic) -> Any:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,14 @@ def read(folder: str | os.PathLike[str]) -> Answers:
             f"run {_SCRIPT} again"
         )
     result = about.get("result")
-    if result not in RESULTS:
+    if not isinstance(result, str) or result not in RESULTS:
         raise ValueError(
             f"{folder / _OUTPUTS}: expected results in {', '.join(RESULTS)}, got {result!r}"
         )
-    refused = {int(number): str(why) for number, why in dict(about.get("refused", {})).items()}
+    refused, changed = _remarks(about, tiles, folder / _OUTPUTS)
     asked, words = [], []
     for number, tile in enumerate(tiles):
-        if number in refused and _may_be_refused(tile):
+        if number in refused:
             continue
         shape = tile.a.shape[0], tile.b.shape[1]
         found = outputs.get(f"d{number}")
@@ -118,15 +119,37 @@ def read(folder: str | os.PathLike[str]) -> Answers:
         asked.append(tile)
         words.append(words_of(found.view(RESULTS[result]), shape, where)[1])
     _check_answers(words, folder / _OUTPUTS)
-    changed = [tiles[number].name for number in about.get("changed", []) if number < len(tiles)]
     return Answers(
         dtype,
         result,
         asked,
         words,
         not_asked=tuple(f"{tiles[number].name} ({why})" for number, why in refused.items()),
-        unsteady=changed[0] if changed else None,
+        unsteady=tiles[changed[0]].name if changed else None,
     )
+
+
+def _remarks(
+    about: dict[str, Any], tiles: list[Tile], path: Path
+) -> tuple[dict[int, str], list[int]]:
+    """Which products the device refused and why, and which it answered differently when asked
+    again.
+    """
+    refused, changed = about.get("refused", {}), about.get("changed", [])
+    numbers = [str(number) for number in range(len(tiles))]
+    for name, kind, found in (("refused", dict, refused), ("changed", list, changed)):
+        if not isinstance(found, kind) or not all(str(number) in numbers for number in found):
+            raise ValueError(
+                f"{path} is damaged: {name!r} names other probes than 0 to {len(tiles) - 1}, "
+                f"got {found!r}; run {_SCRIPT} again"
+            )
+    for number in refused:
+        if not _may_be_refused(tiles[int(number)]):
+            raise ValueError(
+                f"{path}: the device refused probe {number} ({tiles[int(number)].name}): "
+                f"{refused[number]}; only infinities, NaNs and other shapes may be left out"
+            )
+    return {int(number): str(why) for number, why in refused.items()}, [int(x) for x in changed]
 
 
 def _check_answers(words: list[NDArray[np.int64]], path: Path) -> None:
@@ -150,7 +173,10 @@ def _tiles(path: Path) -> tuple[str, list[Tile]]:
         raise ValueError(f"{path}: expected operands in bfloat16 or float16, got {dtype}")
     kind = inputs.DTYPES[dtype]
     tiles = []
-    for number, entry in enumerate(_json(arrays, "tiles", path)):
+    entries = _json(arrays, "tiles", path)
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} is damaged: its list of probes is {entries!r}")
+    for number, entry in enumerate(entries):
         operands = [arrays.get(f"{which}{number}") for which in "ab"]
         for which, x in zip("ab", operands, strict=True):
             if x is None or x.dtype != np.uint16 or x.ndim != 2:
@@ -163,15 +189,26 @@ def _tiles(path: Path) -> tuple[str, list[Tile]]:
             tiles.append(Tile(a=a.view(kind), b=b.view(kind), **entry))
         except TypeError as error:
             raise ValueError(f"{path} is damaged: probe {number} has no name and group") from error
-    if not any(tile.group == "order" for tile in tiles):
-        raise ValueError(f"{path}: the probe of the order of summation is missing")
+    groups = [*inputs.GROUPS, *shapes.GROUPS]
+    missing = [group for group in groups if group not in {tile.group for tile in tiles}]
+    unknown = [tile.group for tile in tiles if tile.group not in groups]
+    if missing or unknown:
+        what = f"probes of the group {missing[0]!r} are missing" if missing else ""
+        raise ValueError(
+            f"{path} is damaged: {what or f'there is no group {unknown[0]!r} of probes'}; write "
+            f"the probes again: cm384 probe --write {path.parent}"
+        )
     return dtype, tiles
 
 
 def _arrays(path: Path) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("it is cut short, or no archive of arrays")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
     except Exception as error:  # NumPy, zipfile and zlib each have their own
         raise ValueError(f"{path} is damaged: {error}") from error
 

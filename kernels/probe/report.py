@@ -140,9 +140,11 @@ def _named(
         evidence="assumed",
         source="not probed: FP32 fused multiply-adds in ascending order",
     )
+    # Beyond, the unit may be the same and its library's order of K another: the name says how far.
+    holds = f", K up to {verdict.longest_k}" if verdict.reordered else ""
     return dataclasses.replace(
         found,
-        name=f"probed ({same_as[0]})" if same_as else "probed",
+        name=(f"probed ({same_as[0]})" if same_as else "probed") + holds,
         fp32=fp32,
         evidence="measured",
         source=source,

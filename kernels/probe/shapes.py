@@ -39,9 +39,11 @@ _ALIGNED = (1, 8, 16, 32, 64, 128, 256)  # to which equal parts are rounded up
 class Verdict:
     """What products of other shapes say about a record: up to which K it holds as it is, what holds
     beyond or elsewhere, and the probes that contradict it without an order of K that explains them.
+    `reordered`: longer sums were asked for and are not in ascending order.
     """
 
     longest_k: int
+    reordered: bool = False
     notes: tuple[str, ...]
     failing: tuple[Failure, ...]
 
@@ -103,7 +105,9 @@ def judge(answers: Answers, unit: Arithmetic) -> Verdict:
             )
         if tile.group == "large" and (text := _by_place(answers, number)):
             notes.append(f"{tile.name}: {text}.")
-    return Verdict(longest_k=longest, notes=tuple(notes), failing=tuple(failing))
+    return Verdict(
+        longest_k=longest, reordered=not ascending, notes=tuple(notes), failing=tuple(failing)
+    )
 
 
 def _sampled(answers: Answers, number: int) -> list[list[Probe]]:
