@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax._src.interpreters import partial_eval
 from jax.extend import core
@@ -192,6 +193,8 @@ def _as(x: Any, kind: Any) -> Any:
     if jnp.issubdtype(kind.dtype, jax.dtypes.prng_key):
         x = lax.slice(x, [0] * x.ndim, [*kind.shape, *x.shape[len(kind.shape) :]])
         return jax.random.wrap_key_data(x, impl=kind.dtype._impl.name)
+    if kind.dtype == jax.dtypes.float0:  # the gradient of integers, which XLA holds as Booleans
+        return np.zeros(kind.shape, jax.dtypes.float0)
     return x if x.shape == kind.shape else lax.slice(x, [0] * x.ndim, kind.shape)
 
 
