@@ -30,6 +30,9 @@ _JAX = os.path.dirname(jax.__file__) + os.sep
 _PMAP = os.path.join(_JAX, "_src", "pmap.py")
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
+#: The name of what is jitted here for a script that calls `jax.shard_map` outside of any jit.
+EAGER_MAP = "eager_shard_map"
+
 Step = Callable[[tuple[Any, ...], dict[str, Any], Callable[[], list[Any]]], list[Any]]
 
 
@@ -194,7 +197,13 @@ def _one_step(mapped: Any) -> Any:
     """`mapped` as if it were jitted. What only runs operation by operation, because its Python asks
     for values or takes objects that are no arrays, is left to do so.
     """
-    jitted = jax.jit(mapped)
+
+    @functools.wraps(mapped)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return mapped(*args, **kwargs)
+
+    named.__name__ = EAGER_MAP
+    jitted = jax.jit(named)
 
     @functools.wraps(mapped)
     def call(*args: Any, **kwargs: Any) -> Any:

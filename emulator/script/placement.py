@@ -10,12 +10,14 @@ import jax
 import numpy as np
 from jax._src.array import ArrayImpl
 from jax._src.mesh import get_concrete_mesh
+from jax.extend import core
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from emulator.program.costs import meshes
 from emulator.program.graph import flatten
 from emulator.program.layout import infer
-from emulator.program.trace import Program
+from emulator.program.trace import Program, open_jaxpr
+from emulator.script.jax_calls import EAGER_MAP
 
 
 def folded(x: Any) -> Any:
@@ -51,17 +53,19 @@ def result_shardings(
     program: Program, args: Sequence[Any], params: dict[str, Any]
 ) -> tuple[Sharding | None, ...]:
     """Where each result goes: as the jit says, as its type says, as the partitioner or a
-    `shard_map` leaves it, or on all devices of the mesh; None without a mesh.
+    `shard_map` leaves it, or on all devices of the mesh; None without a mesh. A sharding is spelled
+    as JAX spells it, so that a script may compare it.
     """
-    asked = params["out_shardings"]
-    avals = _avals(params["jaxpr"])
     known = list(_known_meshes(args, params))
     graph = flatten(program.jaxpr)
     layouts = infer(graph, {}, frozenset())
     over = [node.params["mesh"] for node in graph.nodes if node.name == "shard_map"]
     single = _single_device(args)
+    eager = _eager_specs(params)
+    first = _first_named(args, params)
     found: list[Sharding | None] = []
-    for value, aval, wish in zip(graph.outs, avals, asked, strict=True):
+    results = zip(graph.outs, _avals(params["jaxpr"]), params["out_shardings"], eager, strict=True)
+    for value, aval, wish, eager_spec in results:
         if isinstance(wish, Sharding):
             found.append(wish)
             continue
@@ -69,15 +73,52 @@ def result_shardings(
             found.append(single)
             continue
         layout = layouts.get(value, ()) if value is not None else ()
-        spec = PartitionSpec(*(entry or None for entry in layout))
+        axes = {a for entry in layout for a in entry}
+        mesh = _mesh_with(axes, known, over)
+        spec = trimmed(PartitionSpec(*(entry or None for entry in layout)))
         typed = getattr(aval, "sharding", None)
-        if typed is not None and AxisType.Explicit in getattr(typed.mesh, "axis_types", ()):
+        if eager_spec is not None:
+            spec = eager_spec
+        elif typed is not None and AxisType.Explicit in getattr(typed.mesh, "axis_types", ()):
             spec = typed.spec
-        mesh = _mesh_with({a for entry in layout for a in entry}, known, over)
-        found.append(
-            NamedSharding(mesh, trimmed(spec) if _divides(mesh, spec, aval) else PartitionSpec())
-        )
+        elif first is not None and _same_division(first, NamedSharding(mesh, spec), aval):
+            spec = first[0].spec
+        divides = _divides(mesh, spec, aval)
+        found.append(NamedSharding(mesh, spec if divides else PartitionSpec()))
     return tuple(found)
+
+
+def _eager_specs(params: dict[str, Any]) -> list[PartitionSpec | None]:
+    """How each result of a `shard_map` outside of any jit is divided, in its own words."""
+    body = open_jaxpr(params["jaxpr"])
+    words: dict[Any, PartitionSpec] = {}
+    for eqn in body.eqns if params["name"] == EAGER_MAP else ():
+        if eqn.primitive.name == "shard_map":
+            words.update(zip(eqn.outvars, eqn.params["out_specs"], strict=True))
+    return [None if isinstance(v, core.Literal) else words.get(v) for v in body.outvars]
+
+
+def _first_named(args: Sequence[Any], params: dict[str, Any]) -> tuple[NamedSharding, int] | None:
+    """The first argument's sharding over several devices, and its dimensions."""
+    for x, asked in zip(args, params["in_shardings"], strict=True):
+        sharding = asked if isinstance(asked, Sharding) else getattr(x, "sharding", None)
+        if isinstance(sharding, NamedSharding):
+            return sharding, np.ndim(x)
+    return None
+
+
+def _same_division(first: tuple[NamedSharding, int], found: NamedSharding, aval: Any) -> bool:
+    """Whether JAX gives a result the words of the first argument's sharding: where its type speaks
+    of the same mesh, and both are divided alike.
+    """
+    sharding, dimensions = first
+    typed = getattr(aval, "sharding", None)
+    return (
+        typed is not None
+        and typed.mesh == sharding.mesh.abstract_mesh
+        and aval.ndim == dimensions
+        and sharding.is_equivalent_to(found, dimensions)
+    )
 
 
 def trimmed(spec: PartitionSpec) -> PartitionSpec:
