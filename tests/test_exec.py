@@ -424,6 +424,7 @@ print("bits", np.asarray(y).tobytes().hex())
 SPELLED = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
+from jax._src.shard_map import shard_map as inner_map
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 grid = np.array(jax.devices()).reshape(4, 2)
@@ -446,6 +447,9 @@ say("jit", jax.jit(whole)(x))
 say("jit of numpy", jax.jit(whole)(np.asarray(x)))
 say("eager", whole(x))
 say("eager of numpy", whole(np.asarray(x)))
+say("eager by its other name", inner_map(jnp.sin, mesh=mesh, in_specs=rows, out_specs=rows)(x))
+with jax.set_mesh(mesh):
+    say("eager over one axis", jax.smap(jnp.cos, in_axes=1, out_axes=1, axis_name="y")(x))
 say("eager gradient", jax.grad(lambda v: whole(v).sum())(np.asarray(x)))
 say("eager whole", on(lambda v: jax.lax.psum(v, "x"), in_specs=rows, out_specs=P(None, None))(x))
 say("vmapped", jax.vmap(on(jnp.sin, in_specs=P("y"), out_specs=P("y")), spmd_axis_name="x")(x))
@@ -475,5 +479,6 @@ def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -
         check=True,
     )
     said = [line for line in answer.out.splitlines() if line.startswith("spec")]
-    assert said == native.stdout.splitlines() and len(said) == 12
+    assert said == native.stdout.splitlines() and len(said) == 14
+    assert not re.search(r"^ *(eager_)?shard_map ", answer.out, re.MULTILINE)  # all are steps
     assert "which it should not" not in answer.err + answer.out

@@ -47,6 +47,9 @@ def trace_divided(
     inside = list(_asked(jaxpr.jaxpr))
     sizes = {s.mesh.size for s in inside} | _manual_sizes(jaxpr)
     given = [None if s is None or _on_the_host(s, sizes) else s for s in given]
+    # What the program's own `jax.jit` asks for is how its argument comes, from wherever.
+    asked_in, _, _ = _around(jaxpr.jaxpr)
+    given = [s and asked_in.get(v, s) for s, v in zip(given, jaxpr.jaxpr.invars, strict=True)]
     named = [s for s in given if s is not None] + inside
     # Where nothing is divided, nothing is left to the compiler (gradients of a shard_map say so).
     asked = [s for s in named if any(s.spec.partitions) or s.spec.unreduced]

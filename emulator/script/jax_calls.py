@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 from jax._src import api_util, pjit, source_info_util
 from jax._src import core as jax_core
+from jax._src import shard_map as jax_shard_map
 from jax.experimental import shard_map as experimental
 
 from emulator.program.trace import open_jaxpr
@@ -84,7 +86,7 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
     def mapped(trace: Any, primitive: Any, fun: Any, args: Any, /, **params: Any) -> Any:
         if _CALLER.inside:
             return eager_map(trace, primitive, fun, args, **params)
-        with within():  # one that neither `jax.shard_map` nor the old name has made
+        with within():  # one that no name that is replaced below has made
             eager.note("shard_map", args)
             return eager_map(trace, primitive, fun, args, **params)
 
@@ -101,6 +103,8 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
         (jax, "jit", _jit(jax.jit)),
         (jax, "pmap", _pmap(jax.pmap)),
         (jax, "shard_map", _shard_map(jax.shard_map)),
+        (jax, "smap", _shard_map(jax.smap)),
+        (jax_shard_map, "shard_map", _shard_map(jax_shard_map.shard_map)),
         (experimental, "shard_map", _shard_map(old_shard_map)),
         (jax, "device_put", _device_put(jax.device_put)),
         # One process has all devices, and their number is the machine's.
@@ -185,6 +189,8 @@ def _shard_map(shard_map: Any) -> Any:
 
     @functools.wraps(shard_map)
     def shard_map_of_the_script(*fun: Any, **options: Any) -> Any:
+        if str(sys._getframe(1).f_globals.get("__name__")).startswith("jax."):
+            return shard_map(*fun, **options)
         if not fun and "f" not in options:
             return lambda function: shard_map_of_the_script(function, **options)
         function = options.pop("f") if not fun else fun[0]

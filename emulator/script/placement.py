@@ -10,9 +10,11 @@ import jax
 import numpy as np
 from jax._src.array import ArrayImpl
 from jax._src.mesh import get_concrete_mesh
+from jax._src.sharding_impls import parse_flatten_op_sharding
 from jax.extend import core
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
+from emulator.mesh import entries
 from emulator.program.costs import meshes
 from emulator.program.graph import flatten
 from emulator.program.layout import infer
@@ -73,19 +75,36 @@ def result_shardings(
             found.append(single)
             continue
         layout = layouts.get(value, ()) if value is not None else ()
-        axes = {a for entry in layout for a in entry}
-        mesh = _mesh_with(axes, known, over)
         spec = trimmed(PartitionSpec(*(entry or None for entry in layout)))
         typed = getattr(aval, "sharding", None)
         if eager_spec is not None:
             spec = eager_spec
         elif typed is not None and AxisType.Explicit in getattr(typed.mesh, "axis_types", ()):
             spec = typed.spec
-        elif first is not None and _same_division(first, NamedSharding(mesh, spec), aval):
-            spec = first[0].spec
-        divides = _divides(mesh, spec, aval)
-        found.append(NamedSharding(mesh, spec if divides else PartitionSpec()))
+        mesh = _mesh_with({a for entry in entries(spec) for a in entry}, known, over)
+        if not _divides(mesh, spec, aval):
+            spec = PartitionSpec()
+        sharding = _in_the_scripts_words(NamedSharding(mesh, spec), known, aval.ndim)
+        alike = first is not None and _same_division(first, sharding, aval)
+        found.append(first[0] if alike else sharding)
     return tuple(found)
+
+
+def _in_the_scripts_words(
+    sharding: NamedSharding, known: Sequence[Mesh], ndim: int
+) -> NamedSharding:
+    """The sharding over the script's mesh, where it is one over parts of the mesh's axes that the
+    partitioner has made.
+    """
+    mesh = next((m for m in known if m.size == sharding.mesh.size), None)
+    if mesh is None or sharding.mesh in known:
+        return sharding
+    try:
+        spec = parse_flatten_op_sharding(sharding._to_xla_hlo_sharding(ndim), mesh)[0]
+    except (ValueError, AssertionError):  # no whole axes say it
+        return sharding
+    words = NamedSharding(mesh, spec)
+    return words if words.is_equivalent_to(sharding, ndim) else sharding
 
 
 def _eager_specs(params: dict[str, Any]) -> list[PartitionSpec | None]:

@@ -134,7 +134,10 @@ class Steps:
     ) -> tuple[list[Any], Estimate]:
         key = (
             id(params["jaxpr"]),
-            tuple(_where(x) for x in args),
+            tuple(
+                None if isinstance(asked, Sharding) else _where(x)
+                for x, asked in zip(args, params["in_shardings"], strict=True)
+            ),
             params["in_shardings"],
             params["out_shardings"],
             params["donated_invars"],
