@@ -22,7 +22,9 @@ import numpy as np
 from jax._src import api_util, pjit, source_info_util
 from jax._src import core as jax_core
 from jax._src import shard_map as jax_shard_map
+from jax._src.mesh import get_concrete_mesh
 from jax.experimental import shard_map as experimental
+from jax.sharding import AbstractMesh
 
 from emulator.program.trace import open_jaxpr
 from emulator.script import compiled
@@ -70,7 +72,7 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
         if _CALLER.inside:
             return execute(*args, **params)
         with within():
-            if not _of_jax(_source(params["jaxpr"])):
+            if params["name"] == EAGER_MAP or not _of_jax(_source(params["jaxpr"])):
                 results = step(args, params, lambda: execute(*args, **params)[0])
                 return results, None, None, []
             eager.note(params["name"], args)
@@ -137,7 +139,7 @@ def name_and_place(params: dict[str, Any]) -> tuple[str, str]:
     name, _, place = _source(params["jaxpr"]).partition(" at ")
     if not name or "<" in name:  # a partial, say, or a lambda
         name = params["name"]
-    return name, "" if place.startswith(_HERE) else os.path.basename(place)
+    return name, "" if place.startswith((_HERE, _JAX)) else os.path.basename(place)
 
 
 def _update(update: Any, asked: Callable[[int], None]) -> Any:
@@ -194,14 +196,15 @@ def _shard_map(shard_map: Any) -> Any:
         if not fun and "f" not in options:
             return lambda function: shard_map_of_the_script(function, **options)
         function = options.pop("f") if not fun else fun[0]
-        return _one_step(shard_map(function, *fun[1:], **options))
+        return _one_step(shard_map(function, *fun[1:], **options), options.get("mesh"))
 
     return shard_map_of_the_script
 
 
-def _one_step(mapped: Any) -> Any:
-    """`mapped` as if it were jitted. What only runs operation by operation, because its Python asks
-    for values or takes objects that are no arrays, is left to do so.
+def _one_step(mapped: Any, mesh: Any) -> Any:
+    """`mapped` as if it were jitted; a `mesh` without devices gets its arguments'. What only runs
+    operation by operation, because its Python asks for values or takes objects that are no arrays,
+    is left to do so.
     """
 
     @functools.wraps(mapped)
@@ -213,6 +216,10 @@ def _one_step(mapped: Any) -> Any:
 
     @functools.wraps(mapped)
     def call(*args: Any, **kwargs: Any) -> Any:
+        leaves = jax.tree.leaves((args, kwargs))
+        if isinstance(mesh, AbstractMesh) and get_concrete_mesh().empty:
+            if not any(isinstance(x, jax.core.Tracer) for x in leaves):
+                jax_shard_map.get_mesh_from_args(leaves, mesh)  # or says what they lack
         try:
             return jitted(*args, **kwargs)
         except (TypeError, jax.errors.JAXIndexError):

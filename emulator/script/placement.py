@@ -76,17 +76,15 @@ def result_shardings(
             continue
         layout = layouts.get(value, ()) if value is not None else ()
         spec = trimmed(PartitionSpec(*(entry or None for entry in layout)))
-        typed = getattr(aval, "sharding", None)
-        if eager_spec is not None:
-            spec = eager_spec
-        elif typed is not None and AxisType.Explicit in getattr(typed.mesh, "axis_types", ()):
-            spec = typed.spec
+        said = _said(aval, eager_spec)
+        spec = spec if said is None else said
         mesh = _mesh_with({a for entry in entries(spec) for a in entry}, known, over)
         if not _divides(mesh, spec, aval):
             spec = PartitionSpec()
         sharding = _in_the_scripts_words(NamedSharding(mesh, spec), known, aval.ndim)
-        alike = first is not None and _same_division(first, sharding, aval)
-        found.append(first[0] if alike else sharding)
+        if said is None and first is not None and _same_division(first, sharding, aval):
+            sharding = first[0]
+        found.append(sharding)
     return tuple(found)
 
 
@@ -107,12 +105,26 @@ def _in_the_scripts_words(
     return words if words.is_equivalent_to(sharding, ndim) else sharding
 
 
+def _said(aval: Any, eager_spec: PartitionSpec | None) -> PartitionSpec | None:
+    """The spec of a result where the program itself spells it."""
+    typed = getattr(aval, "sharding", None)
+    if eager_spec is None and AxisType.Explicit in getattr(
+        getattr(typed, "mesh", None), "axis_types", ()
+    ):
+        return typed.spec
+    return eager_spec
+
+
 def _eager_specs(params: dict[str, Any]) -> list[PartitionSpec | None]:
-    """How each result of a `shard_map` outside of any jit is divided, in its own words."""
+    """How each result of a `shard_map` outside of any jit is divided, in its own words; over other
+    axes than its own it leaves that to the compiler.
+    """
     body = open_jaxpr(params["jaxpr"])
     words: dict[Any, PartitionSpec] = {}
     for eqn in body.eqns if params["name"] == EAGER_MAP else ():
-        if eqn.primitive.name == "shard_map":
+        if eqn.primitive.name != "shard_map":
+            continue
+        if len(eqn.params["newly_manual_axes"]) == len(eqn.params["mesh"].axis_names):
             words.update(zip(eqn.outvars, eqn.params["out_specs"], strict=True))
     return [None if isinstance(v, core.Literal) else words.get(v) for v in body.outvars]
 
