@@ -107,12 +107,13 @@ def _in_the_scripts_words(
 
 def _said(aval: Any, eager_spec: PartitionSpec | None) -> PartitionSpec | None:
     """The spec of a result where the program itself spells it."""
+    if eager_spec is not None:
+        return eager_spec
     typed = getattr(aval, "sharding", None)
-    if eager_spec is None and AxisType.Explicit in getattr(
-        getattr(typed, "mesh", None), "axis_types", ()
-    ):
-        return typed.spec
-    return eager_spec
+    if typed is not None and AxisType.Explicit in getattr(typed.mesh, "axis_types", ()):
+        spec: PartitionSpec = typed.spec
+        return spec
+    return None
 
 
 def _eager_specs(params: dict[str, Any]) -> list[PartitionSpec | None]:
