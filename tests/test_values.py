@@ -541,7 +541,7 @@ def test_programs_outside_the_model_are_refused_by_name() -> None:
 
     with pytest.raises(NotImplementedError, match="predicate differs.*psum"):
         em.emulate(shard(diverging), PACKAGE)(np.arange(4, dtype=np.float32))
-    with pytest.raises(ValueError, match="mesh's order"):
+    with pytest.raises(NotImplementedError, match="mesh's order"):
         mesh2 = PACKAGE.mesh(x=2, y=2)
         swap = jax.shard_map(
             lambda v: lax.ppermute(v, ("y", "x"), [(0, 1)]),

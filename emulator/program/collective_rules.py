@@ -272,9 +272,9 @@ def _ppermute(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folde
     if axes != mesh.ordered(
         axes
     ):  # JAX 0.10 numbers such devices in mesh order instead, JAX 0.11 refuses
-        raise ValueError(
-            f"ppermute over axes {axes}: name them in the mesh's order {mesh.ordered(axes)}, "
-            "in which JAX numbers devices"
+        raise NotImplementedError(
+            f"ppermute over axes {axes} is not modelled: name them in the mesh's order "
+            f"{mesh.ordered(axes)}, in which JAX numbers devices"
         )
     layout = Layout(value, mesh, eqn)
     source = np.full(layout.n, -1)

@@ -490,8 +490,10 @@ def _binder(eqn: Any) -> Callable[..., Any]:
 
 
 def _one_by_one(eqn: Any) -> bool:
-    """Whether `vmap` has no rule for an equation, or gives `rbg` keys other values."""
-    if eqn.primitive.name in ("rng_bit_generator", "cholesky_update"):
+    """Whether `vmap` has no rule for an equation (or not for all its forms), or gives `rbg` keys
+    other values.
+    """
+    if eqn.primitive.name in ("rng_bit_generator", "cholesky_update", "ragged_dot_general"):
         return True
     impl = str(eqn.params.get("impl", "")) + "".join(
         str(v.aval.dtype) for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key)

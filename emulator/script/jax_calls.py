@@ -191,7 +191,7 @@ def _shard_map(shard_map: Any) -> Any:
 
     @functools.wraps(shard_map)
     def shard_map_of_the_script(*fun: Any, **options: Any) -> Any:
-        if str(sys._getframe(1).f_globals.get("__name__")).startswith("jax."):
+        if str(sys._getframe(1).f_globals.get("__name__")).startswith(("jax.", "emulator.")):
             return shard_map(*fun, **options)
         if not fun and "f" not in options:
             return lambda function: shard_map_of_the_script(function, **options)
