@@ -714,6 +714,17 @@ def test_links_without_a_known_energy_are_not_free() -> None:
         em.estimate(run, np.ones(4, np.float32), on=machine)
 
 
+def test_collectives_over_axes_around_the_emulator_are_refused() -> None:
+    for program in (
+        lambda v: lax.psum(v, "v"),
+        lambda v: lax.all_gather(v, "v"),
+        lambda v: v + lax.axis_index("v"),
+        lambda v: lax.ppermute(v, "v", [(0, 1)]),
+    ):
+        with pytest.raises(NotImplementedError, match="'v', an axis that a shard_map or vmap"):
+            jax.vmap(em.emulate(program, PACKAGE), axis_name="v")(jnp.arange(2.0))
+
+
 def test_only_devices_that_come_to_a_call_to_the_host_make_it() -> None:
     mesh = PACKAGE.mesh(x=4, y=2)
     seen: dict[str, list[float]] = {"branch": [], "loop": [], "both": []}

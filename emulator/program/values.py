@@ -113,6 +113,7 @@ class Evaluator:
             return self.call(eqn, values, path)
         if name in RULES:
             return RULES[name](self, eqn, values, path)
+        collective_rules.check_axes(self.mesh, eqn)
         if name == "axis_index":
             return [collective_rules.axis_index(self.mesh, eqn)]
         if name in collective_rules.RULES:
