@@ -19,24 +19,28 @@ from jax.sharding import PartitionSpec as P
 
 import emulator as em
 from emulator.timeline import CollectiveOp, each
+from tests import random_auto_programs
 from tests.auto_programs import AXES, DEVICES, PROGRAMS, integers, plain
 
 POD = em.cloudmatrix384()
 MESH = POD.mesh(**AXES)
 
 
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def natively(module: str, path: Path, *words: str) -> dict[str, np.ndarray]:
     """What JAX itself computes on eight host devices."""
-    path = tmp_path_factory.mktemp("native") / "results.npz"
     flags = f"--xla_force_host_platform_device_count={DEVICES}"
     here = Path(__file__).resolve()
     subprocess.run(
-        [sys.executable, here.with_name("auto_programs.py"), path],
+        [sys.executable, here.with_name(module), path, *words],
         check=True,
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
     )
     return dict(np.load(path))
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    return natively("auto_programs.py", tmp_path_factory.mktemp("native") / "results.npz")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -166,6 +170,25 @@ def test_a_derivative_from_outside_is_refused() -> None:
         jax.grad(em.emulate(total, on=POD))(x)
     inside = em.emulate(jax.grad(total), on=POD)(x)
     np.testing.assert_array_equal(inside, 2 * x)
+
+
+def compare_random(seeds: range, path: Path) -> None:
+    wanted = natively("random_auto_programs.py", path, *map(str, seeds))
+    mesh = POD.mesh(**random_auto_programs.AXES)
+    for seed in seeds:
+        program = em.emulate(random_auto_programs.build(seed, mesh), POD, arithmetic="native")
+        for i, got in enumerate(program(*random_auto_programs.ARGUMENTS)):
+            want = wanted[f"{seed}/{i}"]
+            np.testing.assert_array_equal(got, want, err_msg=f"program {seed}, result {i}")
+
+
+def test_random_programs(tmp_path: Path) -> None:
+    compare_random(range(2), tmp_path / "random.npz")
+
+
+@pytest.mark.slow
+def test_many_random_programs(tmp_path: Path) -> None:
+    compare_random(range(2, 60), tmp_path / "random.npz")
 
 
 @pytest.mark.parametrize("parameters", [P(("dp", "tp")), P(("tp", "dp"))])
