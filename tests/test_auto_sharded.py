@@ -243,7 +243,8 @@ def test_meshes_of_different_sizes_are_refused() -> None:
         )
 
 
-def test_calls_to_the_host_are_made_once_with_whole_arrays() -> None:
+@pytest.mark.parametrize("placed", [False, True])
+def test_calls_to_the_host_are_made_once_with_whole_arrays(placed: bool) -> None:
     """As JAX makes them outside of `shard_map`; inside, on every device."""
     x = integers(16, 8).astype(np.float32)
     over = NamedSharding(MESH, P("dp", "tp"))
@@ -280,7 +281,8 @@ def test_calls_to_the_host_are_made_once_with_whole_arrays() -> None:
         inside = jax.shard_map(local, mesh=MESH, in_specs=spec, out_specs=spec)(x)
         return doubled, total, cubes, inside
 
-    doubled, total, cubes, inside = em.emulate(program, on=POD)(x)
+    asked = jax.jit(program, in_shardings=NamedSharding(MESH, P("tp")))
+    doubled, total, cubes, inside = em.emulate(asked if placed else program, on=POD)(x)
     jax.effects_barrier()
     y = x + 1
     np.testing.assert_array_equal(doubled, 2 * y)

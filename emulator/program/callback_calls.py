@@ -9,12 +9,13 @@ partitioned program, as a call that every device makes and that is passed on for
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from jax._src import callback as callbacks
-from jax._src import debugging
+from jax._src import debugging, dispatch
 from jax._src.interpreters import mlir
 from jax._src.sharding_impls import SPMDAxisContext
 
@@ -71,6 +72,20 @@ def lowerings(calls: Calls) -> list[tuple[Any, Callable[..., Any]]]:
         return lower
 
     return [(primitive, rule(primitive)) for primitive in HOST]
+
+
+@contextmanager
+def without_devices() -> Iterator[None]:
+    """Inside, these calls are lowered without any devices, which JAX's own rules need and those
+    here do not.
+    """
+    demanding = dispatch.prim_requires_devices_during_lowering
+    ours = demanding & set(HOST)
+    demanding -= ours
+    try:
+        yield
+    finally:
+        demanding |= ours
 
 
 def is_call(op: Any) -> bool:

@@ -111,10 +111,11 @@ def _lower(
     jitted = jax.jit(program, out_shardings=[*outs, None], keep_unused=True)
     own = (*linalg_calls.lowerings(calls), *callback_calls.lowerings(calls))
     rules: Any = (*_LOWERINGS, *own)
-    return jitted.trace(*shapes).lower(
-        lowering_platforms=("cpu",),
-        _private_parameters=mlir.LoweringParameters(override_lowering_rules=rules),
-    )
+    with callback_calls.without_devices():
+        return jitted.trace(*shapes).lower(
+            lowering_platforms=("cpu",),
+            _private_parameters=mlir.LoweringParameters(override_lowering_rules=rules),
+        )
 
 
 def _number(*, shape: tuple[int, ...]) -> tuple[Any, Any]:
