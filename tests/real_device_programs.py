@@ -198,7 +198,10 @@ def control(devices: Any) -> Digest:
     calls: list[int] = []
 
     def noted(v: Any) -> Any:
-        jax.debug.callback(lambda i: calls.append(int(i)), lax.axis_index("b"))
+        a, b = lax.axis_index("a"), lax.axis_index("b")
+        jax.debug.callback(lambda i: calls.append(int(i)), b)
+        note_some = functools.partial(jax.debug.callback, lambda i: calls.append(2 + int(i)), b)
+        lax.cond(a > 3, note_some, lambda: None)
         host = jax.ShapeDtypeStruct((), jnp.float32)
         return jax.pure_callback(lambda i: np.float32(i) / 7, host, lax.axis_index("a")) + v
 
@@ -206,8 +209,9 @@ def control(devices: Any) -> Digest:
     value = em.emulate(called, on=machine, devices=devices)(jnp.ones(12))
     jax.effects_barrier()
     # Of all processes together: a call for each device.
-    made = process_allgather(np.array([calls.count(0), calls.count(1)]))
-    once = np.asarray(made).reshape(-1, 2).sum(0).tolist()
+    made = process_allgather(np.array([calls.count(i) for i in range(4)]))
+    once = np.asarray(made).reshape(-1, 4).sum(0).tolist()
+    assert once == [12, 12, 8, 8], once
     return [digest(answer.value), str(answer.counts), digest(value), once]
 
 

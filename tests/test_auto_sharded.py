@@ -13,29 +13,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.experimental import io_callback
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import emulator as em
 from emulator.timeline import CollectiveOp, each
+from tests import random_auto_programs
 from tests.auto_programs import AXES, DEVICES, PROGRAMS, integers, plain
 
 POD = em.cloudmatrix384()
 MESH = POD.mesh(**AXES)
 
 
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def natively(module: str, path: Path, *words: str) -> dict[str, np.ndarray]:
     """What JAX itself computes on eight host devices."""
-    path = tmp_path_factory.mktemp("native") / "results.npz"
     flags = f"--xla_force_host_platform_device_count={DEVICES}"
     here = Path(__file__).resolve()
     subprocess.run(
-        [sys.executable, here.with_name("auto_programs.py"), path],
+        [sys.executable, here.with_name(module), path, *words],
         check=True,
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
     )
     return dict(np.load(path))
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    return natively("auto_programs.py", tmp_path_factory.mktemp("native") / "results.npz")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -167,14 +172,63 @@ def test_a_derivative_from_outside_is_refused() -> None:
     np.testing.assert_array_equal(inside, 2 * x)
 
 
+def compare_random(seeds: range, path: Path) -> None:
+    wanted = natively("random_auto_programs.py", path, *map(str, seeds))
+    mesh = POD.mesh(**random_auto_programs.AXES)
+    for seed in seeds:
+        program = em.emulate(random_auto_programs.build(seed, mesh), POD, arithmetic="native")
+        for i, got in enumerate(program(*random_auto_programs.ARGUMENTS)):
+            want = wanted[f"{seed}/{i}"]
+            np.testing.assert_array_equal(got, want, err_msg=f"program {seed}, result {i}")
+
+
+def test_random_programs(tmp_path: Path) -> None:
+    compare_random(range(2), tmp_path / "random.npz")
+
+
+@pytest.mark.slow
+def test_many_random_programs(tmp_path: Path) -> None:
+    compare_random(range(2, 60), tmp_path / "random.npz")
+
+
+@pytest.mark.parametrize("parameters", [P(("dp", "tp")), P(("tp", "dp"))])
+def test_a_sum_of_which_each_device_keeps_a_part_is_a_reduce_scatter(parameters: P) -> None:
+    """Fully sharded parameters: their gradients are summed and divided at once."""
+    w, x = integers(16, 8).astype(np.float32), integers(32, 16, seed=1).astype(np.float32)
+    over = NamedSharding(MESH, parameters), NamedSharding(MESH, P(("dp", "tp")))
+
+    def gradient(w: Any, x: Any) -> Any:
+        return jax.grad(lambda w: (x @ w).sum())(w)
+
+    def mean_too(w: Any, x: Any) -> Any:
+        g = gradient(w, x)
+        return lax.with_sharding_constraint(g, over[0]), g.sum(), jnp.sort(g, axis=None)[0]
+
+    scattered = jax.jit(gradient, in_shardings=over, out_shardings=over[0])
+    answer = em.run(scattered, w, x, on=POD, arithmetic="native")
+    np.testing.assert_array_equal(answer.value, np.repeat(x.sum(0)[:, None], 8, 1))
+    ops = [step.op for step, _ in each(answer.steps) if isinstance(step, CollectiveOp)]
+    assert ops == ["reduce_scatter"]
+    # The whole sum is wanted, too.
+    both = em.run(jax.jit(mean_too, in_shardings=over), w, x, on=POD, arithmetic="native")
+    np.testing.assert_array_equal(both.value[0], answer.value)
+    assert both.value[1] == 8 * x.sum() and both.value[2] == x.sum(0).min()
+
+
 def test_what_has_no_translation_is_named() -> None:
     def program(x: Any) -> Any:
-        jax.debug.print("{}", x)
-        return jnp.linalg.qr(x)[0]
+        jax.debug.print("{}", x, ordered=True)
+        return x
 
     place = NamedSharding(MESH, P("dp"))
-    with pytest.raises(NotImplementedError, match="callback|geqrf|Qr"):
+    with pytest.raises(ValueError, match="ordered effects are not supported"):
         em.estimate(jax.jit(program, in_shardings=place), jnp.ones((4, 4)), on=POD)
+
+    def in_order(x: Any) -> Any:
+        return io_callback(lambda v: v, x, x, ordered=True)
+
+    with pytest.raises(NotImplementedError, match="'io_callback' in order"):
+        em.emulate(jax.jit(in_order, in_shardings=place), on=POD)(jnp.ones((4, 4)))
 
 
 def test_meshes_of_different_sizes_are_refused() -> None:
@@ -187,3 +241,57 @@ def test_meshes_of_different_sizes_are_refused() -> None:
         em.estimate(
             jax.jit(program, in_shardings=NamedSharding(MESH, P("dp"))), jnp.ones((12,)), on=POD
         )
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_calls_to_the_host_are_made_once_with_whole_arrays(placed: bool) -> None:
+    """As JAX makes them outside of `shard_map`; inside, on every device."""
+    x = integers(16, 8).astype(np.float32)
+    over = NamedSharding(MESH, P("dp", "tp"))
+    names = "debug io effect inside never row".split()
+    seen: dict[str, list[Any]] = {name: [] for name in names}
+
+    def noted(name: str, like: Any = None) -> Any:
+        def call(*values: Any) -> Any:
+            seen[name].append([np.array(v) for v in values])
+            return None if like is None else np.float32(2) * values[0]
+
+        return call
+
+    def program(x: Any) -> Any:
+        x = lax.with_sharding_constraint(x + 1, over)
+        jax.debug.callback(noted("debug"), x, x.sum())
+        lax.cond(x.sum() > 1e9, lambda: jax.debug.callback(noted("never"), x), lambda: None)
+        doubled = io_callback(noted("io", x), x, x)
+
+        def body(total: Any, row: Any) -> Any:
+            io_callback(noted("effect"), None, row)
+            cube = jax.pure_callback(lambda v: v * v * v, jax.typeof(row), row)
+            return total + cube, cube
+
+        total, cubes = lax.scan(body, x[0], x)
+        spec = P("dp", "tp")
+
+        def local(v: Any) -> Any:
+            jax.debug.callback(noted("inside"), v)
+            first = lax.axis_index("dp") == 0
+            lax.cond(first, lambda: jax.debug.callback(noted("row"), v), lambda: None)
+            return v
+
+        inside = jax.shard_map(local, mesh=MESH, in_specs=spec, out_specs=spec)(x)
+        return doubled, total, cubes, inside
+
+    asked = jax.jit(program, in_shardings=NamedSharding(MESH, P("tp")))
+    doubled, total, cubes, inside = em.emulate(asked if placed else program, on=POD)(x)
+    jax.effects_barrier()
+    y = x + 1
+    np.testing.assert_array_equal(doubled, 2 * y)
+    np.testing.assert_array_equal(cubes, y**3)
+    np.testing.assert_array_equal(total, y[0] + (y**3).sum(0))
+    np.testing.assert_array_equal(inside, y)
+    ((whole, summed),) = seen["debug"]
+    assert np.array_equal(whole, y) and summed == y.sum()
+    assert len(seen["io"]) == 1 and np.array_equal(seen["io"][0][0], y)
+    assert np.array_equal(np.sort([v for (v,) in seen["effect"]], 0), np.sort(y, 0))
+    assert not seen["never"] and len(seen["row"]) == AXES["tp"]
+    assert len(seen["inside"]) == DEVICES and sum(v.sum() for (v,) in seen["inside"]) == y.sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,8 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
         (["run", "matmul", "--size", "100"], "positive multiple of 48, such as 96"),
         (["run", "matmul", "--size", "big"], "number of rows"),
         (["run", "matmul", "--fusion", "half"], "--fusion half: expected one of chains, eager"),
+        (["run", "matmul", "--algorithms", "ring"], "'ring' is not operation=algorithm"),
+        (["run", "matmul", "--algorithms", "all_reduse=ring"], "unknown operation 'all_reduse'"),
         (["run", "matmul", "--machine", "tpu"], "unknown machine 'tpu'; known: cloudmatrix384"),
         (["collectives", "all_reduce", "--machine", "ring(4, 1GX/s)"], "unknown unit 'GX/s'"),
         (["collectives", "all_reduse"], "all_reduce"),
@@ -118,6 +121,13 @@ def test_own_program(cm384: Command, program: Path) -> None:
     assert answer.code == 0, answer.err
     assert "float32" in answer.out and " 15 " in answer.out  # 120 / 8
     assert "all_reduce" in answer.out and "assum" in answer.out.lower()
+
+
+def test_own_program_with_an_algorithm(cm384: Command, program: Path) -> None:
+    for name in ("nhr", "pipeline"):
+        answer = cm384("run", f"{program}:mean", "--algorithms", f"all_reduce={name}")
+        assert answer.code == 0, answer.err
+        assert re.search(rf"psum .*\b{name}\b", answer.out)
 
 
 def test_own_program_from_shapes_with_trace(cm384: Command, program: Path, tmp_path: Path) -> None:

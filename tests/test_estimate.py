@@ -225,8 +225,6 @@ def test_counts_of_nothing_are_refused() -> None:
 
 
 def test_unknown_primitive_raises_by_name() -> None:
-    with pytest.raises(NotImplementedError, match="pure_callback"):
-        estimate(lambda x: jax.pure_callback(lambda y: y, x, x), S((8, 8), F32), on=POD)
     with pytest.raises(NotImplementedError, match="float8_e4m3fn"):
         f8 = S((32, 32), jnp.float8_e4m3fn)
         estimate(lambda a, b: lax.dot(a, b, preferred_element_type=F32), f8, f8, on=POD)
@@ -641,9 +639,29 @@ def test_run_counts_what_only_values_tell() -> None:
     assert answer.time_s == told.time_s
 
 
+def test_a_call_to_the_host_takes_the_seconds_that_are_given() -> None:
+    def f(x: Any) -> Any:
+        return jax.pure_callback(lambda y: y + 1, x, x) * 2
+
+    x = np.ones((8, 8), np.float32)
+    free = estimate(f, x, on=POD, counts={"pure_callback_0": 0})
+    slow = estimate(f, x, on=POD, counts={"pure_callback_0": 0.25})
+    assert slow.time_s == pytest.approx(free.time_s + 0.25, rel=1e-9)
+    assert slow.bound_s == free.bound_s < free.time_s
+    assert any("pure_callback_0 takes 0.25 s" in said for said in slow.assumptions)
+    answer = run(f, x, on=POD, counts={"pure_callback_0": 0.25})
+    assert np.array_equal(answer.value, x * 4)
+    assert answer.time_s == slow.time_s and answer.counts == {"pure_callback_0": 0.25}
+    for wrong in (-1, "long", float("inf")):
+        with pytest.raises(ValueError, match="seconds of a call"):
+            estimate(f, x, on=POD, counts={"pure_callback_0": wrong})
+    with pytest.raises(ValueError, match="while_0"):
+        run(f, x, on=POD, counts={"while_0": 3})
+
+
 def test_run_refuses_before_it_computes() -> None:
     called: list[Any] = []
-    with pytest.raises(NotImplementedError, match="pure_callback"):
+    with pytest.raises(ValueError, match="counts={'pure_callback_0'"):
         run(lambda x: jax.pure_callback(called.append, x, x), np.ones((8, 8), np.float32), on=POD)
     assert not called
 

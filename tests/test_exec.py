@@ -8,8 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import ml_dtypes
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
+import emulator as em
 from emulator.script.clock import PodClock
 from tests.conftest import Answer
 
@@ -253,23 +258,43 @@ def test_the_hosts_time_can_count(run: Script) -> None:
     assert "host True" in answer.out and "loop 200" in answer.out
 
 
-ASKS_THE_HOST = """
+HAS_NO_TIME = """
 import jax, jax.numpy as jnp
 @jax.jit
 def known(x): return 2 * x
 @jax.jit
-def asks(x): return jax.pure_callback(lambda x: x + 1, jax.typeof(x), x)
-print(float(asks(known(jnp.float32(4)))))
+def asks(x): return jax.lax.dot(*[x.astype(jnp.float8_e4m3fn)] * 2, preferred_element_type=x.dtype)
+print(float(asks(known(jnp.ones((2, 2))))[0, 0]))
+"""
+
+ASKS_THE_HOST = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+x = jax.device_put(np.arange(8.0), NamedSharding(jax.make_mesh((8,), ("x",)), P("x")))
+@jax.jit
+def asks(x):
+    jax.debug.print("sum {}", x.sum())
+    return jax.pure_callback(lambda x: x + 1, jax.typeof(x), x)
+print(float(asks(x).sum()))
 """
 
 
 def test_what_has_no_time_is_said_to_be_outside_the_model(run: Script) -> None:
-    answer = run(ASKS_THE_HOST)
-    assert answer.code == 0 and answer.out.startswith("9.0\n")
-    assert answer.err.startswith("cm384: asks (train.py:5) is outside the model: no cost rule")
-    assert "pure_callback" in answer.err
+    answer = run(HAS_NO_TIME)
+    assert answer.code == 0 and answer.out.startswith("8.0\n")
+    assert answer.err.startswith("cm384: asks (train.py:5) is outside the model: ")
+    assert "float8_e4m3fn" in answer.err
     assert "Outside the model: asks (train.py:5) ran on this host in no pod time" in answer.out
     assert not any(line.split()[:1] == ["asks"] for line in answer.out.splitlines())
+
+
+def test_calls_to_the_host_are_made_once_and_take_no_time(run: Script) -> None:
+    answer = run(ASKS_THE_HOST)
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("sum 28.0\n36.0\n")
+    assert row(answer.out, "asks")[1:3] == ["train.py:5", "1"]
+    said = "Outside the model: the calls of asks (train.py:5) to the host, in no pod time"
+    assert said in answer.out
 
 
 NEEDS_VALUES = """
@@ -355,3 +380,109 @@ def test_the_clock_is_the_pods_for_scripts_only() -> None:
         assert after[2] == after[0]
         assert eval("time.monotonic()", library) - host < 2.0
     assert time.perf_counter() < time.perf_counter()
+
+
+def test_algorithms_are_the_commands(run: Script) -> None:
+    """Their bits and their time are those of `em.run` with the same algorithms."""
+    x = np.random.default_rng(0).standard_normal((8, 96)).astype(ml_dtypes.bfloat16)
+    script = """
+import functools, time
+import jax, numpy as np, ml_dtypes
+from jax.sharding import PartitionSpec as P
+mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+x = np.random.default_rng(0).standard_normal((8, 96)).astype(ml_dtypes.bfloat16)
+@jax.jit
+@functools.partial(jax.shard_map, mesh=mesh, in_specs=P("x"), out_specs=P())
+def total(x):
+    return jax.lax.psum(x, "x")
+began = time.perf_counter()
+y = total(x)
+print("seconds", repr(time.perf_counter() - began))
+print("bits", np.asarray(y).tobytes().hex())
+"""
+    machine = em.cloudmatrix384()
+    mesh = machine.mesh(x=8)
+    total = jax.shard_map(lambda v: jax.lax.psum(v, "x"), mesh=mesh, in_specs=P("x"), out_specs=P())
+    seen = set()
+    for algorithm in ("ring", "full_mesh"):
+        option = f"all_reduce={algorithm}"
+        answer = run(script, options=("--arithmetic", "native", "--algorithms", option))
+        assert answer.code == 0, answer.err
+        said = dict(
+            line.split() for line in answer.out.splitlines() if line[:4] in ("seco", "bits")
+        )
+        wanted = em.run(total, x, on=machine, algorithms={"all_reduce": algorithm})
+        assert said["bits"] == np.asarray(wanted.value).tobytes().hex()
+        assert float(said["seconds"]) == pytest.approx(wanted.time_s, rel=1e-6)
+        seen.add(said["bits"])
+    assert len(seen) == 2
+    answer = run(script, options=("--algorithms", "all_reduce=fastest"))
+    assert answer.code == 2 and "unknown algorithm 'fastest'" in answer.err
+
+
+#: Results whose sharding a script may compare with what it asked for.
+SPELLED = """
+import functools
+import jax, jax.numpy as jnp, numpy as np
+from jax._src.shard_map import shard_map as inner_map
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+grid = np.array(jax.devices()).reshape(4, 2)
+mesh, typed = Mesh(grid, ("x", "y")), Mesh(grid, ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+x = np.arange(32.0, dtype=np.float32).reshape(8, 4)
+x = jax.device_put(x, NamedSharding(mesh, P("x", None)))
+columns = NamedSharding(mesh, P("y", None))
+on = functools.partial(jax.shard_map, mesh=mesh)
+whole, rows = on(lambda v: v * 2, in_specs=P("x", None), out_specs=P("x", None)), P("x")
+vector = np.arange(8.0, dtype=np.float32)
+
+def say(name, value):
+    for leaf in jax.tree.leaves(value):
+        spec = getattr(getattr(leaf, "sharding", None), "spec", None)
+        none = leaf.dtype == jax.dtypes.float0
+        total = leaf.size if none else np.asarray(leaf).astype(np.float32).sum()
+        print("spec", name, leaf.dtype, spec, total)
+
+say("jit", jax.jit(whole)(x))
+say("jit of numpy", jax.jit(whole)(np.asarray(x)))
+say("eager", whole(x))
+say("eager of numpy", whole(np.asarray(x)))
+say("eager by its other name", inner_map(jnp.sin, mesh=mesh, in_specs=rows, out_specs=rows)(x))
+with jax.set_mesh(mesh):
+    say("eager over one axis", jax.smap(jnp.cos, in_axes=1, out_axes=1, axis_name="y")(x))
+say("eager gradient", jax.grad(lambda v: whole(v).sum())(np.asarray(x)))
+say("eager whole", on(lambda v: jax.lax.psum(v, "x"), in_specs=rows, out_specs=P(None, None))(x))
+say("vmapped", jax.vmap(on(jnp.sin, in_specs=P("y"), out_specs=P("y")), spmd_axis_name="x")(x))
+say("constraint", jax.jit(lambda v: jax.lax.with_sharding_constraint(v, columns))(x))
+integers = jax.jit(
+    lambda v, n: jax.grad(lambda v, n: (v * n).sum(), argnums=(0, 1), allow_int=True)(v, n),
+    in_shardings=NamedSharding(mesh, P("x")),
+)
+say("integers", integers(vector, np.arange(8)))
+try:
+    jax.shard_map(jnp.sin, mesh=mesh.abstract_mesh, in_specs=rows, out_specs=rows)(vector)
+except ValueError as error:
+    print("spec", "eager without devices", error)
+with jax.set_mesh(typed):
+    a = jax.device_put(np.ones((8, 4), np.float32), P("x", None))
+    say("typed", jax.jit(lambda v: v.T * 2)(a))
+    r = jax.device_put(vector, P(reduced={"x"}))
+    say("reduced", jax.jit(jax.shard_map(lambda v: v * v, out_specs=P(reduced={"x"})))(r))
+"""
+
+
+def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -> None:
+    answer = run(SPELLED)
+    assert answer.code == 0, answer.err
+    native = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=tmp_path,
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = [line for line in answer.out.splitlines() if line.startswith("spec")]
+    assert said == native.stdout.splitlines() and len(said) == 15
+    assert "shard_map" not in answer.out.partition("eager operations")[2]  # all are steps
+    assert "which it should not" not in answer.err + answer.out

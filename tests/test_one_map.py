@@ -14,7 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from emulator.machines import Machine
 from emulator.mesh import abstract_mesh
+from emulator.program.auto_sharded import trace_divided
 from emulator.program.one_map import is_one_map
+from emulator.program.trace import DIVIDED, walk
 from emulator.script.same import same_program
 
 MESH = abstract_mesh({"x": 2, "y": 4})
@@ -64,6 +66,20 @@ def test_one_map_with_arrays_as_it_wants_them(
     if "add" in str(fun):
         shapes = shapes[1], shapes[1]
     assert is_one_map(jax.make_jaxpr(fun)(*shapes), (w, v)) is alone
+
+
+def test_what_a_jit_asks_for_is_how_its_arguments_come() -> None:
+    """Results of one `jax.pmap`, over a mesh of its own, are arguments of another."""
+    other = abstract_mesh({"a": 2, "b": 4})
+    shapes = [
+        jax.ShapeDtypeStruct((2, 3), jnp.float32, sharding=over(mesh=other)),
+        jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=over("a", "b", mesh=other)),
+    ]
+    asks = jax.jit(mapped(), in_shardings=(over(), over("x", "y")))
+    for fun, divided in ((asks, False), (jax.jit(mapped()), True)):
+        program = trace_divided(fun, shapes)
+        found = any(eqn.params.get("name") == DIVIDED for _, eqn in walk(program.jaxpr))
+        assert found is divided
 
 
 def test_equal_programs() -> None:

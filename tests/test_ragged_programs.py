@@ -103,6 +103,28 @@ def test_each_device_has_its_own_groups() -> None:
         same_bits(got[d], want)
 
 
+def test_gradients_on_several_devices_can_be_left_to_xla() -> None:
+    """Whole numbers: every order of addition gives the same sums."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((8 * 6, 4), (3, 4, 5)))
+    sizes, rows = np.array([1, 3, 2], np.int32), P(("x", "y"))
+
+    def loss(a: Any, b: Any) -> Any:
+        mapped = jax.shard_map(
+            lax.ragged_dot,
+            mesh=POD.mesh(x=4, y=2),
+            in_specs=(rows, P(), P()),
+            out_specs=rows,
+        )
+        return mapped(a, b, sizes).sum()
+
+    to_a, to_b = em.emulate(jax.grad(loss, (0, 1)), POD, arithmetic="native")(a, b)
+    group = np.repeat(np.arange(3), sizes)
+    assert np.array_equal(to_a, np.tile(b.sum(2)[group], (8, 1)))
+    sums = [a.reshape(8, 6, 4)[:, group == g].sum((0, 1)) for g in range(3)]
+    assert np.array_equal(to_b, np.repeat(np.stack(sums)[:, :, None], 5, 2))
+
+
 # -- exchanges of unequal parts
 
 

@@ -5,6 +5,7 @@ hand-written loops.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -540,7 +541,7 @@ def test_programs_outside_the_model_are_refused_by_name() -> None:
 
     with pytest.raises(NotImplementedError, match="predicate differs.*psum"):
         em.emulate(shard(diverging), PACKAGE)(np.arange(4, dtype=np.float32))
-    with pytest.raises(ValueError, match="mesh's order"):
+    with pytest.raises(NotImplementedError, match="mesh's order"):
         mesh2 = PACKAGE.mesh(x=2, y=2)
         swap = jax.shard_map(
             lambda v: lax.ppermute(v, ("y", "x"), [(0, 1)]),
@@ -711,3 +712,51 @@ def test_links_without_a_known_energy_are_not_free() -> None:
     )
     with pytest.raises(ValueError, match="no energy for the links node"):
         em.estimate(run, np.ones(4, np.float32), on=machine)
+
+
+def test_collectives_over_axes_around_the_emulator_are_refused() -> None:
+    for program in (
+        lambda v: lax.psum(v, "v"),
+        lambda v: lax.all_gather(v, "v"),
+        lambda v: v + lax.axis_index("v"),
+        lambda v: lax.ppermute(v, "v", [(0, 1)]),
+    ):
+        with pytest.raises(NotImplementedError, match="'v', an axis that a shard_map or vmap"):
+            jax.vmap(em.emulate(program, PACKAGE), axis_name="v")(jnp.arange(2.0))
+
+
+def test_only_devices_that_come_to_a_call_to_the_host_make_it() -> None:
+    mesh = PACKAGE.mesh(x=4, y=2)
+    seen: dict[str, list[float]] = {"branch": [], "loop": [], "both": []}
+
+    def local(v: Any) -> Any:
+        def note(name: str, value: Any) -> None:
+            jax.debug.callback(lambda number: seen[name].append(float(number)), value)
+
+        def root(v: Any) -> Any:  # of a negative number there is none
+            return jax.pure_callback(lambda n: np.float32(math.sqrt(n)), jax.typeof(v), v)
+
+        x, y = lax.axis_index("x"), lax.axis_index("y")
+        number = v[0]
+
+        def trip(i: Any, total: Any) -> Any:
+            note("loop", number)
+            lax.cond(y == 1, lambda: note("both", number * 10 + i), lambda: None)
+            return total + 1
+
+        trips = lax.fori_loop(0, x, trip, 0)
+        lax.cond(x == 2, lambda: note("branch", number), lambda: None)
+        found = lax.cond(number >= 4, root, lambda n: n * 2, number - 4)
+        return jnp.stack([found, trips.astype(jnp.float32)])
+
+    over = P(("x", "y"))
+    program = jax.shard_map(local, mesh=mesh, in_specs=over, out_specs=over, check_vma=False)
+    values = np.arange(8, dtype=np.float32)
+    got = np.asarray(em.emulate(program, PACKAGE)(values)).reshape(8, 2)
+    jax.effects_barrier()
+    negative, positive = values[:4] - 4, values[4:] - 4
+    assert same_bits(got[:, 0], np.concatenate([negative * 2, np.sqrt(positive)]))
+    assert same_bits(got[:, 1], values // 2)
+    assert sorted(seen["branch"]) == [4, 5]
+    assert sorted(seen["loop"]) == [2, 3, 4, 4, 5, 5, 6, 6, 6, 7, 7, 7]
+    assert sorted(seen["both"]) == [30, 50, 51, 70, 71, 72]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from emulator.collectives import check_algorithms
 from emulator.machines import Machine, cloudmatrix384, custom_machine, gb200_nvl72
 
 MACHINES: dict[str, Callable[[], Machine]] = {
@@ -17,6 +18,32 @@ MACHINE_HELP = (
     f"One of {', '.join(MACHINES)}, or a fabric of your own: a line such as "
     '"ring(4, 50GB/s, 300ns) / switch(8, 100GB/s, 1us)" or a .toml file.'
 )
+
+ALGORITHMS_HELP = (
+    "Algorithms of collectives by operation, as in all_reduce=ring,all_gather=double_ring/nhr. "
+    "Default: the machine's choice."
+)
+
+
+def algorithms(text: str | None) -> dict[str, str] | None:
+    """ "all_reduce=ring,all_gather=nhr" -> operation -> algorithm.
+
+    Raises:
+        ValueError: not of that form, or an unknown operation or algorithm; the known are listed.
+    """
+    if text is None:
+        return None
+    chosen: dict[str, str] = {}
+    for part in names("--algorithms", text):
+        op, given, algorithm = part.partition("=")
+        if not given or op in chosen:
+            raise ValueError(
+                f"--algorithms {text!r}: {part!r} is not operation=algorithm, each operation once; "
+                "write it like all_reduce=ring,all_gather=nhr"
+            )
+        chosen[op] = algorithm
+    check_algorithms(chosen)
+    return chosen
 
 
 def machine(name: str) -> Machine:

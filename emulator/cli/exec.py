@@ -27,6 +27,7 @@ def exec_(
     arithmetic: Annotated[
         str | None, typer.Option(help="How matmuls sum, as in cm384 run. Default: the machine's.")
     ] = None,
+    algorithms: Annotated[str | None, typer.Option(help=choose.ALGORITHMS_HELP)] = None,
     fusion: Annotated[str, typer.Option(help="chains or eager, as in cm384 run.")] = "chains",
     overlap: Annotated[
         bool, typer.Option("--overlap", help="Collectives run beside independent kernels.")
@@ -69,6 +70,7 @@ def exec_(
         machine=machine,
         devices=count,
         arithmetic=arithmetic,
+        algorithms=choose.algorithms(algorithms),
         fusion=fusion,
         overlap=overlap,
         trace=None if trace is None else str(trace.absolute()),

@@ -57,6 +57,7 @@ def run(
             "from cm384 probe, or native. Default: the machine's own."
         ),
     ] = None,
+    algorithms: Annotated[str | None, typer.Option(help=choose.ALGORITHMS_HELP)] = None,
     fusion: Annotated[
         str,
         typer.Option(
@@ -94,7 +95,8 @@ def run(
         raise ValueError(f"--trace {trace}: there is no folder {trace.parent}")
     if chakra is not None and (chakra.exists() or not chakra.absolute().parent.is_dir()):
         raise ValueError(f"--chakra {chakra}: name a new folder in one that exists")
-    how = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
+    how: dict[str, Any] = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
+    how["algorithms"] = choose.algorithms(algorithms)
     devices = cluster.real_devices(real_devices, coordinator, processes, process)
     if program == "transformer":
         answer = _transformer(on, size or "tiny", steps, dp, tp, estimate, arithmetic, devices, how)
@@ -159,7 +161,7 @@ def _transformer(
                 f"size {size}: parameters and optimizer state are {capacity(needed)}, too much to "
                 f"compute values with on this host; add --estimate"
             )
-        _train(on, config, step, dp, tp, steps, arithmetic, devices)
+        _train(on, config, step, dp, tp, steps, arithmetic, devices, how["algorithms"])
     with err.status("reading the program for its time"):
         return em.estimate(step, *shapes, on=on, **how)
 
@@ -173,6 +175,7 @@ def _train(
     steps: int,
     arithmetic: str | None,
     devices: Any,
+    algorithms: Any,
 ) -> None:
     """Trains twice from the same start, matmuls in the machine's arithmetic and in XLA's."""
     import jax
@@ -191,7 +194,8 @@ def _train(
     runs = {}
     own = arithmetic or on.arithmetic
     for label, chosen in ((own, arithmetic), ("native XLA", "native")):
-        emulated = jax.jit(em.emulate(step, on=on, arithmetic=chosen, devices=devices))
+        options = {"arithmetic": chosen, "algorithms": algorithms, "devices": devices}
+        emulated = jax.jit(em.emulate(step, on=on, **options))
         with err.status(f"compiling the step for {on.mesh(dp=dp, tp=tp).size} devices, {label}"):
             began = time.perf_counter()
             runs[label] = emulated.lower(*start, tokens).compile()

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax._src.interpreters import partial_eval
 from jax.extend import core
@@ -46,6 +47,9 @@ def trace_divided(
     inside = list(_asked(jaxpr.jaxpr))
     sizes = {s.mesh.size for s in inside} | _manual_sizes(jaxpr)
     given = [None if s is None or _on_the_host(s, sizes) else s for s in given]
+    # What the program's own `jax.jit` asks for is how its argument comes, from wherever.
+    asked_in, _, _ = _around(jaxpr.jaxpr)
+    given = [s and asked_in.get(v, s) for s, v in zip(given, jaxpr.jaxpr.invars, strict=True)]
     named = [s for s in given if s is not None] + inside
     # Where nothing is divided, nothing is left to the compiler (gradients of a shard_map say so).
     asked = [s for s in named if any(s.spec.partitions) or s.spec.unreduced]
@@ -192,6 +196,8 @@ def _as(x: Any, kind: Any) -> Any:
     if jnp.issubdtype(kind.dtype, jax.dtypes.prng_key):
         x = lax.slice(x, [0] * x.ndim, [*kind.shape, *x.shape[len(kind.shape) :]])
         return jax.random.wrap_key_data(x, impl=kind.dtype._impl.name)
+    if kind.dtype == jax.dtypes.float0:  # the gradient of integers, which XLA holds as Booleans
+        return np.zeros(kind.shape, jax.dtypes.float0)
     return x if x.shape == kind.shape else lax.slice(x, [0] * x.ndim, kind.shape)
 
 

@@ -55,6 +55,16 @@ def collective_axes(eqn: Any) -> tuple[str, ...]:
     return tuple(a for a in axes if isinstance(a, str))
 
 
+def check_axes(mesh: FoldedMesh, eqn: Any) -> None:
+    """Raises where a collective equation names an axis that is not the program's own."""
+    for axis in collective_axes(eqn):
+        if axis not in mesh.names:
+            raise NotImplementedError(
+                f"{eqn.primitive.name} over {axis!r}, an axis that a shard_map or vmap around "
+                "em.emulate has, is not modelled: put em.emulate around that, too"
+            )
+
+
 def axis_index(mesh: FoldedMesh, eqn: Any) -> Folded:
     """Each device's coordinate."""
     axes = collective_axes(eqn)
@@ -272,9 +282,9 @@ def _ppermute(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Folde
     if axes != mesh.ordered(
         axes
     ):  # JAX 0.10 numbers such devices in mesh order instead, JAX 0.11 refuses
-        raise ValueError(
-            f"ppermute over axes {axes}: name them in the mesh's order {mesh.ordered(axes)}, "
-            "in which JAX numbers devices"
+        raise NotImplementedError(
+            f"ppermute over axes {axes} is not modelled: name them in the mesh's order "
+            f"{mesh.ordered(axes)}, in which JAX numbers devices"
         )
     layout = Layout(value, mesh, eqn)
     source = np.full(layout.n, -1)

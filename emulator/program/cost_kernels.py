@@ -9,6 +9,8 @@ from emulator.chip import Spread
 from emulator.program.graph import Node, nbytes
 from emulator.program.walker import Frame, Walker
 from emulator.program.weights import CUMULATIVE
+from emulator.program.where import where
+from emulator.timeline import Op
 
 SORTED_RUN = 8192
 
@@ -17,6 +19,34 @@ def free(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     if node.name in ("debug_callback", "debug_print"):
         walker.assume(f"{node.name} costs the devices nothing")
     walker.emit(frame, None, node)
+
+
+def host_call(walker: Walker, frame: Frame, index: int, node: Node) -> None:
+    """A call of Python: as long as `counts` says that one takes, on all devices at once."""
+    site = walker.sites[node.path]
+    if site not in walker.counts:
+        raise ValueError(
+            f"{node.name} ({where(node.eqn) or node.path}) takes as long as the host takes, which "
+            f"is no part of the machine: give its seconds as counts={{{site!r}: ...}}"
+        )
+    try:
+        time_s = float(walker.counts[site])
+    except (TypeError, ValueError):
+        time_s = math.nan
+    if not 0 <= time_s < math.inf:
+        raise ValueError(f"counts[{site!r}]: expected the seconds of a call, at least 0")
+    walker.assume(f"{site} takes {time_s:g} s of the host, on all devices at the same time")
+    op = Op(
+        name=node.name,
+        kind="host",
+        time_s=time_s,
+        bound_s=0.0,
+        limited_by="host",
+        flops=0,
+        bytes=0,
+        where=where(node.eqn),
+    )
+    walker.emit(frame, op, node)
 
 
 def move(walker: Walker, frame: Frame, index: int, node: Node) -> None:

@@ -32,7 +32,15 @@ from emulator.program.calls import is_call
 from emulator.program.fused import fuse
 from emulator.program.graph import flatten
 from emulator.program.groups import Groups
-from emulator.program.trace import DIVIDED, EMULATED, Program, dynamic_sites, walk
+from emulator.program.trace import (
+    DIVIDED,
+    EMULATED,
+    OF_THE_HOST,
+    Program,
+    dynamic_sites,
+    host_sites,
+    walk,
+)
 from emulator.program.walker import ATTENTION, Costs, Rule, Walker
 from emulator.program.weights import CUMULATIVE, FREE, MOVES
 
@@ -59,6 +67,7 @@ RULES: dict[str, Rule] = {
     "conv_general_dilated": cost_matmuls.conv,
     "ragged_dot_general": cost_ragged.ragged_dot,
     "ragged_all_to_all": cost_ragged.ragged_all_to_all,
+    **dict.fromkeys(OF_THE_HOST, cost_kernels.host_call),
     **dict.fromkeys(cost_linalg.LINEAR, cost_linalg.linear_algebra),
     ATTENTION: cost_attention.attention,
     **dict.fromkeys(
@@ -86,7 +95,8 @@ def cost(
     """Costs of `program` on `on`.
 
     `algorithms` maps a collective operation to an algorithm, `counts` the name of a `while` to its
-    trips and of a `cond` to the shares of its branches; `names` labels the flat arguments.
+    trips, of a `cond` to the shares of its branches and of a call to the host to its seconds;
+    `names` labels the flat arguments.
 
     Raises:
         NotImplementedError: a primitive without a rule, by name.
@@ -102,7 +112,7 @@ def cost(
             "the machine; estimate the program that em.emulate was given"
         )
     groups = Groups(on, meshes(program.jaxpr), dict(check_algorithms(algorithms)))
-    sites = dynamic_sites(program.jaxpr)
+    sites = dynamic_sites(program.jaxpr) | host_sites(program.jaxpr)
     if counts is not None and not isinstance(counts, Mapping):
         raise TypeError(f'counts must map names such as "while_0" to numbers, got {counts!r}')
     unknown = set(counts or {}) - set(sites.values())

@@ -67,7 +67,7 @@ def emulate(
             chooses for each device's (or die's) own m, k and n, so that the bits of a row may
             depend on where it is; a `kernels.Tiling` is used for every matmul. A package's two dies
             divide a matmul as in the time model. Outside `shard_map` a matmul counts as one
-            device's; convolutions ascend.
+            device's; convolutions and ragged dots ascend.
         devices: the real devices that compute, such as `jax.devices()`: the mesh inside `shard_map`
             is divided over them, as many as divide it, and the bits are those of one. Arguments
             and results are whole on each. None is JAX's default device, or `jax.devices()` where

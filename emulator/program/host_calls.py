@@ -23,29 +23,41 @@ from emulator.program.real_devices import first_of_copies
 
 
 def host_call(
-    bind: Callable[..., Any], eqn: Any, values: list[Folded], mesh: FoldedMesh
+    bind: Callable[..., Any],
+    eqn: Any,
+    values: list[Folded],
+    mesh: FoldedMesh,
+    here: Folded | None = None,
 ) -> list[Folded]:
-    """The equation on every device in turn."""
-    axes = union_axes(mesh, values) if eqn.primitive.name == "pure_callback" else mesh.manual
+    """The equation on every device in turn, or on those that are `here`; others have zeros."""
+    pure = eqn.primitive.name == "pure_callback"
+    axes = union_axes(mesh, [*values, *([here] if here else [])]) if pure else mesh.manual
     if not axes and not mesh.parts:
         return [Folded(x) for x in bind(*(v.array for v in values))]
     sizes = mesh.shape(axes)
     count = math.prod(sizes)
     arrays = [spread(v, axes, mesh).array for v in values]
     flat = tuple(a.reshape(count, *a.shape[len(axes) :]) for a in arrays)
+    mine = None if here is None else spread(here, axes, mesh).array.reshape(count)
 
     def one(i: Array) -> list[Array]:
-        return list(bind(*(lax.dynamic_index_in_dim(a, i, keepdims=False) for a in flat)))
+        def made() -> list[Array]:
+            return list(bind(*(lax.dynamic_index_in_dim(a, i, keepdims=False) for a in flat)))
 
-    if mesh.parts and eqn.primitive.name != "pure_callback":
+        def none() -> list[Array]:
+            return [jnp.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
+
+        return made() if mine is None else lax.cond(mine[i], made, none)
+
+    if mesh.parts and not pure:
         if eqn.outvars or eqn.params.get("ordered"):
             raise NotImplementedError(
                 f"primitive {eqn.primitive.name!r} with results or in order is not modelled on "
                 "several real devices, which do not wait for each other's calls; leave out "
                 "devices=, or use pure_callback"
             )
-        mine = first_of_copies(mesh, axes)  # else the call is another's to make
-        lax.cond(mine, lambda: lax.fori_loop(0, count, lambda i, _: (one(i), 0)[1], 0), lambda: 0)
+        first = first_of_copies(mesh, axes)  # else the call is another's to make
+        lax.cond(first, lambda: lax.fori_loop(0, count, lambda i, _: (one(i), 0)[1], 0), lambda: 0)
         return []
     results = lax.map(one, jnp.arange(count))
     return [Folded(r.reshape(*sizes, *r.shape[1:]), axes) for r in jax.tree.leaves(results)]

@@ -28,7 +28,7 @@ from jaxlib import _hlo, _jax, xla_client  # type: ignore[attr-defined]
 from jaxlib.mlir import ir
 from numpy.typing import NDArray
 
-from emulator.program import linalg_calls
+from emulator.program import callback_calls, linalg_calls
 from emulator.program.hlo_channels import with_own_channels
 from emulator.program.replica_groups import replica_groups
 from emulator.program.stablehlo_rules import STOP
@@ -42,7 +42,7 @@ class Partitioned:
     """The program of one device. `ins` and `outs` are the tiles of each argument and result:
     partitions [*tiles of the dimensions, copies]; None where every device has the whole.
     `groups` are those of its collectives, by channel: partitions [group, rank]. `calls` are its
-    factorisations, by the name of the call that stands for one.
+    factorisations and calls to the host, by the name of the call that stands for one.
     """
 
     module: Any
@@ -109,11 +109,13 @@ def _lower(
         for v, s in zip((*body.constvars, *body.invars), ins, strict=True)
     ]
     jitted = jax.jit(program, out_shardings=[*outs, None], keep_unused=True)
-    rules: Any = (*_LOWERINGS, *linalg_calls.lowerings(calls))
-    return jitted.trace(*shapes).lower(
-        lowering_platforms=("cpu",),
-        _private_parameters=mlir.LoweringParameters(override_lowering_rules=rules),
-    )
+    own = (*linalg_calls.lowerings(calls), *callback_calls.lowerings(calls))
+    rules: Any = (*_LOWERINGS, *own)
+    with callback_calls.without_devices():
+        return jitted.trace(*shapes).lower(
+            lowering_platforms=("cpu",),
+            _private_parameters=mlir.LoweringParameters(override_lowering_rules=rules),
+        )
 
 
 def _number(*, shape: tuple[int, ...]) -> tuple[Any, Any]:

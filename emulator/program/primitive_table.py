@@ -18,6 +18,7 @@ from emulator.program.primitives import (
     REFERENCES,
     REFUSED,
 )
+from emulator.program.trace import OF_THE_HOST
 from emulator.program.walker import FUSIBLE, RESHARDS
 from emulator.program.weights import ALIASES
 
@@ -117,6 +118,8 @@ def _time(name: str) -> str:
         return "its bodies"
     if name in ("dot_general", "conv_general_dilated", "ragged_dot_general"):
         return "matmul"
+    if name in OF_THE_HOST:
+        return "the seconds that `counts` gives"
     if name in costs.FREE:
         return "nothing"
     return "kernel" if name in costs.RULES else "refused"

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import NDArray
 
-from emulator.program import stablehlo_collectives, stablehlo_rules
+from emulator.program import callback_calls, stablehlo_collectives, stablehlo_rules
 from emulator.program.linalg_calls import Calls
 from emulator.program.partition_mesh import PartitionMesh
 from emulator.program.stablehlo_constants import PerPartition, constant, fold
@@ -36,8 +36,8 @@ Env = MutableMapping[Any, Value]
 @dataclasses.dataclass(frozen=True, slots=True)
 class Translator:
     """Turns the functions of a module into calls of `jax.lax` on the devices of `mesh`. `groups`
-    are the partitions [group, rank] of its collectives, by channel; `calls` its factorisations, by
-    the name of the call that stands for one.
+    are the partitions [group, rank] of its collectives, by channel; `calls` its factorisations and
+    calls to the host, by the name of the call that stands for one.
     """
 
     mesh: PartitionMesh
@@ -70,13 +70,17 @@ class Translator:
         if name == "constant":
             return [constant(op.attributes["value"])]
         if name == "partition_id":
-            return [PerPartition(np.arange(self.mesh.count, dtype=np.uint32))]
+            return [self._number]
         if all(isinstance(x, PerPartition | np.ndarray) for x in operands):
             known = fold(op, operands)
             if known is not None:
                 return [known]
         if name in ("while", "case", "if", "call"):
             return getattr(self, f"{name}_")(op, operands, env)
+        if name == "dynamic_slice":
+            part = stablehlo_collectives.scattered(self, op, operands, env)
+            if part is not None:
+                return [part]
         arrays = [self.array(x) for x in operands]
         if name in stablehlo_collectives.RULES:
             return stablehlo_collectives.RULES[name](self, op, arrays)
@@ -87,6 +91,15 @@ class Translator:
             f"the partitioner made the HLO operation {name!r} at {place(op.location)[1:]}, which "
             "has no translation here; write that part with shard_map"
         )
+
+    @property
+    def _number(self) -> PerPartition:
+        return PerPartition(np.arange(self.mesh.count, dtype=np.uint32))
+
+    @property
+    def partition(self) -> Any:
+        """The number of the partition, as the traced function may use it."""
+        return self.array(self._number)
 
     def array(self, value: Value) -> Any:
         """A value as the traced function may use it."""
@@ -131,7 +144,12 @@ class Translator:
 
     def if_(self, op: Any, operands: list[Value], env: Env) -> list[Value]:
         yes, no = (self.region(r, env) for r in op.regions)
-        return lax.cond(self.array(operands[0]), yes, no)
+        (block,) = op.regions[0].blocks
+        test = self.array(operands[0])
+        if any(callback_calls.is_of_the_first(each.operation) for each in block.operations):
+            # Every device takes the first one's branch: the call knows whose it is.
+            return [jnp.where(test, a, b) for a, b in zip(yes(), no(), strict=True)]
+        return lax.cond(test, yes, no)
 
     def while_(self, op: Any, operands: list[Value], env: Env) -> list[Value]:
         loop = counted(op, operands)

@@ -16,9 +16,51 @@ from jax import lax
 from jaxlib.mlir import ir
 from numpy.typing import NDArray
 
+from emulator.program.stablehlo_constants import PerPartition, shape_of
 from emulator.program.stablehlo_rules import combiner
 
 _Collective = Callable[[Any, Any, list[Any]], list[Any]]
+
+
+def scattered(t: Any, op: Any, operands: list[Any], env: Mapping[Any, Any]) -> Any:
+    """The result of a `dynamic_slice` that leaves each device its own part of a sum over devices,
+    as one reduce_scatter; None if it is another.
+
+    XLA makes this of an all_reduce and a slice where it compiles for accelerators, after the
+    partitioner; without it gradients of divided parameters would be sent twice.
+    """
+    source = op.operands[0].owner
+    if getattr(source, "name", "") != "stablehlo.all_reduce" or len(source.operands) != 1:
+        return None
+    if len(list(op.operands[0].uses)) != 1 or combiner(source) != "add":
+        return None
+    whole, part = shape_of(op.operands[0].type), shape_of(op.results[0].type)
+    cut = [d for d, (a, b) in enumerate(zip(whole, part, strict=True)) if a != b]
+    groups = _groups(t, source)
+    if len(cut) != 1 or not isinstance(start := operands[1 + cut[0]], PerPartition):
+        return None
+    size, ranks = part[cut[0]], groups.shape[1]
+    places = start.values.reshape(-1).astype(np.int64)[groups]
+    each_its_own = np.sort(places, 1) == np.arange(ranks) * size
+    if whole[cut[0]] != ranks * size or not each_its_own.all():
+        return None
+    in_order = np.take_along_axis(groups, np.argsort(places, 1), 1)
+    axes = t.mesh.axes_of(in_order)
+    return lax.psum_scatter(
+        t.array(env.get(source.operands[0])),
+        t.mesh.names if axes is None else axes,
+        scatter_dimension=cut[0],
+        tiled=True,
+        axis_index_groups=_listed(in_order if axes is None else None),
+    )
+
+
+def _groups(t: Any, op: Any) -> NDArray[np.int64]:
+    """Partitions [group, rank] of a collective."""
+    handle = re.search(r"handle = (\d+)", str(op.attributes["channel_handle"]))
+    assert handle is not None
+    groups = t.groups[int(handle[1])]
+    return groups if groups.size else np.arange(t.mesh.count)[None]
 
 
 def _over(t: Any, op: Any) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:

@@ -13,6 +13,7 @@ from jax import lax
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
+from emulator.program import callback_calls
 from emulator.program.stablehlo_constants import direction, dtype_of, shape_of
 
 _Rule = Callable[..., Any]
@@ -444,11 +445,9 @@ def _custom_call(t: Any, op: Any, *arrays: Any) -> Any:
         found = primitive.bind(*arrays, **params)
         # Several results are one here, a tuple that `get_tuple_element` takes apart.
         return [tuple(found)] if isinstance(op.results[0].type, ir.TupleType) else found
-    if "callback" in target:
-        raise NotImplementedError(
-            "a callback to the host (jax.debug.print, jax.pure_callback, ...) in an auto-sharded "
-            "program has no rule here; leave it out, or write the program with shard_map"
-        )
+    if callback_calls.is_call(op):
+        found = callback_calls.call(t, op, arrays)
+        return [tuple(found)] if isinstance(op.results[0].type, ir.TupleType) else found
     raise NotImplementedError(
         f"the operation {target!r}, which XLA does on the host, has no rule in an auto-sharded "
         "program; write that part with shard_map"
@@ -496,4 +495,5 @@ RULES: Mapping[str, _Rule] = {
     "topk": _top_k,
     "transpose": lambda t, op, x: lax.transpose(x, ints(op, "permutation")),
     "triangular_solve": _triangular_solve,
+    "tuple": lambda t, op, *xs: [xs],
 }

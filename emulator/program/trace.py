@@ -150,6 +150,24 @@ def is_dynamic(eqn: Any) -> bool:
     return name in DYNAMIC and not is_call(eqn)
 
 
+#: Primitives whose time is the host's: what its Python takes, no reading can tell.
+OF_THE_HOST = ("pure_callback", "io_callback")
+
+
+def host_sites(jaxpr: Any) -> dict[str, str]:
+    """Calls whose time is the host's: path -> name ("pure_callback_0", "io_callback_0"), numbered
+    in program order.
+    """
+    sites: dict[str, str] = {}
+    numbers = dict.fromkeys(OF_THE_HOST, 0)
+    for path, eqn in walk(jaxpr):
+        kind = eqn.primitive.name
+        if kind in numbers:
+            sites[path] = f"{kind}_{numbers[kind]}"
+            numbers[kind] += 1
+    return sites
+
+
 def dynamic_sites(jaxpr: Any) -> dict[str, str]:
     """Equations whose time only values can tell: path -> name ("while_0", "cond_1",
     "ragged_dot_0", "ragged_all_to_all_0"), numbered in program order.

@@ -74,11 +74,15 @@ class Settings:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Evaluator:
-    """Evaluates jaxprs under one mesh; `counts` collects what the current body measured."""
+    """Evaluates jaxprs under one mesh; `counts` collects what the current body measured. `here`
+    are the devices that have come to it, where loops or branches differ between them; the others
+    are evaluated along, and call nobody.
+    """
 
     settings: Settings
     mesh: FoldedMesh = FoldedMesh()
     counts: Counts = dataclasses.field(default_factory=dict)
+    here: Folded | None = None
 
     def jaxpr(self, jaxpr: Any, args: Sequence[Folded], path: str) -> list[Folded]:
         """The outputs of a closed (or constant-free) jaxpr; `path` as in `trace`."""
@@ -109,6 +113,7 @@ class Evaluator:
             return self.call(eqn, values, path)
         if name in RULES:
             return RULES[name](self, eqn, values, path)
+        collective_rules.check_axes(self.mesh, eqn)
         if name == "axis_index":
             return [collective_rules.axis_index(self.mesh, eqn)]
         if name in collective_rules.RULES:
@@ -117,7 +122,7 @@ class Evaluator:
         if name in IDENTITIES:
             return list(values)
         if name in HOST:
-            return host_call(_binder(eqn), eqn, values, self.mesh)
+            return host_call(_binder(eqn), eqn, values, self.mesh, self.here)
         if name in vector.ELEMENTWISE:
             return [
                 vector.elementwise(_binder(eqn), eqn, values, self.mesh, self.settings.exact_vector)
@@ -272,6 +277,8 @@ class Evaluator:
         def body(state: Any) -> Any:
             carried, trips, counts, active = state
             frame = self._frame()
+            if divergent:
+                frame.here = self._of(Folded(active, divergent))
             outs = frame.jaxpr(
                 body_jaxpr, [*body_consts, *map(Folded, carried, carry_axes)], path + ".body"
             )
@@ -312,8 +319,12 @@ class Evaluator:
         ):  # devices take different branches: all are evaluated, each device keeps its own
             for branch in branches:
                 _refuse_divergent_collectives("cond", index.axes, branch)
-            results = [self.jaxpr(b, operands, f"{path}.{i}") for i, b in enumerate(branches)]
             which = jnp.clip(index.array.astype(jnp.int32), 0, n - 1)
+            results = []
+            for i, branch in enumerate(branches):
+                here = self._of(Folded(which == i, index.axes))
+                frame = dataclasses.replace(self, here=here)  # counts go into the same dict
+                results.append(frame.jaxpr(branch, operands, f"{path}.{i}"))
             every = gather(Folded(which, index.axes), index.axes, self.mesh).array
             taken = (every[..., None] == jnp.arange(n)).reshape(-1, n)
             self._count(path, taken.sum(0).astype(jnp.int32))
@@ -375,6 +386,14 @@ class Evaluator:
         for i, array in enumerate(arrays[1:], start=1):
             picked = self._where(which == i, axes, array, picked, everywhere)
         return Folded(picked, everywhere)
+
+    def _of(self, chosen: Folded) -> Folded:
+        """Those of the devices that are here which are `chosen`."""
+        if self.here is None:
+            return chosen
+        axes = union_axes(self.mesh, [self.here, chosen])
+        both = [spread(v, axes, self.mesh).array for v in (self.here, chosen)]
+        return Folded(both[0] & both[1], axes)
 
     def _frame(self) -> Evaluator:
         return dataclasses.replace(self, counts={})
@@ -472,8 +491,10 @@ def _binder(eqn: Any) -> Callable[..., Any]:
 
 
 def _one_by_one(eqn: Any) -> bool:
-    """Whether `vmap` has no rule for an equation, or gives `rbg` keys other values."""
-    if eqn.primitive.name in ("rng_bit_generator", "cholesky_update"):
+    """Whether `vmap` has no rule for an equation (or not for all its forms), or gives `rbg` keys
+    other values.
+    """
+    if eqn.primitive.name in ("rng_bit_generator", "cholesky_update", "ragged_dot_general"):
         return True
     impl = str(eqn.params.get("impl", "")) + "".join(
         str(v.aval.dtype) for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key)

@@ -16,7 +16,7 @@ from emulator.machines import Machine
 from emulator.memory import MemoryUse, communicator_bytes, peak
 from emulator.program.auto_sharded import trace_divided
 from emulator.program.costs import Costs, cost
-from emulator.program.trace import Program, dynamic_sites, is_array_like, walk
+from emulator.program.trace import Program, dynamic_sites, host_sites, is_array_like, walk
 from emulator.report.result import Bound, Estimate, Run
 from emulator.timeline import Op, Step, each, play
 
@@ -60,7 +60,8 @@ def estimate(
         counts: what only values can tell: "while_0" -> trips, "cond_0" -> shares of the branches,
             "ragged_dot_0" -> rows of each group (or such a row for each device),
             "ragged_all_to_all_0" -> rows [source][destination] (or such a table for each group of
-            devices). `run(...).counts` is of this form.
+            devices). `run(...).counts` is of this form. A call to the host takes the seconds that
+            are given for it: "pure_callback_0", "io_callback_0".
         fusion: "chains" (what a graph compiler makes of neighbours: chains of element-wise
             operations and reductions are one kernel) or "eager" (each operation is one, every
             intermediate goes through memory).
@@ -86,6 +87,7 @@ def run(
     on: Machine,
     arithmetic: Any = None,
     algorithms: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Any] | None = None,
     fusion: str = "chains",
     tiling: Any = None,
     overlap: bool = False,
@@ -97,20 +99,28 @@ def run(
     `arithmetic` is the machine's own if None; "native" leaves matmuls to XLA. `tiling` is that of
     `em.emulate`; it changes values, not times. `devices` are the real ones that compute, as in
     `em.emulate`. Trip counts and
-    branches that depend on values are counted while the values are computed. As under `jax.jit`, a
+    branches that depend on values are counted while the values are computed; `counts` is only for
+    what is the host's, the seconds of "pure_callback_0" and "io_callback_0". As under `jax.jit`, a
     function is traced once for equal shapes.
     """
     # Imported here because an estimate needs nothing of the values reading.
     from emulator.program.emulate import evaluate_with_counts, trace_once
 
     program = _trace("run", fun, args, on, trace_once)
-    counts = _never_reached(program)
+    given = dict(counts or {})
+    if others := set(given) - set(host_sites(program.jaxpr).values()):
+        raise ValueError(
+            f"run: counts names {', '.join(sorted(others))}, which run counts itself; give only "
+            "the seconds of calls to the host"
+        )
+    counts = _never_reached(program) | given
     # What cannot be costed or does not fit is said before any value is computed.
     costs = _costs(program, args, on, algorithms, counts, fusion)
     memory = _memory(costs, on, allow_oom)
     value, counted = evaluate_with_counts(
         program, args, on, arithmetic, algorithms, tiling=tiling, devices=devices
     )
+    counted = given | counted
     if counted:
         costs = _costs(program, args, on, algorithms, counts | counted, fusion)
     answer = _answer(costs, _name(fun), on, memory, overlap)
@@ -123,6 +133,7 @@ def estimate_program(
     name: str,
     *,
     on: Machine,
+    algorithms: Mapping[str, Any] | None = None,
     counts: Mapping[str, Any],
     fusion: str = "chains",
     overlap: bool = False,
@@ -133,7 +144,8 @@ def estimate_program(
 
     Raises what `estimate` does.
     """
-    costs = _costs(program, tuple(args), on, None, _never_reached(program) | {**counts}, fusion)
+    known = _never_reached(program) | {**counts}
+    costs = _costs(program, tuple(args), on, algorithms, known, fusion)
     return Estimate(**_answer(costs, name, on, _memory(costs, on, allow_oom), overlap))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +21,10 @@ import jax
 import numpy as np
 from jax._src import api_util, pjit, source_info_util
 from jax._src import core as jax_core
+from jax._src import shard_map as jax_shard_map
+from jax._src.mesh import get_concrete_mesh
 from jax.experimental import shard_map as experimental
+from jax.sharding import AbstractMesh
 
 from emulator.program.trace import open_jaxpr
 from emulator.script import compiled
@@ -29,6 +33,9 @@ from emulator.script.eager import Eager
 _JAX = os.path.dirname(jax.__file__) + os.sep
 _PMAP = os.path.join(_JAX, "_src", "pmap.py")
 _HERE = os.path.dirname(os.path.abspath(__file__))
+
+#: The name of what is jitted here for a script that calls `jax.shard_map` outside of any jit.
+EAGER_MAP = "eager_shard_map"
 
 Step = Callable[[tuple[Any, ...], dict[str, Any], Callable[[], list[Any]]], list[Any]]
 
@@ -65,7 +72,7 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
         if _CALLER.inside:
             return execute(*args, **params)
         with within():
-            if not _of_jax(_source(params["jaxpr"])):
+            if params["name"] == EAGER_MAP or not _of_jax(_source(params["jaxpr"])):
                 results = step(args, params, lambda: execute(*args, **params)[0])
                 return results, None, None, []
             eager.note(params["name"], args)
@@ -81,7 +88,7 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
     def mapped(trace: Any, primitive: Any, fun: Any, args: Any, /, **params: Any) -> Any:
         if _CALLER.inside:
             return eager_map(trace, primitive, fun, args, **params)
-        with within():  # one that neither `jax.shard_map` nor the old name has made
+        with within():  # one that no name that is replaced below has made
             eager.note("shard_map", args)
             return eager_map(trace, primitive, fun, args, **params)
 
@@ -98,6 +105,8 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
         (jax, "jit", _jit(jax.jit)),
         (jax, "pmap", _pmap(jax.pmap)),
         (jax, "shard_map", _shard_map(jax.shard_map)),
+        (jax, "smap", _shard_map(jax.smap)),
+        (jax_shard_map, "shard_map", _shard_map(jax_shard_map.shard_map)),
         (experimental, "shard_map", _shard_map(old_shard_map)),
         (jax, "device_put", _device_put(jax.device_put)),
         # One process has all devices, and their number is the machine's.
@@ -130,7 +139,7 @@ def name_and_place(params: dict[str, Any]) -> tuple[str, str]:
     name, _, place = _source(params["jaxpr"]).partition(" at ")
     if not name or "<" in name:  # a partial, say, or a lambda
         name = params["name"]
-    return name, "" if place.startswith(_HERE) else os.path.basename(place)
+    return name, "" if place.startswith((_HERE, _JAX)) else os.path.basename(place)
 
 
 def _update(update: Any, asked: Callable[[int], None]) -> Any:
@@ -182,22 +191,35 @@ def _shard_map(shard_map: Any) -> Any:
 
     @functools.wraps(shard_map)
     def shard_map_of_the_script(*fun: Any, **options: Any) -> Any:
+        if str(sys._getframe(1).f_globals.get("__name__")).startswith(("jax.", "emulator.")):
+            return shard_map(*fun, **options)
         if not fun and "f" not in options:
             return lambda function: shard_map_of_the_script(function, **options)
         function = options.pop("f") if not fun else fun[0]
-        return _one_step(shard_map(function, *fun[1:], **options))
+        return _one_step(shard_map(function, *fun[1:], **options), options.get("mesh"))
 
     return shard_map_of_the_script
 
 
-def _one_step(mapped: Any) -> Any:
-    """`mapped` as if it were jitted. What only runs operation by operation, because its Python asks
-    for values or takes objects that are no arrays, is left to do so.
+def _one_step(mapped: Any, mesh: Any) -> Any:
+    """`mapped` as if it were jitted; a `mesh` without devices gets its arguments'. What only runs
+    operation by operation, because its Python asks for values or takes objects that are no arrays,
+    is left to do so.
     """
-    jitted = jax.jit(mapped)
+
+    @functools.wraps(mapped)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return mapped(*args, **kwargs)
+
+    named.__name__ = EAGER_MAP
+    jitted = jax.jit(named)
 
     @functools.wraps(mapped)
     def call(*args: Any, **kwargs: Any) -> Any:
+        leaves = jax.tree.leaves((args, kwargs))
+        if isinstance(mesh, AbstractMesh) and get_concrete_mesh().empty:
+            if not any(isinstance(x, jax.core.Tracer) for x in leaves):
+                jax_shard_map.get_mesh_from_args(leaves, mesh)  # or says what they lack
         try:
             return jitted(*args, **kwargs)
         except (TypeError, jax.errors.JAXIndexError):

@@ -10,12 +10,16 @@ import jax
 import numpy as np
 from jax._src.array import ArrayImpl
 from jax._src.mesh import get_concrete_mesh
+from jax._src.sharding_impls import parse_flatten_op_sharding
+from jax.extend import core
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
+from emulator.mesh import entries
 from emulator.program.costs import meshes
 from emulator.program.graph import flatten
 from emulator.program.layout import infer
-from emulator.program.trace import Program
+from emulator.program.trace import Program, open_jaxpr
+from emulator.script.jax_calls import EAGER_MAP
 
 
 def folded(x: Any) -> Any:
@@ -51,17 +55,19 @@ def result_shardings(
     program: Program, args: Sequence[Any], params: dict[str, Any]
 ) -> tuple[Sharding | None, ...]:
     """Where each result goes: as the jit says, as its type says, as the partitioner or a
-    `shard_map` leaves it, or on all devices of the mesh; None without a mesh.
+    `shard_map` leaves it, or on all devices of the mesh; None without a mesh. A sharding is spelled
+    as JAX spells it, so that a script may compare it.
     """
-    asked = params["out_shardings"]
-    avals = _avals(params["jaxpr"])
     known = list(_known_meshes(args, params))
     graph = flatten(program.jaxpr)
     layouts = infer(graph, {}, frozenset())
     over = [node.params["mesh"] for node in graph.nodes if node.name == "shard_map"]
     single = _single_device(args)
+    eager = _eager_specs(params)
+    first = _first_named(args, params)
     found: list[Sharding | None] = []
-    for value, aval, wish in zip(graph.outs, avals, asked, strict=True):
+    results = zip(graph.outs, _avals(params["jaxpr"]), params["out_shardings"], eager, strict=True)
+    for value, aval, wish, eager_spec in results:
         if isinstance(wish, Sharding):
             found.append(wish)
             continue
@@ -69,15 +75,82 @@ def result_shardings(
             found.append(single)
             continue
         layout = layouts.get(value, ()) if value is not None else ()
-        spec = PartitionSpec(*(entry or None for entry in layout))
-        typed = getattr(aval, "sharding", None)
-        if typed is not None and AxisType.Explicit in getattr(typed.mesh, "axis_types", ()):
-            spec = typed.spec
-        mesh = _mesh_with({a for entry in layout for a in entry}, known, over)
-        found.append(
-            NamedSharding(mesh, trimmed(spec) if _divides(mesh, spec, aval) else PartitionSpec())
-        )
+        spec = trimmed(PartitionSpec(*(entry or None for entry in layout)))
+        said = _said(aval, eager_spec)
+        spec = spec if said is None else said
+        mesh = _mesh_with({a for entry in entries(spec) for a in entry}, known, over)
+        if not _divides(mesh, spec, aval):
+            spec = PartitionSpec()
+        sharding = _in_the_scripts_words(NamedSharding(mesh, spec), known, aval.ndim)
+        if said is None and first is not None and _same_division(first, sharding, aval):
+            sharding = first[0]
+        found.append(sharding)
     return tuple(found)
+
+
+def _in_the_scripts_words(
+    sharding: NamedSharding, known: Sequence[Mesh], ndim: int
+) -> NamedSharding:
+    """The sharding over the script's mesh, where it is one over parts of the mesh's axes that the
+    partitioner has made.
+    """
+    mesh = next((m for m in known if m.size == sharding.mesh.size), None)
+    if mesh is None or sharding.mesh in known:
+        return sharding
+    try:
+        spec = parse_flatten_op_sharding(sharding._to_xla_hlo_sharding(ndim), mesh)[0]
+    except (ValueError, AssertionError):  # no whole axes say it
+        return sharding
+    words = NamedSharding(mesh, spec)
+    return words if words.is_equivalent_to(sharding, ndim) else sharding
+
+
+def _said(aval: Any, eager_spec: PartitionSpec | None) -> PartitionSpec | None:
+    """The spec of a result where the program itself spells it."""
+    if eager_spec is not None:
+        return eager_spec
+    typed = getattr(aval, "sharding", None)
+    if typed is not None and AxisType.Explicit in getattr(typed.mesh, "axis_types", ()):
+        spec: PartitionSpec = typed.spec
+        return spec
+    return None
+
+
+def _eager_specs(params: dict[str, Any]) -> list[PartitionSpec | None]:
+    """How each result of a `shard_map` outside of any jit is divided, in its own words; over other
+    axes than its own it leaves that to the compiler.
+    """
+    body = open_jaxpr(params["jaxpr"])
+    words: dict[Any, PartitionSpec] = {}
+    for eqn in body.eqns if params["name"] == EAGER_MAP else ():
+        if eqn.primitive.name != "shard_map":
+            continue
+        if len(eqn.params["newly_manual_axes"]) == len(eqn.params["mesh"].axis_names):
+            words.update(zip(eqn.outvars, eqn.params["out_specs"], strict=True))
+    return [None if isinstance(v, core.Literal) else words.get(v) for v in body.outvars]
+
+
+def _first_named(args: Sequence[Any], params: dict[str, Any]) -> tuple[NamedSharding, int] | None:
+    """The first argument's sharding over several devices, and its dimensions."""
+    for x, asked in zip(args, params["in_shardings"], strict=True):
+        sharding = asked if isinstance(asked, Sharding) else getattr(x, "sharding", None)
+        if isinstance(sharding, NamedSharding):
+            return sharding, np.ndim(x)
+    return None
+
+
+def _same_division(first: tuple[NamedSharding, int], found: NamedSharding, aval: Any) -> bool:
+    """Whether JAX gives a result the words of the first argument's sharding: where its type speaks
+    of the same mesh, and both are divided alike.
+    """
+    sharding, dimensions = first
+    typed = getattr(aval, "sharding", None)
+    return (
+        typed is not None
+        and typed.mesh == sharding.mesh.abstract_mesh
+        and aval.ndim == dimensions
+        and sharding.is_equivalent_to(found, dimensions)
+    )
 
 
 def trimmed(spec: PartitionSpec) -> PartitionSpec:

@@ -10,6 +10,7 @@ import runpy
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Options:
     machine: str
     devices: int
     arithmetic: str | None = None
+    algorithms: Mapping[str, str] | None = None
     fusion: str = "chains"
     overlap: bool = False
     trace: str | None = None
@@ -69,7 +71,15 @@ def run(options: Options, on: Machine) -> int:
     jax.devices()  # before the script may ask for another number of them
     began_s = time.perf_counter()
     clock, eager = PodClock(options.host_time), Eager()
-    steps = Steps(on, clock, options.arithmetic, options.fusion, options.overlap, options.allow_oom)
+    steps = Steps(
+        on,
+        clock,
+        options.arithmetic,
+        options.algorithms,
+        fusion=options.fusion,
+        overlap=options.overlap,
+        allow_oom=options.allow_oom,
+    )
     asked: list[int] = []
     with caught(steps, eager, asked.append), clock.shown():
         status = _script(options)

@@ -83,6 +83,11 @@ def _outside(steps: Steps, eager: Eager) -> RenderableType:
         for f in steps.functions.values()
         if f.outside
     ]
+    lines += [
+        Text(f"Outside the model: the calls of {f.name} ({f.where}) to the host, in no pod time")
+        for f in steps.functions.values()
+        if f.host_calls and not f.outside
+    ]
     found = eager.operations
     if not found:
         lines.append(Text("Nothing was computed outside of steps."))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax.sharding import Sharding
 from emulator.machines import Machine
 from emulator.program.auto_sharded import placed, trace_divided
 from emulator.program.emulate import evaluate_with_counts
-from emulator.program.trace import DIVIDED, Program, walk
+from emulator.program.trace import DIVIDED, Program, host_sites, walk
 from emulator.report.answer import OutOfMemoryError, estimate_program
 from emulator.report.result import Estimate
 from emulator.script.clock import PodClock
@@ -40,6 +41,7 @@ class Function:
     time_s: float = 0.0
     last: Estimate | None = None
     outside: str = ""
+    host_calls: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({self.where})" if self.where else self.name
@@ -71,6 +73,7 @@ class Steps:
         on: Machine,
         clock: PodClock,
         arithmetic: Any = None,
+        algorithms: Mapping[str, Any] | None = None,
         fusion: str = "chains",
         overlap: bool = False,
         allow_oom: bool = False,
@@ -78,6 +81,7 @@ class Steps:
         self.on = on
         self.clock = clock
         self.arithmetic = arithmetic
+        self.algorithms = algorithms
         self.how: dict[str, Any] = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
         self.functions: dict[tuple[str, str], Function] = {}
         self._known: OrderedDict[Any, _Known] = OrderedDict()
@@ -130,7 +134,10 @@ class Steps:
     ) -> tuple[list[Any], Estimate]:
         key = (
             id(params["jaxpr"]),
-            tuple(_where(x) for x in args),
+            tuple(
+                None if isinstance(asked, Sharding) else _where(x)
+                for x, asked in zip(args, params["in_shardings"], strict=True)
+            ),
             params["in_shardings"],
             params["out_shardings"],
             params["donated_invars"],
@@ -165,15 +172,18 @@ class Steps:
         self, read: _Read, args: tuple[Any, ...], function: Function
     ) -> tuple[list[Any], Estimate]:
         flat = [folded(x) for x in args]
-        with jax_core.eval_context(), jax.set_mesh(None):
-            values, counts = evaluate_with_counts(read.program, flat, self.on, self.arithmetic)
+        with _of_no_transformation(), jax.set_mesh(None):
+            values, counts = evaluate_with_counts(
+                read.program, flat, self.on, self.arithmetic, self.algorithms
+            )
         estimate = self._estimate(read, args, function.name, counts)
         wishes = zip(values, read.shardings, read.weak, strict=True)
         return [put(x, sharding, weak) for x, sharding, weak in wishes], estimate
 
     def _read(self, args: tuple[Any, ...], params: dict[str, Any], function: Function) -> _Read:
-        with jax_core.eval_context():
+        with _of_no_transformation():
             program = self._shared(function, trace_divided(_as_function(params), args))
+        function.host_calls |= bool(host_sites(program.jaxpr))
         read = _Read(
             program=program,
             shardings=result_shardings(program, args, params),
@@ -201,12 +211,33 @@ class Steps:
         self, read: _Read, args: Sequence[Any], name: str, counts: Mapping[str, Any]
     ) -> Estimate:
         """The step's time; loops and branches counted otherwise take another."""
+        host = dict.fromkeys(host_sites(read.program.jaxpr).values(), 0.0)
+        counts = {**host, **counts}
         key = repr(sorted((k, np.asarray(v).tolist()) for k, v in counts.items()))
         if key not in read.estimates:
             read.estimates[key] = estimate_program(
-                read.program, args, name, on=self.on, counts=counts, **self.how
+                read.program,
+                args,
+                name,
+                on=self.on,
+                algorithms=self.algorithms,
+                counts=counts,
+                **self.how,
             )
         return read.estimates[key]
+
+
+@contextmanager
+def _of_no_transformation() -> Iterator[None]:
+    """As if the script's call stood alone: a `vmap` that it is under may have named mesh axes."""
+    context = jax_core.trace_ctx
+    before = context.axis_env
+    with jax_core.eval_context():
+        context.set_axis_env(jax_core.top_axis_env)
+        try:
+            yield
+        finally:
+            context.set_axis_env(before)
 
 
 def _reason(error: Exception) -> str:
