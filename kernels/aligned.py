@@ -55,8 +55,9 @@ def _layout(k: int, n: int, products: int) -> _Layout:
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, operands as read, both
-    of one type.
+    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, both of one type.
+
+    Operands are read (`operands.read`) block by block, so that no second copy of them is kept.
     """
     (_, m, k), n = a.shape, b.shape[2]
     if n < _NARROW < m:  # long rows are what the loops below are good at
@@ -80,7 +81,8 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
         elif arithmetic.specials == "saturate" and arithmetic.product_overflow == "keep":
             words = steps(specials=False)
         else:
-            special = _has_specials(a, b, c, arithmetic)
+            left, right = (operands.read(v, arithmetic) for v in (a, b))
+            special = _has_specials(left, right, c, arithmetic)
             words = lax.cond(special, lambda: steps(True), lambda: steps(False))
     return floats.from_bits32(_untiled(words, n))
 
@@ -162,7 +164,10 @@ def _accumulate(
         y = lax.dynamic_slice_in_dim(b, index * block, block, 1)
         y = y.reshape(batch, block, tiles, width).swapaxes(1, 2)
         y = y.reshape(batch, tiles, block * width)  # the rows of a tile lie together
-        x, y = (floats.bits32(lax.bitcast_convert_type(z, dtype)) for z in (x, y))
+        x, y = (
+            floats.bits32(operands.read(lax.bitcast_convert_type(z, dtype), grid.arithmetic))
+            for z in (x, y)
+        )
         left = aligned_step.decode(x, grid, grid.up, specials)
         right = aligned_step.decode(y, grid, 0, specials)
         x_signs = left.sign.reshape(batch, 1, layout.per_block, products, m)

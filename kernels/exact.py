@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kernels import distill, floats, split
+from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
 
 _NARROW = 16  # columns below which the product is computed transposed
@@ -28,7 +29,7 @@ _GROUP = 16  # products of a block, if a step has fewer
 _TILE = 1 << 17  # elements of a tile
 _WIDTH = 512  # columns of a tile of many rows: a block of b stays in the first-level cache
 _LEAST = 2.0**-126  # of the normal numbers
-_ROWS, _COLUMNS = 16, 32  # added up exactly at once
+_ROWS, _COLUMNS = 16, 16  # added up exactly at once
 
 _PLAIN, _CHECKED, _SPLIT, _DONE = range(4)
 """Ways of a block, and that it has gone one."""
@@ -49,10 +50,10 @@ class _Tiling(NamedTuple):
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, operands as read.
+    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`.
 
     Args:
-        a, b: BF16, FP16 or FP32.
+        a, b: BF16, FP16 or FP32; read (`operands.read`) block by block.
         c: FP32 `[batch, m, n]`, or `None` for +0.
         arithmetic: a fused one with `fraction_bits=None`.
     """
@@ -143,6 +144,7 @@ def _block_of(
     def operands(index: Array) -> tuple[Array, Array]:
         x = _slice(a, (batch, row, index * size), (depth, height, size))
         y = _slice(b, (batch, index * size, column), (depth, size, width))
+        x, y = (floats.bits32(reading.read(v, arithmetic)) for v in (x, y))
         return floats.to_float64(x), floats.to_float64(y)
 
     kept = arithmetic.operand_fraction_bits or 23
@@ -150,13 +152,14 @@ def _block_of(
 
 
 def _slice(x: Array, corner: tuple[Array, ...], sizes: tuple[int, ...]) -> Array:
-    """FP32 words of a part of an operand. BF16 and FP16 are cut as integers, because XLA:CPU would
-    widen all of the array first.
+    """A part of an operand. BF16 and FP16 are cut as integers, because XLA:CPU would widen all of
+    the array first; and as if they changed, because it would copy all of it instead.
     """
     if x.dtype == jnp.float32:
-        return floats.bits32(lax.dynamic_slice(x, corner, sizes))
-    part = lax.dynamic_slice(lax.bitcast_convert_type(x, jnp.uint16), corner, sizes)
-    return floats.bits32(lax.bitcast_convert_type(part, x.dtype))
+        return lax.dynamic_slice(x, corner, sizes)
+    x_here, corner = lax.optimization_barrier((x, corner))
+    part = lax.dynamic_slice(lax.bitcast_convert_type(x_here, jnp.uint16), corner, sizes)
+    return lax.bitcast_convert_type(part, x.dtype)
 
 
 class _State(NamedTuple):
@@ -254,9 +257,10 @@ def _range(values: Array, axes: tuple[int, int]) -> tuple[Array, Array]:
 
 
 def _largest(words: Array) -> Array:
-    """The largest magnitude (FP64), infinite if any is infinite or NaN."""
-    magnitude = lax.bitcast_convert_type(words & floats.MAGNITUDE, jnp.int32)
-    largest = floats.to_float64(jnp.max(magnitude).astype(jnp.uint32))
+    """A little more than the largest magnitude (FP64), infinite if any is infinite or NaN."""
+    # XLA:CPU stores what it takes the maximum of: the upper halves need less room.
+    upper = jnp.max(((words & floats.MAGNITUDE) >> 16).astype(jnp.int16)).astype(jnp.uint32)
+    largest = floats.to_float64((upper << 16) | np.uint32(0xFFFF))
     return jnp.where(jnp.isnan(largest), jnp.inf, largest)
 
 
@@ -336,12 +340,17 @@ def _plain(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
     beside the sum.
     """
     c = floats.from_bits32(words)
-    for total in _dots(x, y, arithmetic.products):
+    # Two chains, because one would wait for the last addition most of the time.
+    for total in _dots(x, y, arithmetic.products, chains=2):
         if arithmetic.addend == "late":
             c = c + _to_float32(total, arithmetic)
             continue
-        new = _to_float32(c.astype(jnp.float64) + total, arithmetic)
-        c = jnp.where(_kept(c, new), new, jnp.float32(jnp.nan))
+        before = c.astype(jnp.float64)
+        exact = before + total
+        # C is smaller than the sum wherever FP64 could drop a place of it, and then this
+        # difference is exact (Dekker).
+        kept = exact - total == before
+        c = jnp.where(kept, _to_float32(exact, arithmetic), jnp.float32(jnp.nan))
     return floats.bits32(c)
 
 
@@ -379,7 +388,7 @@ def _checked(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmeti
     products = arithmetic.products
     chains = 1 if wide else 4
     row_sizes, column_sizes = lax.optimization_barrier((jnp.abs(x), jnp.abs(y)))
-    sizes = _dots(row_sizes, column_sizes, products)
+    sizes = _dots(row_sizes, column_sizes, products, chains=2)
     limit = None
     if not wide:
         # Where all terms are multiples of q, FP64 keeps every partial sum up to 2^52 q.

@@ -184,12 +184,12 @@ def _sum(c: Array | None, terms: _Terms, arithmetic: Arithmetic) -> _Sum:
     biased = (word & -(1 << 52)) + (1023 << 52)
     top = lax.bitcast_convert_type(biased, jnp.float64)
     grid = top * 1.5
-    total, rest, plain = grid, jnp.zeros_like(grid), None
+    # Two sums, because one would wait for the last addition most of the time.
+    totals, rests, plain = [grid, grid], [jnp.zeros_like(grid)] * 2, None
     if c is not None:
-        total = grid + c
-        rest = c - (total - grid)
-    ieee = arithmetic.zero == "ieee"
-    if ieee:
+        totals[1] = grid + c
+        rests[1] = c - (totals[1] - grid)
+    if arithmetic.zero == "ieee":
         plain = jnp.full_like(grid, -0.0) if c is None else c
     for index in range(count):
         product = _outer(x[:, :, index], y[:, index, :])
@@ -197,15 +197,18 @@ def _sum(c: Array | None, terms: _Terms, arithmetic: Arithmetic) -> _Sum:
         if arithmetic.product_overflow == "inf":
             product = _overflowed(product)
             minus_product = -product
-        before, total = total, total + product
-        rest = rest - ((total - before) + minus_product)
+        chain = index % 2
+        before, total = totals[chain], totals[chain] + product
+        totals[chain] = total
+        rests[chain] = rests[chain] - ((total - before) + minus_product)
         if plain is not None:
             plain = plain + product
-    upper = total - grid
+    upper = (totals[0] - grid) + (totals[1] - grid)
+    rest = rests[0] + rests[1]
     high = upper + rest
     added = count + (c is not None)
     error = jnp.where(lossless, -1.0, top * ((added + 1) ** 2 * 2.0**-107))
-    return _Sum(high, _lost(upper, rest, high), error, total, plain)
+    return _Sum(high, _lost(upper, rest, high), error, totals[0] + totals[1], plain)
 
 
 def _round(

@@ -223,7 +223,11 @@ def test_many_doubtful_elements():
     a[:, 2] *= rng.choice([-1, 0, 1], 70)
     a[:, 16] = rng.choice([0, 2.0**-12], 70)
     b[16] = 2.0**-13
-    for record in (ASCEND, dataclasses.replace(ASCEND, rounding="toward_zero")):
+    for record in (
+        ASCEND,
+        dataclasses.replace(ASCEND, rounding="toward_zero"),
+        CANDIDATES["products_8"],  # a block of two steps, the first of them in doubt
+    ):
         check(a, b, None, record)
 
 
@@ -232,3 +236,13 @@ def test_no_way_depends_on_jit():
     product = jax.jit(lambda *x: kernels.matmul(*x))
     assert np.array_equal(words(product(a, b, c)), words(kernels.matmul(a, b, c)))
     assert np.array_equal(words(product(jnp.asarray(a), b)), words(kernels.matmul(a, b)))
+
+
+@pytest.mark.parametrize(
+    ("record", "dtype"), [(ASCEND, BF16), (kernels.ASCEND_910C_HF32, FP32)], ids=["BF16", "HF32"]
+)
+def test_operands_are_not_copied(record, dtype):
+    a, b = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((64, 8192), (8192, 64)))
+    product = jax.jit(lambda a, b: kernels.matmul(a, b, arithmetic=record))
+    memory = product.lower(a, b).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < memory.argument_size_in_bytes / 2
