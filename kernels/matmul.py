@@ -199,13 +199,14 @@ def _ascending(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
     """Floating-point operands, K in ascending order; no size is 0."""
     if a.dtype != b.dtype:  # FP32 mode: both are FP32 numbers before the unit reads them
         a, b = floats.to_float32(a), floats.to_float32(b)
-    a, b = operands.read(a, arithmetic), operands.read(b, arithmetic)
     if c is not None and arithmetic.specials == "saturate":
         c = operands.saturate(c)
     if arithmetic.summation == "tree":
         return tree.accumulate(a, b, c, arithmetic)
+    chained = arithmetic.summation == "chain" or arithmetic.products == 1
+    if chained and arithmetic.fraction_bits is None:
+        return chain.accumulate(a, b, c, arithmetic)
+    a, b = operands.read(a, arithmetic), operands.read(b, arithmetic)
     if arithmetic.fraction_bits is not None:
         return aligned.accumulate(a, b, c, arithmetic)
-    if arithmetic.summation == "chain" or arithmetic.products == 1:
-        return chain.accumulate(a, b, c, arithmetic)
     return exact.accumulate(a, b, c, arithmetic)
