@@ -5,17 +5,20 @@ a few steps.
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import floats
+from kernels import floats, operands
 from kernels.arithmetic import Arithmetic
 
 SIZE = 16  # products added between two passes over the accumulators
-_TILE = 1 << 17  # elements of a tile
+_TILE = 1 << 17  # elements of a tile, at most
 _COLUMNS = 256  # of a tile: a block of b stays in the first-level cache
+_PARTS = 8  # of a result, so that a tile's own memory stays well below the result's
+_LEAST = 1 << 13  # elements of a tile or piece that are worth a pass
 
 
 def size_of(k: int, products: int) -> int:
@@ -53,23 +56,61 @@ def unsigned(x: Array) -> np.dtype:
 Place = tuple[tuple[Array, Array, Array], tuple[int, int, int]]
 
 
+def in_pieces(fun: Callable[[Array], tuple[Array, ...]], x: Array, axis: int) -> tuple[Array, ...]:
+    """`fun(x)` of `x[batch, m, n]`, piece by piece along `axis` so that little memory is needed.
+
+    Results of `fun` have `axis` at the same place, or last if `fun` removes one.
+    """
+    whole = x.shape[axis]
+    piece = max(_LEAST, x.size // (2 * _PARTS)) * whole // x.size
+    piece = min(max(piece, 1), whole)
+    if piece == whole:
+        return fun(x)
+    words = lax.bitcast_convert_type(x, unsigned(x))
+
+    def at(start: Array) -> tuple[Array, ...]:
+        part = lax.dynamic_slice_in_dim(words, start, piece, axis)
+        return fun(lax.bitcast_convert_type(part, x.dtype))
+
+    def body(index: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
+        start = jnp.minimum(index * piece, whole - piece)
+        return tuple(
+            lax.dynamic_update_slice_in_dim(y, z, start, min(axis, y.ndim - 1))
+            for y, z in zip(found, at(start), strict=True)
+        )
+
+    def empty(like: jax.ShapeDtypeStruct) -> Array:
+        shape = list(like.shape)
+        shape[min(axis, like.ndim - 1)] = whole
+        return jnp.zeros(shape, like.dtype)
+
+    start = tuple(empty(like) for like in jax.eval_shape(at, jnp.int32(0)))
+    return lax.fori_loop(jnp.int32(0), jnp.int32(-(-whole // piece)), body, start)
+
+
+Walk = Callable[..., Array]
+
+
 def over_tiles(
     a: Array,
     b: Array,
     c: Array | None,
     size: int,
-    plan: tuple[Array, ...],
-    advance: Callable[..., Array],
+    arithmetic: Arithmetic,
+    solve: Callable[[Array, Walk], Array],
     finish: Callable[[Array, Place], Array],
 ) -> Array:
     """FP32 results `[batch, m, n]` after all blocks.
 
     Args:
-        a, b, c: operands, K padded to whole blocks, and the first accumulators.
+        a, b, c: operands, not yet read, K padded to whole blocks, and the first accumulators.
         size: products of a block.
-        plan: arrays with one entry per block.
-        advance: `advance(c, x, y, *plan)` takes FP32 words `[g, r, s]` of accumulators and
-            `[g, r, size]` and `[g, size, s]` of a block's operands; gives the words after it.
+        arithmetic: how operands are read.
+        solve: `solve(words, walk)` gives the last FP32 words `[g, r, s]` of a tile's accumulators
+            from the first ones. `walk(state, advance, *plan)` goes through the blocks:
+            `advance(state, x, y, *entries)` takes words `[g, r, size]` and `[g, size, s]` of a
+            block's operands and that block's entries of the arrays in `plan`, and gives the
+            state after it.
         finish: `finish(words, place)` gives a tile's results from its last words; `place` is where
             it starts and its shape.
 
@@ -78,8 +119,9 @@ def over_tiles(
     batch, m, k = a.shape
     n = b.shape[-1]
     columns = min(n, _COLUMNS)
-    rows = min(m, max(1, _TILE // columns))
-    group = min(batch, max(1, _TILE // (rows * columns)))
+    tile_size = min(_TILE, max(_LEAST, batch * m * n // _PARTS))
+    rows = min(m, max(1, tile_size // columns))
+    group = min(batch, max(1, tile_size // (rows * columns)))
     counts = [math.ceil(x / y) for x, y in ((batch, group), (m, rows), (n, columns))]
     shape = group, rows, columns
     # XLA:CPU does whatever moves BF16 numbers about in FP32; their words it leaves alone.
@@ -90,7 +132,8 @@ def over_tiles(
 
     def part(words: Array, like: Array, start: tuple, sizes: tuple) -> Array:
         found = lax.dynamic_slice(words, start, sizes)
-        return floats.bits32(lax.bitcast_convert_type(found, like.dtype))
+        found = lax.bitcast_convert_type(found, like.dtype)
+        return floats.bits32(operands.read(found, arithmetic))
 
     def tile(index: Array, out: Array) -> Array:
         first = jnp.minimum(index // (counts[2] * counts[1]) * group, batch - group)
@@ -98,18 +141,20 @@ def over_tiles(
         column = jnp.minimum(index % counts[2] * columns, n - columns)
         corner = first, row, column
 
-        def body(c: Array, block: tuple[Array, ...]) -> tuple[Array, None]:
-            start, *rest = block
-            x = part(a_words, a, (first, row, start), (group, rows, size))
-            y = part(b_words, b, (first, start, column), (group, size, columns))
-            return advance(c, x, y, *rest), None
+        def walk(state: Array, advance: Callable[..., Array], *plan: Array) -> Array:
+            def body(state: Array, block: tuple[Array, ...]) -> tuple[Array, None]:
+                start, *entries = block
+                x = part(a_words, a, (first, row, start), (group, rows, size))
+                y = part(b_words, b, (first, start, column), (group, size, columns))
+                return advance(state, x, y, *entries), None
+
+            starts = jnp.arange(0, k, size, dtype=jnp.int32)
+            return lax.scan(body, state, (starts, *plan))[0]
 
         words = jnp.full(shape, nothing)
         if c is not None:
             words = floats.bits32(lax.dynamic_slice(c, corner, shape))
-        starts = jnp.arange(0, k, size, dtype=jnp.int32)
-        words, _ = lax.scan(body, words, (starts, *plan))
-        found = floats.from_bits32(finish(words, (corner, shape)))
+        found = floats.from_bits32(finish(solve(words, walk), (corner, shape)))
         return lax.dynamic_update_slice(out, found, corner)
 
     out = jnp.zeros((batch, m, n), jnp.float32)

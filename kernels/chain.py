@@ -1,11 +1,12 @@
 """The twin for chains of fused multiply-adds onto C: `[batch, m, k] x [batch, k, n]`.
 
-Each block of K takes one of the ways of `extents`; where all of them are `PLAIN`, a loop without
-choices does it. NaNs are told apart in the end: which operand's NaN wins depends on positions
-alone.
+Each block of K takes one of the ways of `extents`. Where all take the same one and FP32 serves it,
+a tile's accumulators stay as they are scaled from the first block to the last. NaNs are told apart
+in the end: which operand's NaN wins depends on positions alone.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,12 @@ _NARROW = 16  # columns below which the product is computed transposed
 _INTERLEAVED = 8  # FP64 steps in one pass: more of them wait for each other
 
 
+Steps = Callable[[Array, Array, Array], Array]
+"""The accumulators after a block from those before it and the block's operands, all FP32."""
+
+
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, operands as read."""
+    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`."""
     with jax.enable_x64(True):
         return _accumulate(a, b, c, arithmetic, _nan_words(a, b, arithmetic))
 
@@ -38,7 +43,7 @@ def _accumulate(
     a, b = blocks.pad(a, b, size, arithmetic)
     bits = sum(_bits(x, arithmetic) for x in (a, b))
     narrow = bits <= 24
-    extent = extents.extents(a, b, c, size)
+    extent = extents.extents(a, b, c, size, arithmetic)
     way, scale, a_scale = extents.ways(extent, arithmetic)
     firm, deep = extents.firm(extent, way, scale, arithmetic), extents.deep(extent)
     plan = way, scale, a_scale, firm, deep
@@ -67,16 +72,56 @@ def _accumulate(
         nan = _nan_of(place, c, nans, arithmetic)
         return jnp.where(magnitude > floats.INF, nan, words)
 
-    def advance_plain(c: Array, x: Array, y: Array) -> Array:
-        x, y = (_in_order(v, axis, arithmetic) for v, axis in ((x, 2), (y, 1)))
-        x, y = lax.optimization_barrier((floats.from_bits32(x), floats.from_bits32(y)))
-        return floats.bits32(_plain(floats.from_bits32(c), x, y))
+    method = _method(way, extent, arithmetic)
 
-    return lax.cond(
-        jnp.all(way == extents.PLAIN),
-        lambda: blocks.over_tiles(a, b, c, size, (), advance_plain, finish),
-        lambda: blocks.over_tiles(a, b, c, size, plan, advance, finish),
-    )
+    def solve(words: Array, walk: blocks.Walk) -> Array:
+        def plainly() -> Array:
+            return floats.bits32(walk(floats.from_bits32(words), partial(_unscaled, arithmetic)))
+
+        def wholly(steps: Steps) -> Array:
+            state = singles.scale_up(singles.entering(words, arithmetic), scale[0])
+            state = walk(state, partial(_scaled, arithmetic, scale[0], steps), a_scale)
+            return singles.scale_down(state, scale[0])
+
+        def deeply() -> Array:
+            middle = 1.5 * singles.scaled_least(scale[0])
+            state = singles.scale_up(words, scale[0]) + middle
+            last = jnp.arange(way.size) == way.size - 1
+            state = walk(state, partial(_deep_block, arithmetic, scale[0], middle), a_scale, last)
+            return singles.scale_down(state, scale[0])
+
+        high = partial(_high, scale=scale[0], arithmetic=arithmetic)
+        low = partial(_flushing, least=singles.scaled_least(scale[0]), arithmetic=arithmetic)
+        flushes = arithmetic.subnormal_results == "flush"
+        methods: list[Callable[[], Array]] = [lambda: words, plainly, partial(wholly, _plain)]
+        methods += [partial(wholly, high), partial(wholly, low) if flushes else deeply]
+        found = lax.switch(method, methods)
+        again = method == _BLOCKWISE
+        if not flushes:
+            again |= (method == _LOW) & jnp.any((found & floats.MAGNITUDE) > floats.INF)
+        return lax.cond(again, lambda: walk(words, advance, *plan), lambda: found)
+
+    return blocks.over_tiles(a, b, c, size, arithmetic, solve, finish)
+
+
+_BLOCKWISE, _PLAIN, _SCALED, _HIGH, _LOW = range(5)
+
+
+def _method(way: Array, extent: extents.Extent, arithmetic: Arithmetic) -> Array:
+    """How to compute a tile: block by block, or all blocks with the same FP32 operations."""
+    low = jnp.full_like(way, _LOW)
+    if arithmetic.subnormal_results == "keep":
+        keeps = arithmetic.subnormal_inputs == "keep"
+        low = jnp.where(extents.deep(extent) & keeps, _LOW, _BLOCKWISE)
+    method = jnp.full_like(way, _BLOCKWISE)
+    for key, choice in (
+        (extents.PLAIN, _PLAIN),
+        (extents.SCALED, _SCALED),
+        (extents.HIGH, _HIGH),
+        (extents.LOW, low),
+    ):
+        method = jnp.where(way == key, choice, method)
+    return jnp.where(jnp.all(way == way[0]), method[0], _BLOCKWISE)
 
 
 def _bits(x: Array, arithmetic: Arithmetic) -> int:
@@ -93,6 +138,57 @@ def _in_order(x: Array, axis: int, arithmetic: Arithmetic) -> Array:
     shape = x.shape
     steps = x.reshape(*shape[:axis], -1, products, *shape[axis + 1 :])
     return jnp.flip(steps, axis + 1).reshape(shape)
+
+
+def _unscaled(arithmetic: Arithmetic, c: Array, x: Array, y: Array) -> Array:
+    x, y = (_in_order(v, axis, arithmetic) for v, axis in ((x, 2), (y, 1)))
+    x, y = lax.optimization_barrier((floats.from_bits32(x), floats.from_bits32(y)))
+    return _plain(c, x, y)
+
+
+def _scaled(
+    arithmetic: Arithmetic, scale: Array, steps: Steps, c: Array, x: Array, y: Array, a_scale: Array
+) -> Array:
+    x, y = (_in_order(v, axis, arithmetic) for v, axis in ((x, 2), (y, 1)))
+    return steps(c, *_lifted(x, y, scale, a_scale))
+
+
+def _deep_block(
+    arithmetic: Arithmetic,
+    scale: Array,
+    middle: Array,
+    c: Array,
+    x: Array,
+    y: Array,
+    a_scale: Array,
+    last: Array,
+) -> Array:
+    """Accumulators times 2^scale plus `middle`, where no sum reaches 2^-127.
+
+    Sums are multiples of 2^-149, as numbers from 2^-126 to 2^-125 are; so all is added onto
+    `middle`, 1.5 * 2^-126. The last block takes it away, and finds the signs of zeros; NaN where
+    only more steps could tell one.
+    """
+    x, y = (_in_order(v, axis, arithmetic) for v, axis in ((x, 2), (y, 1)))
+    x, y = _lifted(x, y, scale, a_scale)
+
+    def ending() -> Array:
+        final = x.shape[-1] - 1
+        lifted = _plain(c, x[..., :final], y)
+        before, product = lifted - middle, blocks.outer(x, y, final)
+        sign = singles.sign_of(before + product)  # no sum is lost: its last place is a product's
+        total = (lifted + product) - middle
+        total = jnp.where(total == 0, singles.with_sign(jnp.zeros_like(total), sign), total)
+        doubt = (before == 0) & (product == 0) & (arithmetic.zero == "ieee")
+        return jnp.where(doubt, jnp.float32(jnp.nan), total)
+
+    return lax.cond(last, ending, lambda: _plain(c, x, y))
+
+
+def _lifted(x: Array, y: Array, scale: Array, a_scale: Array) -> tuple[Array, Array]:
+    """A block's operands as FP32 numbers whose products are 2^scale times as large."""
+    left, right = extents.scaled(x, a_scale), extents.scaled(y, scale - a_scale)
+    return lax.optimization_barrier((left, right))  # else formed again for each product
 
 
 def _branches(arithmetic: Arithmetic, bits: int) -> list[Callable[..., Array]]:
@@ -371,9 +467,8 @@ def _nan_words(a: Array, b: Array, arithmetic: Arithmetic) -> tuple[Array, ...]:
     """
     if arithmetic.nan_rule == "word":
         return ()
-    products = arithmetic.products if arithmetic.summation == "chain" else 1
-    a_at, a_nan = _last_nan(a, 2, products)
-    b_at, b_nan = _last_nan(b, 1, products)
+    a_at, a_nan = _last_nan(a, 2, arithmetic)
+    b_at, b_nan = _last_nan(b, 1, arithmetic)
     return 2 * a_at + 1, a_nan, 2 * b_at, b_nan
 
 
@@ -399,16 +494,21 @@ def _nan_of(
     return jnp.where(jnp.maximum(left_at, right_at) < 0, nan, operand)
 
 
-def _last_nan(x: Array, axis: int, products: int) -> tuple[Array, Array]:
+def _last_nan(x: Array, axis: int, arithmetic: Arithmetic) -> tuple[Array, Array]:
     """When in the chain the last NaN along `axis` comes (-1 without one), and its quiet word."""
-    words = floats.bits32(x)
-    is_nan = (words & floats.MAGNITUDE) > floats.INF
-    place = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    products = arithmetic.products if arithmetic.summation == "chain" else 1
 
     def turned(place: Array) -> Array:  # within its step; its own inverse
         return place - 2 * (place % products) + products - 1
 
-    last = jnp.max(jnp.where(is_nan, turned(place), -1), axis=axis, keepdims=True)
-    chosen = place == turned(last)
-    word = jnp.max(jnp.where(chosen, words, jnp.uint32(0)), axis=axis, keepdims=True)
-    return last, word | floats.QUIET_NAN
+    def last(x: Array) -> tuple[Array, Array]:
+        words = floats.bits32(operands.read(x, arithmetic))
+        is_nan = (words & floats.MAGNITUDE) > floats.INF
+        place = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+        last = jnp.max(jnp.where(is_nan, turned(place), -1), axis=axis, keepdims=True)
+        chosen = place == turned(last)
+        word = jnp.max(jnp.where(chosen, words, jnp.uint32(0)), axis=axis, keepdims=True)
+        return last, word | floats.QUIET_NAN
+
+    at, word = blocks.in_pieces(last, x, 3 - axis)
+    return at, word

@@ -7,7 +7,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import floats
+from kernels import blocks, floats, operands
 from kernels.arithmetic import Arithmetic
 
 PLAIN, SCALED, LOW, HIGH, WIDE, CLOSE = range(6)
@@ -49,17 +49,17 @@ class Extent(NamedTuple):
     width: Array
 
 
-def extents(a: Array, b: Array, c: Array | None, size: int) -> Extent:
-    """The extent of every block; call inside `jax.enable_x64(True)`."""
-    a_low, a_top, a_used = _ranges(a, 1)
-    b_low, b_top, b_used = _ranges(b, 2)
+def extents(a: Array, b: Array, c: Array | None, size: int, arithmetic: Arithmetic) -> Extent:
+    """The extent of every block, of operands not yet read; call inside `jax.enable_x64(True)`."""
+    a_low, a_top, a_used = _ranges(a, 1, arithmetic)
+    b_low, b_top, b_used = _ranges(b, 2, arithmetic)
     a_width, b_width = _width(a_used), _width(b_used)  # [batch, k]
     last = _last(a_low, a_width) + _last(b_low, b_width)
     a_low, a_top, b_low, b_top = (_value(x) for x in (a_low, a_top, b_low, b_top))
     start_top, start_last = jnp.float64(0), jnp.int32(_NO_LIMIT)
     if c is not None:
-        low, top, _ = _ranges(c.reshape(1, -1), 1)
-        start_top, start_last = _value(top)[0], _last(low, jnp.int32(24))[0]
+        low, top, _ = _ranges(c.reshape(1, -1, c.shape[-1]), 1, None)
+        start_top, start_last = jnp.max(_value(top)), jnp.min(_last(low, jnp.int32(24)))
 
     def most(x: Array) -> Array:
         return jnp.max(x.reshape(x.shape[0], -1, size), axis=(0, 2))
@@ -84,22 +84,25 @@ def extents(a: Array, b: Array, c: Array | None, size: int) -> Extent:
     )
 
 
-def _ranges(x: Array, axis: int) -> tuple[Array, Array, Array]:
+def _ranges(x: Array, axis: int, arithmetic: Arithmetic | None) -> tuple[Array, Array, Array]:
     """Smallest and largest FP32 word of a magnitude that is not 0 nor special, and the fraction
-    bits used by any of them, along `axis`.
+    bits used by any of them, along `axis`. `arithmetic` reads an operand; `None`: no operand.
     """
-    magnitude = (floats.bits32(x) & floats.MAGNITUDE).astype(jnp.int32)
-    magnitude = jnp.where(magnitude >= int(floats.INF), 0, magnitude)
-
     Triple = tuple[Array, Array, Array]
 
     def all_three(left: Triple, right: Triple) -> Triple:
         low, top, used = zip(left, right, strict=True)
         return jnp.minimum(*low), jnp.maximum(*top), used[0] | used[1]
 
-    zero = np.int32(0)
-    three = (magnitude - 1) & _ABSENT, magnitude, magnitude  # in one pass
-    low, top, used = lax.reduce(three, (np.int32(_ABSENT), zero, zero), all_three, (axis,))
+    def ranges(x: Array) -> Triple:
+        x = x if arithmetic is None else operands.read(x, arithmetic)
+        magnitude = (floats.bits32(x) & floats.MAGNITUDE).astype(jnp.int32)
+        magnitude = jnp.where(magnitude >= int(floats.INF), 0, magnitude)
+        zero = np.int32(0)
+        three = (magnitude - 1) & _ABSENT, magnitude, magnitude  # in one pass
+        return lax.reduce(three, (np.int32(_ABSENT), zero, zero), all_three, (axis,))
+
+    low, top, used = blocks.in_pieces(ranges, x, 3 - axis)
     return jnp.where(low == _ABSENT, low, low + 1), top, used & 0x7FFFFF
 
 

@@ -179,12 +179,10 @@ def _ascending(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
         a, b = floats.to_float32(a), floats.to_float32(b)
     if c is not None and arithmetic.specials == "saturate":
         c = operands.saturate(c)
+    if arithmetic.summation == "tree":
+        return tree.accumulate(a, b, c, arithmetic)
     if arithmetic.fraction_bits is not None:
         return aligned.accumulate(a, b, c, arithmetic)
-    chains = arithmetic.summation == "chain" or arithmetic.products == 1
-    if arithmetic.summation == "fused" and not chains:
-        return exact.accumulate(a, b, c, arithmetic)
-    a, b = operands.read(a, arithmetic), operands.read(b, arithmetic)
-    if chains:
+    if arithmetic.summation == "chain" or arithmetic.products == 1:
         return chain.accumulate(a, b, c, arithmetic)
-    return tree.accumulate(a, b, c, arithmetic)
+    return exact.accumulate(a, b, c, arithmetic)

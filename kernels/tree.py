@@ -21,17 +21,21 @@ Rounding = Callable[[Array], Array]
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, operands as read."""
+    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`."""
     if b.shape[-1] < _NARROW < a.shape[1]:  # long rows are what the loops below are good at
         turned = None if c is None else c.swapaxes(1, 2)
         return accumulate(b.swapaxes(1, 2), a.swapaxes(1, 2), turned, arithmetic).swapaxes(1, 2)
     with jax.enable_x64(True):
         size = blocks.size_of(a.shape[-1], arithmetic.products)
         a, b = blocks.pad(a, b, size, arithmetic)
-        way, scale, a_scale = extents.ways(extents.extents(a, b, c, size), arithmetic)
+        way, scale, a_scale = extents.ways(extents.extents(a, b, c, size, arithmetic), arithmetic)
         plan = jnp.minimum(way, extents.WIDE), scale, a_scale
         advance, finish = partial(_advance, arithmetic), partial(_finish, arithmetic)
-        return blocks.over_tiles(a, b, c, size, plan, advance, finish)
+
+        def solve(words: Array, walk: blocks.Walk) -> Array:
+            return walk(words, advance, *plan)
+
+        return blocks.over_tiles(a, b, c, size, arithmetic, solve, finish)
 
 
 def _finish(arithmetic: Arithmetic, words: Array, place: blocks.Place) -> Array:

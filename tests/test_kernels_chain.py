@@ -107,6 +107,7 @@ def test_tiles_jit_and_vmap_keep_bits(arithmetic, monkeypatch):
     assert (columns[:, :, 0] == whole[0][:, [0, 23]].T).all()
     monkeypatch.setattr(blocks, "_TILE", 7 * 10)
     monkeypatch.setattr(blocks, "_COLUMNS", 10)
+    monkeypatch.setattr(blocks, "_LEAST", 70)
     jax.clear_caches()
     assert (words(product(a, b, c)) == whole).all()
 
@@ -116,7 +117,7 @@ def ways_of(a, b, c, arithmetic):
         a, b = (jax.numpy.asarray(x)[None] for x in (a, b))
         c = None if c is None else jax.numpy.asarray(c)[None]
         size = blocks.size_of(a.shape[-1], arithmetic.products)
-        found = extents.ways(extents.extents(a, b, c, size), arithmetic)[0]
+        found = extents.ways(extents.extents(a, b, c, size, arithmetic), arithmetic)[0]
     return set(np.asarray(found).tolist())
 
 
