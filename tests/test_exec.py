@@ -322,6 +322,27 @@ def test_a_shard_map_whose_python_asks_for_values_runs_on_the_host(run: Script) 
     assert re.search(r"shard_map\s+train.py:13\s+1\b", answer.out)
 
 
+DECORATED = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec as P
+
+mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+
+@jax.shard_map(mesh=mesh, in_specs=P("x"), out_specs=P())
+def total_of(v):
+    return jax.lax.psum(v, "x")
+
+print(total_of(jnp.arange(8.0)).tolist())
+"""
+
+
+def test_a_function_decorated_by_shard_map_is_a_step(run: Script) -> None:
+    answer = run(DECORATED)
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("[4.0, 6.0, 8.0, 10.0]")
+    assert re.search(r"total_of\s+train.py:\d+\s+1\b", answer.out)
+
+
 def test_exit_status_and_traceback_are_the_scripts(run: Script) -> None:
     text = "import sys, jax\njax.jit(lambda x: x + 1)(1.0)\nsys.exit(int(sys.argv[1]))"
     assert run(text, "3").code == 3

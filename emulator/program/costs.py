@@ -131,7 +131,7 @@ def cost(
     return walker.program(graph, names)
 
 
-_SHARDINGS = frozenset(("sharding", "dst_sharding", "in_shardings", "out_shardings"))
+_SHARDINGS = ("sharding", "dst_sharding", "in_shardings", "out_shardings")
 
 
 def meshes(jaxpr: Any) -> list[Any]:
@@ -139,7 +139,7 @@ def meshes(jaxpr: Any) -> list[Any]:
     found: dict[Any, None] = {}
     for _, eqn in walk(jaxpr):
         candidates = [eqn.params.get("mesh")]
-        for key in _SHARDINGS.intersection(eqn.params):
+        for key in [key for key in _SHARDINGS if key in eqn.params]:
             value = eqn.params[key]
             candidates.extend(
                 getattr(s, "mesh", None)

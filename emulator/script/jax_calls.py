@@ -194,7 +194,7 @@ def _shard_map(shard_map: Any) -> Any:
         if str(sys._getframe(1).f_globals.get("__name__")).startswith(("jax.", "emulator.")):
             return shard_map(*fun, **options)
         if not fun and "f" not in options:
-            return lambda function: shard_map_of_the_script(function, **options)
+            return lambda f: _one_step(shard_map(f, **options), options.get("mesh"))
         function = options.pop("f") if not fun else fun[0]
         return _one_step(shard_map(function, *fun[1:], **options), options.get("mesh"))
 
