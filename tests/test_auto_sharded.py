@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax._src import dispatch
 from jax.experimental import io_callback
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import emulator as em
+from emulator.program import callback_calls
 from emulator.timeline import CollectiveOp, each
 from tests import random_auto_programs
 from tests.auto_programs import AXES, DEVICES, PROGRAMS, integers, plain
@@ -295,3 +298,30 @@ def test_calls_to_the_host_are_made_once_with_whole_arrays(placed: bool) -> None
     assert np.array_equal(np.sort([v for (v,) in seen["effect"]], 0), np.sort(y, 0))
     assert not seen["never"] and len(seen["row"]) == AXES["tp"]
     assert len(seen["inside"]) == DEVICES and sum(v.sum() for (v,) in seen["inside"]) == y.sum()
+
+
+def test_two_threads_lower_calls_to_the_host() -> None:
+    """What JAX demands of such calls is one set: a thread that leaves first does not put it back
+    while another is inside.
+    """
+    started, left = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def other() -> None:
+        started.set()
+        with callback_calls.without_devices():
+            seen.append(len(dispatch.prim_requires_devices_during_lowering & hosts))
+            left.wait(0.2)
+            seen.append(len(dispatch.prim_requires_devices_during_lowering & hosts))
+
+    hosts = set(callback_calls.HOST)
+    whole = dispatch.prim_requires_devices_during_lowering & hosts
+    thread = threading.Thread(target=other)
+    with callback_calls.without_devices():
+        thread.start()
+        started.wait(5)
+        thread.join(0.1)
+    left.set()
+    thread.join(5)
+    assert seen == [0, 0]
+    assert dispatch.prim_requires_devices_during_lowering & hosts == whole

@@ -9,6 +9,7 @@ partitioned program, as a call that every device makes and that is passed on for
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -74,18 +75,22 @@ def lowerings(calls: Calls) -> list[tuple[Any, Callable[..., Any]]]:
     return [(primitive, rule(primitive)) for primitive in HOST]
 
 
+_LOWERING = threading.RLock()
+
+
 @contextmanager
 def without_devices() -> Iterator[None]:
     """Inside, these calls are lowered without any devices, which JAX's own rules need and those
-    here do not.
+    here do not. What JAX demands is one set for all threads, so one thread at a time is inside.
     """
     demanding = dispatch.prim_requires_devices_during_lowering
-    ours = demanding & set(HOST)
-    demanding -= ours
-    try:
-        yield
-    finally:
-        demanding |= ours
+    with _LOWERING:
+        ours = demanding & set(HOST)
+        demanding -= ours
+        try:
+            yield
+        finally:
+            demanding |= ours
 
 
 def is_call(op: Any) -> bool:
