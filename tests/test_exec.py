@@ -89,6 +89,18 @@ def row(text: str, function: str) -> list[str]:
     return re.split(r"\s{2,}", line.strip())
 
 
+def natively(folder: Path) -> str:
+    """What the script prints on eight host devices of JAX's own."""
+    return subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=folder,
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
 def test_a_data_parallel_script(run: Script, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
     answer = run(
@@ -96,17 +108,10 @@ def test_a_data_parallel_script(run: Script, tmp_path: Path) -> None:
     )
     assert answer.code == 0, answer.err
     assert "devices 8 arguments ['--lr', '1']" in answer.out
-    native = subprocess.run(
-        [sys.executable, "train.py"],
-        cwd=tmp_path,
-        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    native = natively(tmp_path)
     # Native sums have another order: a few units in the last place of FP32.
-    assert losses(answer.out) == pytest.approx(losses(native.stdout), rel=1e-5)
-    assert answer.out.count(" P() 8") == native.stdout.count(" P() 8") == 3
+    assert losses(answer.out) == pytest.approx(losses(native), rel=1e-5)
+    assert answer.out.count(" P() 8") == native.count(" P() 8") == 3
     # What the script's clock has shown is what the report says, to its three digits.
     name, where, calls, total, each, *_, mesh = row(answer.out, "step")
     assert (where, calls, mesh) == ("train.py:12", "3", "dp=8")
@@ -495,15 +500,8 @@ with jax.set_mesh(typed):
 def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -> None:
     answer = run(SPELLED)
     assert answer.code == 0, answer.err
-    native = subprocess.run(
-        [sys.executable, "train.py"],
-        cwd=tmp_path,
-        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    native = natively(tmp_path)
     said = [line for line in answer.out.splitlines() if line.startswith("spec")]
-    assert said == native.stdout.splitlines() and len(said) == 15
+    assert said == native.splitlines() and len(said) == 15
     assert "shard_map" not in answer.out.partition("eager operations")[2]  # all are steps
     assert "which it should not" not in answer.err + answer.out

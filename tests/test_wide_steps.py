@@ -218,3 +218,21 @@ def test_thousands_of_ranks_are_not_listed(monkeypatch, op: str, name: str, n: i
     assert (
         listed + sum(part.src.size for part in schedule.rounds if isinstance(part, Round)) < 2**21
     )
+
+
+def test_ranks_that_were_are_not_mistaken_for_others() -> None:
+    """What rotations have in common is found by which array their ranks are: one that is gone must
+    not lend its place in memory to another.
+    """
+    machine = em.custom_machine("switch(2, 196GB/s, 1us) / switch(8, 25GB/s, 3us)")
+    dies, transport = np.arange(machine.num_devices), machine.fabric.transports[0]
+    wide = WideSteps(machine, dies, transport)
+    for turn in range(50):
+        # Neighbours under one switch, then ranks in pairs under different ones.
+        order = np.arange(16) if turn % 2 == 0 else np.arange(16).reshape(8, 2).T.reshape(-1)
+        step = Shift(order.reshape(8, 2).copy(), 1, 1, reduce=False)
+        quick = wide.load(Wide((step,), lambda: pytest.fail("listed")))
+        plain = load_listed((step,), machine, dies, transport)
+        assert quick is not None and plain is not None
+        assert (quick.tier_slots, quick.latency_s) == (plain.tier_slots, plain.latency_s)
+        del step

@@ -164,7 +164,8 @@ class WideSteps:
         self.machine = machine
         self.dies = dies
         self.transport = transport
-        self._shifts: dict[tuple[int, ...], Shifts] = {}
+        # By the identity of the ranks, which are therefore kept.
+        self._shifts: dict[tuple[int, ...], tuple[list[Shift], Shifts]] = {}
         self._chains: dict[int, Chains] = {}
 
     def load(self, part: Wide) -> StepLoad | None:
@@ -175,8 +176,9 @@ class WideSteps:
             key = tuple(id(item.ranks) for item in shifts)
             if key not in self._shifts:
                 ranks = np.concatenate([item.ranks for item in shifts])
-                self._shifts[key] = Shifts(self.machine, self.dies, self.transport, ranks)
-            return self._shifts[key].load(shifts[0].by, shifts[0].width, shifts[0].reduce)
+                known_shifts = Shifts(self.machine, self.dies, self.transport, ranks)
+                self._shifts[key] = shifts, known_shifts
+            return self._shifts[key][1].load(shifts[0].by, shifts[0].width, shifts[0].reduce)
         if len(part.traffic) == 1 and isinstance(chain := part.traffic[0], Chain):
             known = self._chains.get(id(chain.ranks))
             if known is None:
