@@ -552,6 +552,22 @@ def test_plan_equals_the_step_by_step_run(
         assert same_bits(y[..., at : at + size], expected)
 
 
+@pytest.mark.parametrize("dtype", [BF16, np.dtype("float16"), np.dtype("float32")])
+@pytest.mark.parametrize("kind", ["ordinary", "bits", "tiny"])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_ranks_may_lie_along_any_axis(dtype: np.dtype, kind: str, parts: int) -> None:
+    schedule = build("all_reduce", "hierarchical", nodes_of(6, 3))
+    x = floats(np.random.default_rng(2), (6, 2, 3, 4, 10), dtype, kind)
+    front = execute.all_reduce(jnp.asarray(x), schedule, parts=parts)
+    assert front.shape == (2, 3, 4, 10)
+    plain = execute.all_reduce(jnp.asarray(x.reshape(6, 24, 10)), schedule, parts=parts)
+    assert same_bits(np.asarray(front).reshape(24, 10), np.asarray(plain))
+    for axis in (1, 2, 3):
+        moved = jnp.asarray(np.moveaxis(x, 0, axis))
+        y = execute.all_reduce(moved, schedule, parts=parts, axis=axis)
+        assert same_bits(np.asarray(y), np.asarray(front)), axis
+
+
 @pytest.mark.parametrize("name", EXECUTED)
 def test_all_reduce_is_reduce_scatter_then_all_gather(name: str) -> None:
     n, per, count = 12, 4, 6
@@ -720,6 +736,8 @@ def test_executor_errors() -> None:
         ValueError, match=r"expects x\[ranks, batch, count\] with 4 ranks, got shape"
     ):
         execute.all_reduce(jnp.ones((3, 1, 2)), ring)
+    with pytest.raises(ValueError, match=r"axis must be 0 to 1 for \(4, 1, 2\), got 2"):
+        execute.all_reduce(jnp.ones((4, 1, 2)), ring, axis=2)
     with pytest.raises(
         ValueError, match="expects a Schedule of reduce_scatter, got one of all_reduce"
     ):

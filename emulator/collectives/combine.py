@@ -145,7 +145,24 @@ _SMALLEST_BF16 = ((127 - 126 + 7) << 7) - 1
 def _no_subnormals(words: Array) -> Array:
     """Whether no partial sum of these FP32 words, nor any of them, is subnormal."""
     magnitude = words & jnp.uint32(floats.MAGNITUDE)
-    return jnp.min(magnitude - jnp.uint32(1)) >= jnp.uint32(_SMALLEST_FP32)
+    return _least(magnitude - jnp.uint32(1)) >= jnp.uint32(_SMALLEST_FP32)
+
+
+def _least(words: Array) -> Array:
+    """The smallest of `words`, unsigned integers, read once.
+
+    XLA:CPU first writes down what it is to find the minimum of, but not if a maximum is asked for
+    beside it.
+    """
+
+    def both(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])
+
+    limits = jnp.iinfo(words.dtype)
+    first = np.array(limits.max, words.dtype), np.array(limits.min, words.dtype)
+    rows = lax.reduce((words, words), first, both, (words.ndim - 1,))
+    least, most = lax.reduce(rows, first, both, tuple(range(words.ndim - 1)))
+    return jnp.minimum(least, most)
 
 
 def _pack(words: Array) -> Array:
@@ -178,7 +195,7 @@ def _unpack(registers: Array) -> Array:
 
 def _packed_was_right(registers: Array) -> Array:
     """Whether no subnormal can have occurred on the way to these registers."""
-    return jnp.min(registers & 0xFFFF) >= _SMALLEST_BF16
+    return _least(registers & 0xFFFF) >= _SMALLEST_BF16
 
 
 def _select(a: Array, b: Array, *, dtype: jnp.dtype, largest: bool) -> Array:

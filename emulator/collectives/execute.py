@@ -32,10 +32,13 @@ from emulator.collectives.schedule import Schedule
 from emulator.collectives.symbolic import EMPTY, initial_slots
 
 
-@functools.partial(jax.jit, static_argnames=("schedule", "op", "parts"))
-def all_reduce(x: Array, schedule: Schedule, *, op: str = "sum", parts: int = 1) -> Array:
+@functools.partial(jax.jit, static_argnames=("schedule", "op", "parts", "axis"))
+def all_reduce(
+    x: Array, schedule: Schedule, *, op: str = "sum", parts: int = 1, axis: int = 0
+) -> Array:
     """What all ranks end with: x [ranks, batch, count] -> [batch, count].
 
+    The ranks may lie along any `axis` but the last, between any others; the result lacks it.
     `parts` contiguous parts of ceil(count / parts) elements each run as a schedule of their own
     (the dies of a package). `op` is sum, prod, max, min, and, or, xor. Sums and products are
     rounded to nearest even every time in x's dtype, subnormals kept; integers wrap; those of
@@ -45,8 +48,13 @@ def all_reduce(x: Array, schedule: Schedule, *, op: str = "sum", parts: int = 1)
         ValueError: a shape, dtype, `op` or Schedule that does not fit.
         NotImplementedError: a dtype for which `op` means nothing, such as a sum of bool.
     """
-    _check("all_reduce", x, schedule, op, rank_axes=1, parts=parts)
-    return _by_parts(x, parts, lambda part: _all_reduce(part, schedule, op))
+    if not 0 <= axis < x.ndim - 1:
+        raise ValueError(f"all_reduce: axis must be 0 to {x.ndim - 2} for {x.shape}, got {axis}")
+    _check("all_reduce", x, schedule, op, x.shape[axis : axis + 1], parts)
+    outer, batch, count = x.shape[:axis], x.shape[axis + 1 : -1], x.shape[-1]
+    x = x.reshape(math.prod(outer), x.shape[axis], math.prod(batch), count)
+    y = _by_parts(x, parts, lambda part: _all_reduce(part, schedule, op))
+    return y.reshape(*outer, *batch, count)
 
 
 @functools.partial(jax.jit, static_argnames=("schedule", "op", "parts"))
@@ -55,7 +63,7 @@ def reduce_scatter(x: Array, schedule: Schedule, *, op: str = "sum", parts: int 
 
     Rules as for `all_reduce`; `parts` cut each destination's block.
     """
-    _check("reduce_scatter", x, schedule, op, rank_axes=2, parts=parts)
+    _check("reduce_scatter", x, schedule, op, x.shape[:2] if x.ndim == 4 else (), parts)
     return _by_parts(x, parts, lambda part: _reduce_scatter(part, schedule, op))
 
 
@@ -111,18 +119,19 @@ def run(schedule: Schedule, x: np.ndarray, op: str = "sum") -> np.ndarray:
     return state
 
 
-def _check(name: str, x: Array, schedule: Schedule, op: str, rank_axes: int, parts: int) -> None:
+def _check(
+    name: str, x: Array, schedule: Schedule, op: str, ranks: tuple[int, ...], parts: int
+) -> None:
+    """`ranks`: the sizes of the axes of `x` that should have one entry for each rank."""
     if schedule.op != name:
         raise ValueError(
             f"{name} expects a Schedule of {name}, got one of {schedule.op}; build it for this "
             "operation"
         )
     n = schedule.ranks
-    if x.ndim != rank_axes + 2 or x.shape[:rank_axes] != (n,) * rank_axes:
-        shape = ", ".join(["ranks", "destination"][:rank_axes])
-        raise ValueError(
-            f"{name} expects x[{shape}, batch, count] with {n} ranks, got shape {x.shape}"
-        )
+    if not ranks or set(ranks) != {n}:
+        layout = "ranks, batch" if name == "all_reduce" else "ranks, destination, batch"
+        raise ValueError(f"{name} expects x[{layout}, count] with {n} ranks, got shape {x.shape}")
     if name == "reduce_scatter" and schedule.slots != n * schedule.cuts:
         raise ValueError(
             f"{name} expects a Schedule without scratch slots, {n * schedule.cuts} of them; got "
@@ -153,9 +162,13 @@ def _by_parts(x: Array, parts: int, run_part: Callable[[Array], Array]) -> Array
 
 
 def _all_reduce(x: Array, schedule: Schedule, op: str) -> Array:
-    n, batch, count = x.shape
+    """[outer, ranks, inner, count] -> [outer, inner, count]."""
+    outer, n, inner, count = x.shape
     if n == 1 or x.size == 0:
-        return x[0]
+        return x[:, 0]
+    batch = outer * inner
+    # The row of each member of the batch on the first rank; those of the next are `inner` below.
+    first = (np.arange(outer)[:, None] * (n * inner) + np.arange(inner)).reshape(-1)
     slots = schedule.slots
     size = -(-count // slots)
     # A short or empty last chunk is read as the last `size` elements; what precedes it there is not
@@ -164,17 +177,16 @@ def _all_reduce(x: Array, schedule: Schedule, op: str) -> Array:
 
     def window(numbers: Array) -> tuple[Array, Array]:
         rank, slot = numbers // slots, numbers % slots
-        return rank[:, None] * batch + jnp.arange(batch), jnp.asarray(start, jnp.int32)[slot][
-            :, None
-        ]
+        rows = rank[:, None] * inner + jnp.asarray(first, jnp.int32)
+        return rows, jnp.asarray(start, jnp.int32)[slot][:, None]
 
-    leaves = _Leaves(to_words(x).reshape(n * batch, count), window, batch, size)
+    leaves = _Leaves(_movable(x).reshape(n * batch, count), window, batch, size)
     out = _execute(leaves, plan(schedule), arithmetic(op, x.dtype))  # [slots, batch, size]
     whole = count // size
     y = jnp.moveaxis(out[:whole], 0, 1).reshape(batch, whole * size)
     if rest := count - whole * size:
         y = jnp.concatenate([y, out[whole, :, size - rest :]], axis=1)
-    return from_words(y, x.dtype)
+    return from_words(y, x.dtype).reshape(outer, inner, count)
 
 
 def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
@@ -194,7 +206,7 @@ def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
         rows = (numbers // cuts)[:, None] * batch + jnp.arange(batch)
         return rows, jnp.asarray(start, jnp.int32)[numbers % cuts][:, None]
 
-    leaves = _Leaves(to_words(x).reshape(n * n * batch, count), window, batch, size)
+    leaves = _Leaves(_movable(x).reshape(n * n * batch, count), window, batch, size)
     out = _execute(leaves, plan(schedule), arithmetic(op, x.dtype))  # [n cuts, batch, size]
     pieces = out.reshape(n, cuts, batch, size)
     whole = count // size
@@ -206,25 +218,31 @@ def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Leaves:
-    """All contributions as words [rows, columns], and where leaf numbers of a plan lie in them.
+    """All contributions [rows, columns], and where leaf numbers of a plan lie in them.
 
-    `window` maps numbers [width] to rows and first columns, [width, batch] both; a leaf is [batch,
-    size].
+    They are words, but FP32 numbers stay as they are: XLA moves those unchanged, and to make words
+    of all of them beforehand is a pass through memory. `window` maps numbers [width] to rows and
+    first columns, [width, batch] both; a leaf is [batch, size].
     """
 
-    words: Array
+    values: Array
     window: Callable[[Array], tuple[Array, Array]]
     batch: int
     size: int
 
     def take(self, numbers: Array) -> Array:
-        """The leaves [width, batch, size]."""
+        """The leaves [width, batch, size] as words."""
         at = jnp.stack(jnp.broadcast_arrays(*self.window(numbers)), axis=-1)
         numbers_of = lax.GatherDimensionNumbers(
             offset_dims=(2,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
         )
         # Rows and columns are in range by construction, which spares XLA the checks.
-        return lax.gather(self.words, at, numbers_of, (1, self.size), mode="promise_in_bounds")
+        found = lax.gather(self.values, at, numbers_of, (1, self.size), mode="promise_in_bounds")
+        return to_words(found)
+
+
+def _movable(x: Array) -> Array:
+    return x if x.dtype == jnp.float32 else to_words(x)
 
 
 def _execute(leaves: _Leaves, todo: Plan, arith: Arithmetic) -> Array:
@@ -234,26 +252,21 @@ def _execute(leaves: _Leaves, todo: Plan, arith: Arithmetic) -> Array:
     ).any():  # one rank's untouched contribution: only a Schedule that does not sum has that
         raise ValueError("a reduction's result contains no addition; check() the Schedule")
 
-    def evaluate(words: Array, how: How) -> Array:
-        return _evaluate(dataclasses.replace(leaves, words=words), todo, how)
-
-    words = leaves.words
     if arith.quick is None:
-        return arith.exact.store(evaluate(words, arith.exact))
-    exact = functools.partial(lambda how, words: how.store(evaluate(words, how)), arith.exact)
+        return arith.exact.store(_evaluate(leaves, todo, arith.exact))
+    registers = _evaluate(leaves, todo, arith.quick)
     if arith.right_for is not None:
-        quick = functools.partial(lambda how, words: how.store(evaluate(words, how)), arith.quick)
-        return lax.cond(arith.right_for(words), quick, exact, words)
-    assert arith.was_right is not None
-    registers = evaluate(words, arith.quick)
-    done = arith.quick.store(registers)
-    return lax.cond(
-        arith.was_right(registers),
-        lambda words, done: done,
-        lambda words, done: exact(words),
-        words,
-        done,
-    )
+        right = arith.right_for(to_words(leaves.values))
+    else:
+        assert arith.was_right is not None
+        right = arith.was_right(registers)
+
+    def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.bool_(True), arith.exact.store(_evaluate(leaves, todo, arith.exact))
+
+    # A loop that runs at most once: it keeps its state in place, where a conditional would copy it.
+    state = right, arith.quick.store(registers)
+    return lax.while_loop(lambda state: ~state[0], again, state)[1]
 
 
 def _evaluate(leaves: _Leaves, todo: Plan, how: How) -> Array:
@@ -263,7 +276,7 @@ def _evaluate(leaves: _Leaves, todo: Plan, how: How) -> Array:
         return how.load(leaves.take(numbers))
 
     if todo.start is None:
-        dtype = jax.eval_shape(how.load, leaves.words).dtype
+        dtype = jax.eval_shape(leaf, jnp.zeros(1, jnp.int32)).dtype
         registers = jnp.zeros((todo.registers, leaves.batch, leaves.size), dtype)
     else:
         registers = leaf(jnp.asarray(todo.start, jnp.int32))

@@ -211,6 +211,10 @@ def _all_reduce(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Fol
         return value
     local = value.local_shape
     parts = settings.machine.dies_per_device
+    if (in_place := _in_place(settings, mesh, eqn, value)) is not None:
+        array, schedule, axis, rest = in_place
+        out = execute.all_reduce(array, schedule, op=kind, parts=parts, axis=axis)
+        return Folded(out.reshape(*mesh.shape(rest), *local), rest)
 
     def runner(array: Array, schedule: Any) -> Array:  # [ranks, batch, *local] -> [batch, *local]
         flat = array.reshape(*array.shape[:2], math.prod(local))
@@ -220,6 +224,28 @@ def _all_reduce(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) -> Fol
 
     layout, out = _run(settings, value, mesh, eqn, runner)
     return layout.same_for_all(out.reshape(layout.array.shape[0], layout.batch, *local))
+
+
+def _in_place(
+    settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded
+) -> tuple[Array, Any, int, tuple[str, ...]] | None:
+    """Of an all_reduce that needs no array put in another order, and one schedule only: the array
+    with the ranks on one axis and the local shape on the last; its schedule; that axis; the mesh
+    axes that stay. None for others.
+    """
+    axes = collective_axes(eqn)
+    full = mesh.ordered((*value.axes, *axes))
+    at = full.index(axes[0])
+    if eqn.params.get("axis_index_groups") is not None or full[at : at + len(axes)] != axes:
+        return None
+    nbytes = math.prod(value.local_shape) * jnp.result_type(value.array).itemsize
+    schedules, _ = _schedules(settings, mesh, eqn, nbytes)
+    if len(schedules) > 1:
+        return None
+    before, after = full[:at], full[at + len(axes) :]
+    shape = (*mesh.shape(before), math.prod(mesh.shape(axes)), *mesh.shape(after))
+    array = spread(value, full, mesh).array.reshape(*shape, math.prod(value.local_shape))
+    return array, schedules[0], at, before + after
 
 
 def _reduce_dims(value: Folded, dims: list[int], kind: str) -> Folded:
