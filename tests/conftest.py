@@ -48,6 +48,7 @@ def cm384(
     from emulator.cli import main
 
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # nothing is kept from test to test
 
     def run(*words: str | Path) -> Answer:
         monkeypatch.setattr("sys.argv", ["cm384", *map(str, words)])

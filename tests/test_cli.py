@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ from emulator.machines import Machine
 from tests.conftest import Answer
 
 Command = Callable[..., Answer]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> None:
@@ -195,3 +199,24 @@ def test_sizes_and_units() -> None:
     assert units.seconds(4.2e-6) == "4.20 us"
     assert units.fact((1.5e-6, 2e-3), "s") == "1.5 us to 2 ms"
     assert units.fact((("a", 8.0e-12), ("b", 353.9e12)), "J/B") == "a 8 pJ/B\nb 353.9 TJ/B"
+
+
+def test_what_is_compiled_is_kept(tmp_path: Path) -> None:
+    """In a process of its own, because JAX keeps the folder that it used first."""
+    code = "from emulator.cli import main; main()"
+    command = [sys.executable, "-c", code, "run", "matmul", "--size", "96"]
+    unset = ("JAX_COMPILATION_CACHE_DIR",)
+    env = {key: value for key, value in os.environ.items() if key not in unset}
+    env["XDG_CACHE_HOME"] = str(tmp_path)
+    kept, tables = [], []
+    for _ in range(2):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        tables.append(done.stdout[done.stdout.index("local on") :])
+        kept.append({path.name for path in (tmp_path / "cm384").iterdir() if "-cache" in path.name})
+    assert kept[0] and kept[0] == kept[1]  # the second run compiled nothing that is worth keeping
+    assert tables[0] == tables[1]
+
+    none = {**env, "JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "none")}
+    done = subprocess.run(command, env=none, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and not (tmp_path / "none").exists()

@@ -9,6 +9,7 @@ import typer
 
 from emulator.cli import choose
 from emulator.cli.files import write_text
+from emulator.cli.kept import keep_compiled
 from emulator.cli.show import err, out
 from emulator.machines import Machine
 
@@ -69,6 +70,8 @@ def compare(
 
     from emulator.report.compare import compare_prepared
 
+    if not estimate:
+        keep_compiled()
     prepare = _prepare(program, size, dp, tp, shapes_only=estimate)
     how = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
     with err.status(f"comparing {program}"):

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from emulator.cli import choose
 from emulator.cli import real_devices as cluster
+from emulator.cli.kept import keep_compiled
 from emulator.cli.show import err, out
 from emulator.machines import Machine
 from emulator.units import capacity
@@ -98,6 +99,8 @@ def run(
     how: dict[str, Any] = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
     how["algorithms"] = choose.algorithms(algorithms)
     devices = cluster.real_devices(real_devices, coordinator, processes, process)
+    if devices is None and not estimate:
+        keep_compiled()
     if program == "transformer":
         answer = _transformer(on, size or "tiny", steps, dp, tp, estimate, arithmetic, devices, how)
     elif program == "matmul":
