@@ -161,9 +161,22 @@ def over_tiles(
     return lax.fori_loop(jnp.int32(0), jnp.int32(math.prod(counts)), tile, out)
 
 
+def pair(x: Array, y: Array, index: int) -> tuple[Array, Array]:
+    """Column `index` of `x[g, r, s]` and that row of `y[g, s, t]`, both as [g, r, t].
+
+    In primitives, because a kernel has hundreds of these to trace.
+    """
+    shape = (x.shape[0], x.shape[1], y.shape[2])
+    column = lax.slice_in_dim(x, index, index + 1, axis=2)
+    row = lax.slice_in_dim(y, index, index + 1, axis=1)
+    left, right = (lax.broadcast_in_dim(v, shape, (0, 1, 2)) for v in (column, row))
+    return left, right
+
+
 def outer(x: Array, y: Array, index: int) -> Array:
     """The products of column `index` of `x[g, r, s]` and its row of `y[g, s, t]`."""
-    return x[:, :, index, None] * y[:, None, index, :]
+    column, row = pair(x, y, index)
+    return column * row
 
 
 def in_float64(x: Array, y: Array, part: int) -> tuple[Array, Array]:

@@ -23,6 +23,7 @@ from jaxtyping import Array
 from kernels import distill, floats, split
 from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
+from kernels.blocks import outer
 
 _NARROW = 16  # columns below which the product is computed transposed
 _GROUP = 16  # products of a block, if a step has fewer
@@ -311,17 +312,13 @@ def _go(
     return going[1]
 
 
-def _outer(x: Array, y: Array) -> Array:
-    return x[:, :, None] * y[:, None, :]
-
-
 def _dots(x: Array, y: Array, products: int, chains: int = 1) -> list[Array]:
     """The sums of the products of each step, each added up in so many chains."""
     totals = []
     for first in range(0, x.shape[-1], products):
         sums: list[Array] = []
         for index in range(products):
-            product = _outer(x[:, :, first + index], y[:, first + index, :])
+            product = outer(x, y, first + index)
             if index < chains:
                 sums.append(product)
             else:
@@ -394,7 +391,7 @@ def _checked(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmeti
         # Where all terms are multiples of q, FP64 keeps every partial sum up to 2^52 q.
         row_last = jnp.min(split.trailing(x), axis=2) * 2.0**26
         column_last = jnp.min(split.trailing(y), axis=1) * 2.0**26
-        limit = _outer(row_last, column_last)
+        limit = row_last[:, :, None] * column_last[:, None, :]
     # As many additions of products as the longest way through the sum has, and one of C; a little
     # for the roundings of this bound.
     additions = -(-products // chains) - 1 + (min(chains, products) - 1).bit_length()

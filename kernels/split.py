@@ -7,6 +7,7 @@ result is rounded once, by the sign of what lies beyond FP64 where FP64 shows a 
 infinities and NaNs are handled; an element whose rounding stays in doubt is marked.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import floats
+from kernels import blocks, floats
 from kernels.arithmetic import Arithmetic
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -78,9 +79,8 @@ def _scale(x: Array, y: Array, words: Array | None) -> Array:
     count = x.shape[-1]
     places = _places(count + (words is not None))
     x_tops, y_tops = _exponents(x), _exponents(y)
-    top = x_tops[:, :, 0, None] + y_tops[:, None, 0, :]
-    for index in range(1, count):
-        top = jnp.maximum(top, x_tops[:, :, index, None] + y_tops[:, None, index, :])
+    sums = (lax.add(*blocks.pair(x_tops, y_tops, index)) for index in range(count))
+    top = functools.reduce(lax.max, sums)
     top = jnp.maximum(top, np.int16(_NOTHING)) + np.int16(4 + math.ceil(math.log2(count)))
     lasts = [_exponents(jnp.min(trailing(v), axis)) for v, axis in ((x, 2), (y, 1))]
     last = (lasts[0] + np.int16(places))[:, :, None] + lasts[1][:, None, :]
@@ -192,8 +192,8 @@ def _sum(c: Array | None, terms: _Terms, arithmetic: Arithmetic) -> _Sum:
     if arithmetic.zero == "ieee":
         plain = jnp.full_like(grid, -0.0) if c is None else c
     for index in range(count):
-        product = _outer(x[:, :, index], y[:, index, :])
-        minus_product = _outer(minus_x[:, :, index], y[:, index, :])  # so that both become FMAs
+        product = blocks.outer(x, y, index)
+        minus_product = blocks.outer(minus_x, y, index)  # so that both become FMAs
         if arithmetic.product_overflow == "inf":
             product = _overflowed(product)
             minus_product = -product
@@ -286,10 +286,6 @@ def _exponents(values: Array) -> Array:
 def _larger(x: Array, y: Array | float) -> Array:
     """Without the care for NaNs that XLA's maximum spends instructions on."""
     return jnp.where(x > y, x, y)
-
-
-def _outer(x: Array, y: Array) -> Array:
-    return x[:, :, None] * y[:, None, :]
 
 
 def _lost(x: Array, y: Array, total: Array) -> Array:
