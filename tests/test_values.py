@@ -717,6 +717,13 @@ def test_arguments_of_the_wrong_kind_are_named() -> None:
         em.emulate(jax.jit(lambda x, n: x * n, static_argnums=1), PACKAGE)(one, 3)
     with pytest.raises(ValueError, match="maps axis 0 of an argument of shape \\(\\)"):
         em.pmap(lambda v: v, on=PACKAGE)(1.0)
+    chosen = em.pmap(
+        lambda v, n: v + 10 if n < 2 else v * n, on=PACKAGE, static_broadcasted_argnums=1
+    )
+    for n in (1, 3, True):  # a number decides what is traced
+        assert np.array_equal(chosen(np.ones(3), n), np.ones(3) + 10 if n < 2 else 3 * np.ones(3))
+    with pytest.raises(ValueError, match="names argument 1, but the call has 1"):
+        chosen(np.ones(3))
     last = em.pmap(lambda v, n: v * n, on=PACKAGE, static_broadcasted_argnums=-1)
     assert np.array_equal(last(one, 3), 3 * one)
 
