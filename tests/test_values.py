@@ -256,6 +256,7 @@ def test_arithmetic_is_the_machines_own_unless_named() -> None:
         {"window_strides": (1, 1), "padding": [(1, 1), (-1, 2)], "lhs_dilation": (2, 2)},
         {"window_strides": (1, 2), "padding": "VALID", "feature_group_count": 2},
         {"window_strides": (1, 1), "padding": "VALID", "batch_group_count": 2},
+        {"window_strides": (1, 2), "padding": [(0, 0), (0, 2)], "rhs_dilation": (6, 1)},
     ],
 )
 def test_convolutions_are_matmuls_over_kernel_positions_and_channels(
