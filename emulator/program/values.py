@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -140,7 +141,7 @@ class Evaluator:
         if _one_by_one(eqn) and (axes := union_axes(self.mesh, values)):
             sizes = self.mesh.shape(axes)
             everywhere = [spread(v, axes, self.mesh).array for v in values]
-            flat = tuple(a.reshape(-1, *a.shape[len(axes) :]) for a in everywhere)
+            flat = tuple(a.reshape(math.prod(sizes), *a.shape[len(axes) :]) for a in everywhere)
             mapped = lax.map(lambda arrays: bind(*arrays), flat)
             result = jax.tree.map(lambda r: r.reshape(*sizes, *r.shape[1:]), mapped)
         else:
