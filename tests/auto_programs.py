@@ -193,6 +193,23 @@ def windows(a: Any, b: Any) -> Any:
     )
 
 
+def complexes(a: Any, b: Any) -> Any:
+    """Complex constants: one number, a few, many, and such as are none; in a loop, too."""
+    few = jnp.array([2 + 1j, 1 - 3j] * 2)
+    many = jnp.arange(128).reshape(16, 8)[:8, :4] * (1 + 2j)
+    odd = jnp.array([complex(jnp.nan, 1), complex(2, -jnp.inf), 0, -0.0])
+    turned, rows = lax.scan(lambda c, r: ((c + r) * 1j, c.real), jnp.zeros(4, complex), a * few)
+    return a * few + b, a * many, jnp.where(b > 0, odd, 3j), turned.imag, rows
+
+
+def rolling_bits(a: Any, b: Any) -> Any:
+    """XLA's own generator of random bits."""
+    key = jax.random.key(3, impl="rbg")
+    bits = jax.random.bits(jax.random.fold_in(key, 1), a.shape, "uint16")
+    fast = jax.random.permutation(jax.random.key(4, impl="unsafe_rbg"), b)
+    return a + bits, fast, lax.rng_bit_generator(jnp.arange(4, dtype=jnp.uint32), (5, 3))
+
+
 Program = tuple[Callable[[Any], Any], tuple[Any, ...], bool]
 _ADAM = [(normal(3, 8, 16, seed=i), normal(3, 16, 8, seed=i + 9)) for i in range(2)]
 _ADAM.append(tuple(np.abs(a) for a in _ADAM[1]))  # type: ignore[arg-type]
@@ -209,6 +226,16 @@ PROGRAMS: dict[str, Program] = {
     ),
     "control": (jitted(control, (P("dp", "tp"), None)), (integers(8, 4), np.int32(4)), True),
     "rows": (jitted(control, (P(None, "dp"), None)), (integers(8, 4), np.int32(2)), True),
+    "complexes": (
+        jitted(complexes, (P("dp"), P(None, "tp"))),
+        (integers(8, 4), integers(8, 4, seed=1)),
+        True,
+    ),
+    "rolling_bits": (
+        jitted(rolling_bits, (P("dp", "tp"), P("tp"))),
+        (integers(8, 4), integers(8, 4, seed=1)),
+        True,
+    ),
     "mixed": (mixed, (integers(8, 8), integers(8, 4, seed=1)), True),
     "perceptron": (
         perceptron,

@@ -55,6 +55,24 @@ def test_the_context_gives_shard_map_its_mesh() -> None:
     assert np.array_equal(mapped[0][1], total) and np.array_equal(mapped[1][1], product)
 
 
+def test_one_function_under_several_meshes_is_several_programs() -> None:
+    def program(x: Any) -> Any:
+        return jax.shard_map(lambda a: lax.psum(a, "x"), in_specs=P("x"), out_specs=P())(x)
+
+    function = em.emulate(program, POD)
+    for n in (2, 4, 2):
+        with jax.sharding.use_abstract_mesh(POD.mesh(x=n)):
+            assert np.array_equal(function(X), X.reshape(n, 8 // n, 4).sum(0))
+            answer = em.run(program, X, on=POD)
+            assert np.array_equal(answer.value, X.reshape(n, 8 // n, 4).sum(0))
+            assert answer.time_s == em.estimate(program, X, on=POD).time_s
+    with jax.numpy_rank_promotion("raise"), pytest.raises(ValueError, match="rank_promotion"):
+        narrow = em.emulate(jnp.add, POD)
+        with jax.numpy_rank_promotion("allow"):
+            assert np.array_equal(narrow(X, X[0]), X + X[0])
+        narrow(X, X[0])
+
+
 def test_collectives_of_one_shard_map_keep_their_own_groups() -> None:
     """JAX numbers them all alike, and XLA's module names groups by number."""
 

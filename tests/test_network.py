@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -477,6 +478,17 @@ def test_groups_of_one_pattern_cost_the_same() -> None:
             assert seconds.setdefault(pattern, answer.time_s) == pytest.approx(answer.time_s)
     patterns = {network_of(broken).pattern(np.array([i, i + 1])) for i in range(0, 384, 2)}
     assert len(patterns) == 3  # ordinary, in the node with the dead uplink, with device 17
+
+
+def test_a_pattern_tells_places_apart_where_blocks_are_joined_directly() -> None:
+    """From 0 to 5 it is first a hop inside the block, from 0 to 4 it is not."""
+    machine = custom_machine("full_mesh(4, 50GB/s, 1us) / ring(4, 50GB/s, 1us)")
+    seconds: dict[bytes, set[float]] = {}
+    for group in itertools.permutations(range(10), 2):
+        answer = collective("all_reduce", 2**20, machine, group, "ring")
+        pattern = network_of(machine).pattern(np.array(group))
+        seconds.setdefault(pattern, set()).add(answer.time_s)
+    assert len(seconds) < 90 and all(len(times) == 1 for times in seconds.values())
 
 
 # --- sharing --------------------------------------------------------------------------------------

@@ -65,6 +65,23 @@ def test_groups_of_k_start_their_own_sum(products: int) -> None:
             same_bits(got[g], by_definition(a[at].T, b[at], unit))
 
 
+@pytest.mark.parametrize("arithmetic", [None, "native"])
+@pytest.mark.parametrize(("rows", "k", "groups"), [(0, 8, 2), (4, 0, 2), (4, 8, 0)])
+def test_nothing_in_groups(arithmetic: str | None, rows: int, k: int, groups: int) -> None:
+    def local(a: Any, b: Any, sizes: Any) -> Any:
+        return lax.ragged_dot(a[0], b, sizes)[None]
+
+    run = jax.shard_map(
+        local, mesh=POD.mesh(x=3), in_specs=(P("x"), P(), P()), out_specs=P("x"), check_vma=False
+    )
+    sizes = jnp.full(groups, rows // 2, jnp.int32)
+    answer = em.run(
+        run, normal(3, rows, k), normal(groups, k, 5), sizes, on=POD, arithmetic=arithmetic
+    )
+    same_bits(answer.value, np.zeros((3, rows, 5), BF16))
+    assert answer.time_s >= answer.bound_s >= 0
+
+
 def test_groups_of_matmuls_change_nothing() -> None:
     a, b = normal(3, 5, 20), normal(3, 20, 7, seed=1)
     run = em.emulate(lambda *args: lax.ragged_dot_general(*args, BATCH_GROUPS), POD)

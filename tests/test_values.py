@@ -256,6 +256,7 @@ def test_arithmetic_is_the_machines_own_unless_named() -> None:
         {"window_strides": (1, 1), "padding": [(1, 1), (-1, 2)], "lhs_dilation": (2, 2)},
         {"window_strides": (1, 2), "padding": "VALID", "feature_group_count": 2},
         {"window_strides": (1, 1), "padding": "VALID", "batch_group_count": 2},
+        {"window_strides": (1, 2), "padding": [(0, 0), (0, 2)], "rhs_dilation": (6, 1)},
     ],
 )
 def test_convolutions_are_matmuls_over_kernel_positions_and_channels(
@@ -643,6 +644,40 @@ def test_predicates_that_differ_may_ask_for_their_device() -> None:
     assert np.array_equal(em.emulate(run, PACKAGE)(np.zeros(4, np.float32)), [0, 1, 2, 3])
 
 
+def test_elements_of_a_vmap_leave_a_loop_each_at_its_time() -> None:
+    """JAX gives such a loop a predicate for each element, and leaves the waiting to the loop."""
+    trips = np.array([[3, 0, 1], [2, 5, 0], [0, 0, 0], [4, 4, 1]], np.float32)
+    starts = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    want = starts + 2 * trips[..., None]
+
+    def one(n: Any, start: Any) -> Any:
+        return lax.while_loop(lambda s: s[0] < n, lambda s: (s[0] + 1, s[1] + 2), (0 * n, start))[1]
+
+    each = jax.vmap(one)
+    assert same_bits(em.emulate(each, PACKAGE)(trips[0], starts[0]), want[0])
+    for whose in (P("x"), P()):  # trips that differ between devices, and such that do not
+        n = trips if whose == P("x") else np.broadcast_to(trips[:1], trips.shape)
+
+        def body(n: Any, start: Any) -> Any:
+            return each(n[0], start[0])[None]
+
+        run = jax.shard_map(
+            body, mesh=PACKAGE.mesh(x=4), in_specs=(whose, P("x")), out_specs=P("x")
+        )
+        given = n if whose == P("x") else n[:1]
+        assert same_bits(em.emulate(run, PACKAGE)(given, starts), starts + 2 * n[..., None])
+    keys = jax.random.split(jax.random.key(3), 3)
+
+    def turned(n: Any, key: Any) -> Any:
+        def step(state: Any) -> Any:
+            return state[0] + 1, jax.random.fold_in(state[1], 7)
+
+        return lax.while_loop(lambda s: s[0] < n, step, (0 * n, key))[1]
+
+    found, known = em.emulate(jax.vmap(turned), PACKAGE)(trips[0], keys), jax.vmap(turned)
+    assert same_bits(jax.random.key_data(found), jax.random.key_data(known(trips[0], keys)))
+
+
 def test_empty_arrays_pass_through_collectives() -> None:
     def body(v: Any) -> Any:
         return lax.psum(v, "x"), lax.pmax(v, "x"), lax.psum_scatter(v.T, "x", tiled=True)
@@ -683,6 +718,13 @@ def test_arguments_of_the_wrong_kind_are_named() -> None:
         em.emulate(jax.jit(lambda x, n: x * n, static_argnums=1), PACKAGE)(one, 3)
     with pytest.raises(ValueError, match="maps axis 0 of an argument of shape \\(\\)"):
         em.pmap(lambda v: v, on=PACKAGE)(1.0)
+    chosen = em.pmap(
+        lambda v, n: v + 10 if n < 2 else v * n, on=PACKAGE, static_broadcasted_argnums=1
+    )
+    for n in (1, 3, True):  # a number decides what is traced
+        assert np.array_equal(chosen(np.ones(3), n), np.ones(3) + 10 if n < 2 else 3 * np.ones(3))
+    with pytest.raises(ValueError, match="names argument 1, but the call has 1"):
+        chosen(np.ones(3))
     last = em.pmap(lambda v, n: v * n, on=PACKAGE, static_broadcasted_argnums=-1)
     assert np.array_equal(last(one, 3), 3 * one)
 

@@ -25,8 +25,8 @@ from emulator.collectives import (
     pairwise,
 )
 from emulator.collectives.schedule import Round, Wide
-from emulator.collectives.traffic import Exchange, Shift
-from emulator.fabric import network_of
+from emulator.collectives.traffic import Exchange, Sends, Shift
+from emulator.fabric import network_of, wide_steps
 from emulator.fabric.cost import dies_of, load_schedule, transports_for
 from emulator.fabric.steps import load_round
 from emulator.fabric.wide_steps import StepSum, WideSteps, load_listed
@@ -218,6 +218,52 @@ def test_thousands_of_ranks_are_not_listed(monkeypatch, op: str, name: str, n: i
     assert (
         listed + sum(part.src.size for part in schedule.rounds if isinstance(part, Round)) < 2**21
     )
+
+
+@pytest.mark.parametrize("op", ["all_reduce", "reduce_scatter"])
+@pytest.mark.parametrize("name", ["star/full_mesh", "binary_tree/full_mesh", "star/pairwise"])
+@pytest.mark.parametrize("machine", [POD, POD.degrade(planes=[2])], ids=["whole", "broken"])
+def test_what_goes_to_one_rank_is_one_message(machine: Machine, op: str, name: str) -> None:
+    """However many exchanges it is part of: a star's blocks are all with one rank of a node."""
+    devices = (*range(16), 17, 18, 19, 25, 26, 40, 41)
+    make = find(op, name)
+    assert make is not None
+    schedule = make(group_of(devices, machine))
+    dies, transport = np.array(dies_of(machine, devices)[0]), machine.fabric.transport("sdma")
+    wide = WideSteps(machine, dies, transport)
+    parts = [part for part in schedule.rounds if isinstance(part, Wide)]
+    assert parts
+    for part in parts:
+        plain = load_round(part.listed(), machine, dies, transport)
+        for told_ in (wide.load(part), load_listed(part.traffic, machine, dies, transport)):
+            assert told_ is not None and plain is not None
+            assert told_.message_s == pytest.approx(plain.message_s, rel=1e-11)
+            assert told_.port_s == pytest.approx(plain.port_s, rel=1e-11)
+            assert told_.tier_slots == plain.tier_slots
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_exchanges_between_some_of_the_same_ranks(overlap: bool) -> None:
+    """Where exchanges, and what is listed, have some transfers in common, all are listed."""
+    rank = np.arange(6)
+    first = Exchange(rank[:4], rank[:4], np.ones(4, int), np.ones(4, int), reduce=False)
+    second = dataclasses.replace(first, senders=rank[2:], receivers=rank[2:])
+    pairs = (np.array([0, 1]), np.array([1, 2] if overlap else [8, 9]), np.array([1, 1]))
+    for traffic in ((first, second), (first, Sends(*pairs, np.zeros(2, bool)))):
+        dies, transport = 17 * np.arange(10), POD.fabric.transport("sdma")
+        quick = WideSteps(POD, dies, transport).load(Wide(traffic, lambda: pytest.fail("listed")))
+        plain = load_listed(traffic, POD, dies, transport)
+        assert quick is not None and plain is not None
+        assert quick.message_s == pytest.approx(plain.message_s, rel=1e-11)
+
+
+def test_a_list_in_parts_counts_messages_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = Sends(*(np.array([x] * 3) for x in (0, 20, 1)), np.zeros(3, bool))
+    transport = POD.fabric.transport("sdma")
+    whole = load_listed((same, same), POD, np.arange(30), transport)
+    monkeypatch.setattr(wide_steps, "_AT_A_TIME", 1)
+    parts = load_listed((same, same), POD, np.arange(30), transport)
+    assert whole is not None and parts == whole
 
 
 def test_ranks_that_were_are_not_mistaken_for_others() -> None:

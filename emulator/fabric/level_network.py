@@ -115,7 +115,9 @@ class LevelNetwork:
         for part in self.levels:
             kind, digit = part.level.kind, devices // part.inner
             if kind in ("full_mesh", "switch"):
-                found += renamed(digit)
+                # Where levels further out are direct, the way to another block begins with the way
+                # to its destination's place in one's own: a place is the same in all blocks.
+                found += renamed(digit if self.switched else digit % part.level.size)
             elif kind == "mesh":
                 found += (digit % part.level.size).tobytes() + renamed(digit // part.level.size)
             else:

@@ -9,7 +9,8 @@ that differ. Where a network has faults or links of their own rates the definiti
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class StepSum:
         self.loads: dict[int, Floats] = {}
         self.added = np.zeros(machine.num_dies)
         self.starts = np.zeros(machine.num_dies)
+        self.pairs: list[Ints] = []  # source << 32 | destination of what was listed
         self.slots = np.zeros(len(machine.fabric.tiers))
         self.latency_s = 0.0
         self.empty = True
@@ -59,8 +61,8 @@ class StepSum:
         count = self.machine.num_dies
         if adding.any():
             self.added += np.bincount(dst[adding], weights=width[adding], minlength=count)
-        starts = starts_of(src, dst, tier, self.transport, self.machine)
-        self.starts[: len(starts)] += starts
+        if self.transport.message_s:
+            self.pairs.append(np.unique(src.astype(np.int64) << 32 | dst))
         slots = np.bincount(tier, weights=width, minlength=len(self.slots))
         latency_s = self.network.latency_s(src, dst, tier, self.transport.reads)
         self._crossed(slots / self.copies, latency_s)
@@ -98,6 +100,13 @@ class StepSum:
         """The step; None if nothing leaves a die."""
         if self.empty:
             return None
+        if self.pairs:
+            pairs = np.unique(np.concatenate(self.pairs))
+            src, dst = pairs >> 32, pairs & 0xFFFFFFFF
+            tier = self.network.tier_between(src, dst)
+            starts = starts_of(src, dst, tier, self.transport, self.machine)
+            self.starts[: len(starts)] += starts
+            self.pairs = []
         names = self.machine.fabric.tier_names
         slots = np.rint(self.slots).astype(int)
         return StepLoad(
@@ -164,8 +173,9 @@ class WideSteps:
         self.machine = machine
         self.dies = dies
         self.transport = transport
-        # By the identity of the ranks, which are therefore kept.
-        self._shifts: dict[tuple[int, ...], tuple[list[Shift], Shifts]] = {}
+        # Of the ranks that rotated last, and of each chain by the identity of its ranks, which it
+        # therefore keeps.
+        self._shifts: Shifts | None = None
         self._chains: dict[int, Chains] = {}
 
     def load(self, part: Wide) -> StepLoad | None:
@@ -173,26 +183,67 @@ class WideSteps:
         shifts = [item for item in part.traffic if isinstance(item, Shift)]
         kinds = {(item.by, item.width, item.reduce, item.ranks.shape[1]) for item in shifts}
         if len(kinds) == 1 and len(shifts) == len(part.traffic):
-            key = tuple(id(item.ranks) for item in shifts)
-            if key not in self._shifts:
-                ranks = np.concatenate([item.ranks for item in shifts])
-                known_shifts = Shifts(self.machine, self.dies, self.transport, ranks)
-                self._shifts[key] = shifts, known_shifts
-            return self._shifts[key][1].load(shifts[0].by, shifts[0].width, shifts[0].reduce)
+            parts = [item.ranks for item in shifts]
+            ranks = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            if self._shifts is None or not self._shifts.are_of(ranks):
+                self._shifts = Shifts(self.machine, self.dies, self.transport, ranks)
+            return self._shifts.load(shifts[0].by, shifts[0].width, shifts[0].reduce)
         if len(part.traffic) == 1 and isinstance(chain := part.traffic[0], Chain):
             known = self._chains.get(id(chain.ranks))
             if known is None:
                 known = Chains(self.machine, self.dies, self.transport, chain)
                 self._chains[id(chain.ranks)] = known
             return known.load(chain)
+        traffic = _merged(part.traffic)
         total = StepSum(self.machine, self.transport)
-        rest = [
-            item
-            for item in part.traffic
-            if not (isinstance(item, Exchange) and total.exchange(item, self.dies))
-        ]
-        _list(rest, total, self.dies)
+        if not self.transport.message_s or _apart(traffic):
+            traffic = [
+                item
+                for item in traffic
+                if not (isinstance(item, Exchange) and total.exchange(item, self.dies))
+            ]
+        _list(traffic, total, self.dies)
         return total.step()
+
+
+def _merged(traffic: Iterable[Traffic]) -> list[Traffic]:
+    """Exchanges in which the same ranks give as much to the same others as one: what goes from one
+    rank to another in a step is one message.
+    """
+    known: dict[tuple[Any, ...], Exchange] = {}
+    merged: list[Traffic] = []
+    for item in traffic:
+        if not isinstance(item, Exchange):
+            merged.append(item)
+            continue
+        arrays = item.senders, item.receivers, item.give
+        key = (item.reduce, *(array.tobytes() for array in arrays))
+        before = known.get(key)
+        take = item.take if before is None else before.take + item.take
+        known[key] = dataclasses.replace(item, take=take)
+    return [*known.values(), *merged]
+
+
+def _apart(traffic: Sequence[Traffic]) -> bool:
+    """Whether no two exchanges (nor one and what is listed) go from one rank to the same other."""
+    exchanges = [item for item in traffic if isinstance(item, Exchange)]
+    if not exchanges:
+        return True
+    senders = [np.unique(item.senders[item.give > 0]) for item in exchanges]
+    receivers = [np.unique(item.receivers[item.take > 0]) for item in exchanges]
+    if not any(_all_different(ends) for ends in (senders, receivers)):
+        return False
+    for item in traffic:
+        for src, dst, _ in () if isinstance(item, Exchange) else item.listed():
+            if np.isin(src, np.concatenate(senders))[np.isin(dst, np.concatenate(receivers))].any():
+                return False
+    return True
+
+
+def _all_different(groups: Sequence[Ints]) -> bool:
+    """Whether no rank is in two of `groups`."""
+    every = np.concatenate(groups)
+    return len(np.unique(every)) == len(every)
 
 
 class Shifts:
@@ -226,6 +277,10 @@ class Shifts:
                 (tier, seconds, _twice(self.places // size))
                 for tier, size, seconds in network.uplinks_s()
             ]
+
+    def are_of(self, ranks: Ints) -> bool:
+        """Whether these are rotations of `ranks`."""
+        return ranks is self.ranks or np.array_equal(ranks, self.ranks)
 
     def load(self, by: int, width: int, reduce: bool) -> StepLoad | None:
         """The step in which each rank sends `width` slots to the one `by` positions further."""

@@ -32,7 +32,7 @@ def ragged_dot(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     ].dot_dimension_numbers
     b = math.prod(lhs[d] for d in batch)
     k = math.prod(lhs[d] for d in lhs_contract)
-    m = math.prod(lhs) // max(b * k, 1)
+    m = math.prod(size for d, size in enumerate(lhs) if d not in (*batch, *lhs_contract))
     groups = node.eqn.invars[2].aval.shape[-1]
     matrices = b * groups if mode == "rows" else b
     n = math.prod(rhs) // max(matrices * k, 1)
@@ -180,7 +180,7 @@ def _sizes(
             f"counts[{site!r}]: expected {what}, {kind} numbers of at least 0 (or such a table for "
             f"each device or group of devices), got {given!r:.100}"
         )
-    if (table.reshape(len(table), -1, shape[-1]).sum(-1) > most * (1 + 1e-9)).any():
+    if (table.sum(-1) > most * (1 + 1e-9)).any():
         raise ValueError(
             f"counts[{site!r}]: {what} add up to {table.sum(-1).max():g}, but there are only {most}"
         )

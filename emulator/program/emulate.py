@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src.config import trace_context
 from jax._src.lax.lax import _convert_element_type
 from jax.extend import core
 from jax.interpreters import ad
@@ -94,12 +95,10 @@ def emulate(
     return emulated
 
 
-#: JAX's settings that change what a function traces to.
-_TRACED_UNDER = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
-
-
 class _Programs:
-    """One function's programs, traced once for equal shapes."""
+    """One function's programs, traced once for equal shapes under equal settings of JAX: its mesh
+    in use, its kind of random keys, its precision of matmuls and all else that tracing asks for.
+    """
 
     def __init__(self, fun: Callable[..., Any]) -> None:
         self.fun = fun
@@ -108,8 +107,7 @@ class _Programs:
     def of(self, args: Any, kwargs: Any) -> tuple[Program, list[Any]]:
         """The program for a call, and the call's arrays."""
         leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
-        config = tuple(getattr(jax.config, name) for name in _TRACED_UNDER)
-        key = tree, tuple(_leaf_key(leaf) for leaf in leaves), config
+        key = tree, tuple(_leaf_key(leaf) for leaf in leaves), trace_context()
         program = self.known.get(key)
         if program is None:
             program = trace_divided(self.fun, args, kwargs)
@@ -374,8 +372,7 @@ def _not_a_shape(leaf: Any) -> Any:
 
 def _leaf_key(leaf: Any) -> Any:
     if is_array_like(leaf):
-        aval = jax.typeof(leaf)
-        return aval.shape, aval.dtype, getattr(aval, "weak_type", False), placed(leaf)
+        return jax.typeof(leaf), placed(leaf)
     try:
         hash(leaf)
     except TypeError:

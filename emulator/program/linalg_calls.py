@@ -3,6 +3,9 @@
 JAX lowers them to routines of LAPACK, several operations each. Here a primitive becomes one call
 with a name of its own, and the partitioned module's call becomes that primitive again, on what one
 device has: parts of a batch, or whole matrices, as XLA divides LAPACK's.
+
+So does XLA's own generator of random bits, which JAX lowers by way of 64-bit words; every device
+draws all of them, as XLA has it.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from jax import lax
 from jax._src import config
 from jax._src.interpreters import mlir
 from jax._src.lax import linalg
@@ -56,4 +60,11 @@ def lowerings(calls: Calls) -> list[tuple[Any, Callable[..., Any]]]:
 
         return lower
 
-    return [(primitive, rule(primitive, dims)) for primitive, dims in _MATRIX_DIMS.items()]
+    def random_bits(ctx: Any, key: Any, **params: Any) -> Any:
+        name = f"cm384_rng_bit_generator_{len(calls)}"
+        calls[name] = lax.rng_bit_generator_p, params
+        types = [mlir.aval_to_ir_type(ctx.module_context, aval) for aval in ctx.avals_out]
+        return mlir.custom_call(name, result_types=types, operands=[key]).results
+
+    rules = [(primitive, rule(primitive, dims)) for primitive, dims in _MATRIX_DIMS.items()]
+    return [*rules, (lax.rng_bit_generator_p, random_bits)]

@@ -202,12 +202,12 @@ def _patches(
         max(0, (n - span) // s + 1)
         for n, span, s in zip(x.shape[1:-1], spans, strides, strict=True)
     ]
+    if 0 in sizes:  # the window is nowhere inside, and where it begins may not be either
+        return lax.full((x.shape[0], *sizes, math.prod(window), x.shape[-1]), 0, x.dtype)
     taps = []
     for tap in itertools.product(*map(range, window)):
         start = [t * d for t, d in zip(tap, rhs_dilation, strict=True)]
-        stop = [
-            i + (n - 1) * s + 1 if n else i for i, n, s in zip(start, sizes, strides, strict=True)
-        ]
+        stop = [i + (n - 1) * s + 1 for i, n, s in zip(start, sizes, strides, strict=True)]
         taps.append(
             lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *strides, 1))
         )
@@ -221,7 +221,7 @@ def _patches(
 def _local(value: Folded, fun: Callable[[Array], Array]) -> Folded:
     """`fun` of the local array, for every device."""
     array, n = value.array, len(value.axes)
-    flat = array.reshape(-1, *array.shape[n:]) if n else array[None]
+    flat = array.reshape(math.prod(array.shape[:n]), *array.shape[n:])
     out = jax.vmap(fun)(flat)
     return Folded(out.reshape(*array.shape[:n], *out.shape[1:]), value.axes)
 

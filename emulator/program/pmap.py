@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,16 @@ from jax.sharding import PartitionSpec
 import kernels
 from emulator.machines import Machine
 from emulator.program.emulate import emulate
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Static:
+    """A Python value that is no array of the program, even where it is a number; another type is
+    another value.
+    """
+
+    kind: type
+    value: Any
 
 
 def pmap(
@@ -38,12 +49,13 @@ def pmap(
         axis_name: the name of the mapped axis.
         on: the machine; the mapped axis takes its lowest-numbered devices.
         in_axes, out_axes: as in `jax.pmap`: an int, None, or a pytree prefix of them.
-        static_broadcasted_argnums: positions of arguments that are Python values.
+        static_broadcasted_argnums: positions of arguments that are Python values, to be hashed.
         axis_size: the number of devices when no argument is mapped.
         arithmetic, algorithms, vector, tiling, devices: as in `em.emulate`.
 
     Raises:
-        ValueError: mapped axes differ in size, or the machine has fewer devices.
+        ValueError: mapped axes differ in size, or the machine has fewer devices; a static argument
+            is not there.
     """
     if not callable(fun):
         raise TypeError(f"pmap: fun must be callable, got {type(fun).__name__}")
@@ -56,8 +68,18 @@ def pmap(
         else static_broadcasted_argnums
     )
 
+    def positions(args: tuple[Any, ...]) -> set[int]:
+        for i in static:
+            if not -len(args) <= i < len(args):
+                raise ValueError(
+                    f"pmap: static_broadcasted_argnums names argument {i}, but the call has "
+                    f"{len(args)} positional ones; name one of them"
+                )
+        return {i % len(args) for i in static}
+
     def program(*args: Any, **kwargs: Any) -> Any:
-        fixed = {i % len(args) for i in static} if args else set()
+        fixed = positions(args)
+        args = tuple(a.value if isinstance(a, _Static) else a for a in args)
         moving = [i for i in range(len(args)) if i not in fixed]
         axes = in_axes if isinstance(in_axes, (tuple, list)) else (in_axes,) * len(args)
         if len(axes) != len(args):
@@ -107,7 +129,17 @@ def pmap(
         return jax.tree.unflatten(out_tree, placed)
 
     functools.update_wrapper(program, fun)
-    return emulate(program, on, arithmetic, algorithms, vector, tiling, devices)
+    emulated = emulate(program, on, arithmetic, algorithms, vector, tiling, devices)
+    if not static:
+        return emulated
+
+    @functools.wraps(emulated)
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        fixed = positions(args)
+        given = (_Static(type(a), a) if i in fixed else a for i, a in enumerate(args))
+        return emulated(*given, **kwargs)
+
+    return mapped
 
 
 def _axis_size(flat: list[Any], axes: list[Any], given: int | None) -> int:

@@ -37,7 +37,7 @@ def ragged_dot_general(
     axes = union_axes(mesh, values)
     arrays = [spread(v, axes, mesh).array for v in values]
     sizes = mesh.shape(axes)
-    flat = [jnp.asarray(a).reshape(-1, *a.shape[len(axes) :]) for a in arrays]
+    flat = [jnp.asarray(a).reshape(math.prod(sizes), *a.shape[len(axes) :]) for a in arrays]
     out = _grouped(eqn.params, flat, arithmetic)
     return Folded(out.reshape(*sizes, *out.shape[1:]), axes)
 
@@ -46,7 +46,8 @@ def rows_of_groups(values: list[Folded], mesh: FoldedMesh) -> Array:
     """How long each group is on each device of the mesh, [devices, groups], over all batches."""
     gathered, mesh = gather(values[2], mesh.names, mesh), mesh.whole(mesh.names)
     sizes = spread(gathered, mesh.names, mesh).array
-    flat = jnp.asarray(sizes).reshape(math.prod(mesh.sizes), -1, sizes.shape[-1])
+    *batch, groups = sizes.shape[len(mesh.names) :]
+    flat = jnp.asarray(sizes).reshape(math.prod(mesh.sizes), math.prod(batch), groups)
     return flat.sum(1).astype(jnp.int32)
 
 
@@ -153,7 +154,7 @@ def _by_rows(
     taken = a[part[..., None], jnp.clip(rows, 0, m - 1)]
     taken = jnp.where(inside[..., None], taken, jnp.zeros((), a.dtype))
     right = matrices[owner[:, None], group]
-    out = product(taken.reshape(-1, tile, k), right.reshape(-1, k, n))
+    out = product(taken.reshape(parts * tiles, tile, k), right.reshape(parts * tiles, k, n))
     out = out.reshape(parts, tiles * tile, n)
     # Each row finds its group, the group's first tile, and its place there.
     ends = jnp.minimum(jnp.cumsum(lengths, axis=1), m)

@@ -68,7 +68,7 @@ class Translator:
     def operation(self, op: Any, operands: list[Value], env: Env) -> list[Value]:
         name = op.name.split(".", 1)[1]
         if name == "constant":
-            return [constant(op.attributes["value"])]
+            return [constant(op)]
         if name == "partition_id":
             return [self._number]
         if all(isinstance(x, PerPartition | np.ndarray) for x in operands):

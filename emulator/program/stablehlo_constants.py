@@ -56,37 +56,46 @@ def shape_of(kind: Any) -> tuple[int, ...]:
     return tuple(kind.shape)
 
 
-def constant(attribute: Any) -> NDArray[Any]:
-    """The value of a constant; where all elements are equal, a broadcast view of one."""
-    kind = attribute.type
+def constant(op: Any) -> NDArray[Any]:
+    """The value of a constant operation; where all elements are equal, a broadcast view of one."""
+    kind = op.results[0].type
     dtype, shape = dtype_of(kind), shape_of(kind)
+    if dtype.kind == "c":  # of which some versions of jaxlib do not give the attribute
+        flat = _printed(str(op), dtype)
+        return np.broadcast_to(flat[0], shape) if flat.size == 1 else flat.reshape(shape)
+    attribute = op.attributes["value"]
     if math.prod(shape) and attribute.is_splat:
-        return np.broadcast_to(_splat(attribute, dtype), shape)
+        return np.broadcast_to(np.array(attribute.get_splat_value().value).astype(dtype), shape)
     if dtype.kind in "biuf" and dtype.type.__module__ == "numpy":
         return np.array(attribute).astype(dtype).reshape(shape)
     return _printed(str(attribute), dtype).reshape(shape)
 
 
-def _splat(attribute: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
-    if dtype.kind == "c":
-        return _printed(str(attribute), dtype).reshape(())
-    return np.array(attribute.get_splat_value().value).astype(dtype)
-
-
 def _printed(text: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Elements of a type that NumPy lacks, from `dense<...>`: bytes in hexadecimal, or numbers."""
+    """Elements of a type that NumPy lacks, or complex ones, from `dense<...>`: bytes in
+    hexadecimal, or numbers.
+    """
+    text = text[text.index("dense<") :]
     body = text[text.index("<") + 1 : text.rindex(">", 0, text.rindex(":"))]
     if body.startswith('"0x'):
         return np.frombuffer(bytes.fromhex(body[3:-1]), dtype)
     if dtype.kind == "c":
+        part = np.dtype(f"float{4 * dtype.itemsize}")
         pairs = re.findall(r"\(([^,()]+),([^,()]+)\)", body)
-        return np.array([complex(float(re_), float(im)) for re_, im in pairs], dtype)
-    words = re.sub(r"0x([0-9A-Fa-f]+)", lambda m: f'"{m[1]}"', body)  # NaN and infinities
-    flat = np.ravel(np.array(json.loads(words), object))
-    bits = np.dtype(f"uint{8 * dtype.itemsize}")
-    return np.array(
-        [np.array(int(x, 16), bits).view(dtype) if isinstance(x, str) else x for x in flat]
-    ).astype(dtype)
+        words = [_number(x.strip(), part) for pair in pairs for x in pair]
+        return np.array(words, part).view(dtype)
+    quoted = re.sub(r"0x([0-9A-Fa-f]+)", lambda m: f'"{m[1]}"', body)  # NaN and infinities
+    flat = np.ravel(np.array(json.loads(quoted), object))
+    return np.array([_number(f"0x{x}", dtype) if isinstance(x, str) else x for x in flat]).astype(
+        dtype
+    )
+
+
+def _number(word: str, dtype: np.dtype[Any]) -> Any:
+    """A number as MLIR writes it: NaN and infinities by their bits, in hexadecimal."""
+    if not word.startswith("0x"):
+        return dtype.type(float(word))
+    return np.array(int(word, 16), f"uint{8 * dtype.itemsize}").view(dtype)[()]
 
 
 def _divide(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:

@@ -69,7 +69,7 @@ def counted(op: Any, operands: Sequence[Any]) -> Loop | None:
     for each in body.operations:  # the partitions are the trips here
         inner = each.operation
         if inner.name == "stablehlo.constant":
-            known[inner.results[0]] = constant(inner.attributes["value"])
+            known[inner.results[0]] = constant(inner)
         elif inner.operands and all(v in known for v in inner.operands):
             value = fold(inner, [known[v] for v in inner.operands])
             if value is not None:
@@ -142,7 +142,7 @@ def _known(
     maker = _maker(value)
     if maker is None or maker.name != "stablehlo.constant":
         return None
-    return constant(maker.attributes["value"])
+    return constant(maker)
 
 
 def _step(value: Any, counter: Any) -> int | None:
@@ -157,7 +157,7 @@ def _step(value: Any, counter: Any) -> int | None:
     if left != counter or other is None or other.name != "stablehlo.constant":
         return None
     sign = 1 if maker.name == "stablehlo.add" else -1
-    return sign * int(constant(other.attributes["value"]))
+    return sign * int(constant(other))
 
 
 def _maker(value: Any) -> Any:

@@ -409,18 +409,6 @@ def _fft(t: Any, op: Any, x: Any) -> Any:
     return lax.fft(x, kind[0], tuple(ints(op, "fft_length")))
 
 
-def _rng_bit_generator(t: Any, op: Any, key: Any) -> Any:
-    kind = op.results[1].type
-    algorithm = re.search(r"DEFAULT|THREE_FRY|PHILOX", str(op.attributes["rng_algorithm"]))
-    assert algorithm is not None
-    return lax.rng_bit_generator(
-        key,
-        shape_of(kind),
-        dtype_of(kind),
-        algorithm=getattr(lax.RandomAlgorithm, f"RNG_{algorithm[0]}"),
-    )
-
-
 def _triangular_solve(t: Any, op: Any, a: Any, b: Any) -> Any:
     turned = str(op.attributes["transpose_a"])
     return jax.lax.linalg.triangular_solve(
@@ -486,7 +474,6 @@ RULES: Mapping[str, _Rule] = {
     "reduce_window": _reduce_window,
     "reshape": lambda t, op, x: lax.reshape(x, shape_of(op.results[0].type)),
     "reverse": lambda t, op, x: lax.rev(x, ints(op, "dimensions")),
-    "rng_bit_generator": _rng_bit_generator,
     "scatter": _scatter,
     "select_and_scatter": _select_and_scatter,
     "slice": _slice,

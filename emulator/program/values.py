@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -140,7 +141,7 @@ class Evaluator:
         if _one_by_one(eqn) and (axes := union_axes(self.mesh, values)):
             sizes = self.mesh.shape(axes)
             everywhere = [spread(v, axes, self.mesh).array for v in values]
-            flat = tuple(a.reshape(-1, *a.shape[len(axes) :]) for a in everywhere)
+            flat = tuple(a.reshape(math.prod(sizes), *a.shape[len(axes) :]) for a in everywhere)
             mapped = lax.map(lambda arrays: bind(*arrays), flat)
             result = jax.tree.map(lambda r: r.reshape(*sizes, *r.shape[1:]), mapped)
         else:
@@ -265,8 +266,12 @@ class Evaluator:
         carry_axes = self._carry_axes([v.axes for v in carry], step)
         divergent = predicate_axes(carry_axes)
         if divergent:
-            for each in (test, body_jaxpr):
-                _refuse_divergent_collectives("while", divergent, each)
+            for part in (test, body_jaxpr):
+                _refuse_divergent_collectives("while", divergent, part)
+
+        # Under a `vmap` the predicate is an array, and each of its elements a loop of its own.
+        holds: Any = open_jaxpr(test).outvars[0].aval
+        each = tuple(range(len(holds.shape)))
 
         def predicate(frame: Evaluator, carried: Sequence[Array]) -> Array:
             (out,) = frame.jaxpr(
@@ -278,14 +283,15 @@ class Evaluator:
             carried, trips, counts, active = state
             frame = self._frame()
             if divergent:
-                frame.here = self._of(Folded(active, divergent))
+                some = active.any(tuple(len(divergent) + i for i in each))
+                frame.here = self._of(Folded(some, divergent))
             outs = frame.jaxpr(
                 body_jaxpr, [*body_consts, *map(Folded, carried, carry_axes)], path + ".body"
             )
             new = [
                 spread(v, axes, self.mesh).array for v, axes in zip(outs, carry_axes, strict=True)
             ]
-            if divergent:  # devices that have left the loop keep their values
+            if divergent or each:  # devices (or elements) that have left it keep their values
                 new = [
                     self._where(active, divergent, n, o, a)
                     for n, o, a in zip(new, carried, carry_axes, strict=True)
@@ -372,11 +378,13 @@ class Evaluator:
     def _where(
         self, mask: Array, mask_axes: tuple[str, ...], new: Array, old: Array, axes: tuple[str, ...]
     ) -> Array:
+        """`new` or `old` by a mask over mesh axes and over the first of the local dimensions."""
         if jnp.issubdtype(new.dtype, jax.dtypes.extended):
             new_data, old_data = jax.random.key_data(new), jax.random.key_data(old)
             picked = self._where(mask, mask_axes, new_data, old_data, axes)
             return jax.random.wrap_key_data(picked, impl=jax.random.key_impl(new))
         dims = [axes.index(a) for a in mask_axes]
+        dims += [len(axes) + i for i in range(mask.ndim - len(mask_axes))]
         return lax.select(lax.broadcast_in_dim(mask, new.shape, dims), new, old)
 
     def _choose(self, which: Array, axes: tuple[str, ...], column: list[Folded]) -> Folded:
