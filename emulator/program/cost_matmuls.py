@@ -64,14 +64,23 @@ def matmul(
         bound_s=time.bound_s,
         limited_by=time.limited_by,
         flops=time.flops,
-        bytes=time.bytes,
+        bytes=time.moved_bytes,
         matmul_s=time.flops / time.peak_flops_per_s,
         memory_s=time.bytes / walker.memory_rate,
         l2_bytes=time.l2_bytes,
         where=where(node.eqn),
         detail=f"{unit}, {time.utilization:.0%} of the matrix peak",
     )
+    note_copies(walker, time)
     walker.emit(frame, step, node, scratch=partial_sums(time, at(label, node)))
+
+
+def note_copies(walker: Walker, time: MatmulTime) -> None:
+    if time.padded:
+        walker.assume(
+            "operands of matmuls whose rows are no whole lines are copied into padded ones, in "
+            "memory that is free, where that is quicker"
+        )
 
 
 def partial_sums(time: MatmulTime, label: str) -> tuple[Buffer, ...]:
