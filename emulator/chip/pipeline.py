@@ -228,12 +228,15 @@ def best(
     return Best(share, at, padded[::-1], parts)
 
 
+_NOT_COPIED = np.array([[1.0], [0.0]])
+
+
 class _Times(NamedTuple):
     """Seconds by engine for each share of the work and each tiling: `longer` and `shorter` of what
     overlaps, `rest` of what nothing hides, `fixed` of these what does not grow with the work.
 
-    Each operand whose rows are unaligned adds an axis in front, of length 2: rows as they are, or
-    copied into padded ones. `pad` are seconds of copies, by way and share.
+    Where a copy may pay, each operand with unaligned rows adds an axis in front, of length 2: rows
+    as they are, or copied into padded ones. `pad` are seconds of copies, by way and share.
     """
 
     longer: np.ndarray
@@ -303,15 +306,20 @@ def _times(
 
     # Memory to L1. A byte of A or B is cold once, or as often as the cache forgets it.
     byte_s = rounds / (t.split_k * rate)
-    a_s, b_s = tile_m * a_row * byte_s, tile_n * b_row * byte_s
-    if product.starts[0]:
-        piece = np.minimum(t.pieces[0], own_bytes) if product.a_layout == "rows" else tile_m * item
-        a_s = np.array((a_s * _touched(piece, product.starts[0], e.request_bytes), a_s))
-    if product.starts[1]:
-        piece = np.minimum(t.pieces[1], own_bytes) if product.b_layout == "rows" else tile_n * item
-        b_s = np.array((b_s * _touched(piece, product.starts[1], e.request_bytes), b_s))
-        a_s = a_s[..., None, :]
-    l2_s = a_s + b_s
+    loads = [tile_m * a_row * byte_s, tile_n * b_row * byte_s]
+    more: list[float | np.ndarray] = [0.0, 0.0]  # because rows are unaligned
+    for i, (layout, tile) in enumerate(((product.a_layout, tile_m), (product.b_layout, tile_n))):
+        if start := product.starts[i]:
+            piece = np.minimum(t.pieces[i], own_bytes) if layout == "rows" else tile * item
+            more[i] = loads[i] * (_touched(piece, start, e.request_bytes) - 1)
+    pad_s = np.zeros((1, len(shares)))
+    if any(product.starts) and np.max(more[0] + more[1]) > copy_time(0, 0, chip):  # a copy may pay
+        pad_s = np.array([_pads(*share, product, chip) for share in shares]).T
+        if product.starts[0]:
+            more[0] = more[0] * (_NOT_COPIED[:, None] if product.starts[1] else _NOT_COPIED)
+        if product.starts[1]:
+            more[1] = more[1] * _NOT_COPIED
+    l2_s = loads[0] + loads[1] + more[0] + more[1]
     own_s = _own(product.a_layout, tile_m, own_k, own_bytes, item, t.row[0], chip)
     own_s = own_s + _own(product.b_layout, tile_n, own_k, own_bytes, item, t.row[1], chip)
     own_s *= rounds * cycle_s
@@ -338,9 +346,8 @@ def _times(
     if not t.whole:
         fixed_s += t.split_s + t.parts * partial_s
     fixed_s += chip.launch_s + (e.int8_s if product.scaled else 0.0)
-    rest_s, pad_s = one_store_s + fixed_s, np.zeros((1, len(shares)))
-    if any(product.starts):
-        pad_s = np.array([_pads(*share, product, chip) for share in shares]).T
+    rest_s = one_store_s + fixed_s
+    if len(pad_s) > 1:
         rest_s = (rest_s.reshape(1, -1, count) + pad_s[..., None]).reshape(back_s.shape)
     return _Times(
         np.maximum(front_s, back_s),
