@@ -15,6 +15,7 @@ import kernels
 from emulator.chip import matmul_time, pipeline
 from emulator.chip.arguments import product_of
 from emulator.chip.tilings import shares_of
+from emulator.chip.vector import copy_time
 from emulator.machines import Machine, cloudmatrix384, gb200_nvl72
 from emulator.machines.calibration import rows as read
 from emulator.machines.chips import chip, chip_names, single
@@ -569,6 +570,35 @@ def test_unaligned_rows_take_more_of_the_cache(
     assert found.l2_s == pytest.approx(loaded - cold / (24 * rate))
 
 
+def test_a_row_shorter_than_a_load_is_one_piece() -> None:
+    """100 BF16 values, starting at every 8 bytes, touch 1 + 24 x 8 / 512 requests."""
+    short = matmul_time(4096, 100, 4096, NO_COPIES, b_layout="nz", tiling=LONG, rows="packed")
+    rate = DIE.chip.engines.load_bytes_per_cycle * DIE.chip.clock_hz
+    loaded = short.rounds * (128 * 1.375 + 256) * 200 / rate
+    assert short.l2_s == pytest.approx(loaded - 200 * 8192 / (24 * rate))
+
+
+@pytest.mark.parametrize(("a_layout", "b_layout"), [("nd", "nd"), ("nd_t", "nd_t")])
+def test_copies_are_of_all_groups_that_have_rows(a_layout: str, b_layout: str) -> None:
+    groups, k, n = ((100, 2), (50, 1), (0, 4)), 1001, 99
+    product = product_of(
+        *(groups, k, n, "bfloat16", a_layout, b_layout, None, "cold", "packed", 512)
+    )
+    a_rows, b_rows = (250, 3 * k) if a_layout == "nd" else (3 * k, 3 * n)
+    a_s = copy_time(a_rows, 250 * k * 2, DIE.chip)
+    b_s = copy_time(b_rows, 3 * n * k * 2, DIE.chip)
+    assert pipeline._pads(groups, n, product, DIE.chip) == [0.0, b_s, a_s, a_s + b_s]
+
+
+def test_short_rows_are_copied_row_by_row() -> None:
+    """3.6 cycles of one of 48 vector cores for each; long ones at memory's rate, there and back."""
+    start_s = copy_time(0, 0, DIE.chip)
+    short_s, long_s = (copy_time(10**6, 10**6 * each, DIE.chip) - start_s for each in (16, 1024))
+    assert short_s == pytest.approx(10**6 * 3.6 / 48 / DIE.chip.clock_hz)
+    assert long_s == pytest.approx(2 * 10**6 * 1024 / DIE.chip.usable_memory_bytes_per_s)
+    assert start_s == pytest.approx(3e-6 + 2e-6 + (242 + 175) / DIE.chip.clock_hz)
+
+
 def test_rows_of_whole_lines_cost_the_same_packed_or_padded() -> None:
     for layout in ("nd", "nd_t", "nz"):
         for size in (256, 1024, 5120):
@@ -606,8 +636,7 @@ def test_a_copy_into_padded_rows_is_taken_where_it_pays() -> None:
     waits_s = (core.load_wait_cycles + core.store_wait_cycles) / DIE.chip.clock_hz
     moved_s = (2 * k * n * 2) / DIE.chip.usable_memory_bytes_per_s
     assert time.padded == ("b",)
-    assert time.pad_s == pytest.approx(core.mixed_s + core.sync_s + moved_s)
-    assert waits_s < 0.01 * moved_s
+    assert time.pad_s == pytest.approx(core.mixed_s + waits_s + core.sync_s + moved_s)
     assert time.pad_bytes == k * 17 * 512
     assert time.moved_bytes == time.bytes + 2 * k * 17 * 512
     aligned = matmul_time(m, k, n, DIE, tiling=TILE).time_s

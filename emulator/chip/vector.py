@@ -188,10 +188,10 @@ def copy_time(rows: int, nbytes: int, chip: Chip) -> float:
     """
     v = chip.vector
     own = max(nbytes / v.load_bytes_per_cycle, nbytes / v.store_bytes_per_cycle)
-    cycles = max(own, rows * v.row_cycles) / chip.vector_cores
-    cycles += v.load_wait_cycles + v.store_wait_cycles
-    busy_s = max(cycles / chip.clock_hz, 2 * nbytes / chip.usable_memory_bytes_per_s)
-    return v.mixed_s + busy_s + v.sync_s
+    own_s = max(own, rows * v.row_cycles) / (chip.vector_cores * chip.clock_hz)
+    waits_s = (v.load_wait_cycles + v.store_wait_cycles) / chip.clock_hz
+    busy_s = max(own_s, 2 * nbytes / chip.usable_memory_bytes_per_s)
+    return v.mixed_s + waits_s + busy_s + v.sync_s
 
 
 @functools.lru_cache(maxsize=64)
