@@ -16,6 +16,8 @@ from tests.conftest import Answer
 
 Command = Callable[..., Answer]
 
+_ODD, _ROWS = (4096, 4096, 4097), ("padded", "packed")
+
 
 def test_one_product_says_where_the_time_goes(cm384: Command) -> None:
     answer = cm384("matmul", "8192", "8192", "8192", "--machine", "cloudmatrix384-die")
@@ -49,6 +51,38 @@ def test_options(cm384: Command, arguments: tuple[str, ...], words: str) -> None
     assert words in answer.out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--layout", "nz"), "10.0 us of the time, read as they are"),
+        (("--layout", "nd", "--a-layout", "nz"), None),
+        (("--layout", "nz", "--rows", "padded"), None),
+    ],
+)
+def test_what_unaligned_rows_cost_is_said(
+    cm384: Command, arguments: tuple[str, ...], words: str | None
+) -> None:
+    """Rows of 3200 bytes are six lines and a quarter; those of b, of 10240, are whole ones."""
+    one = ("matmul", "3072", "1600", "5120", "--machine", "cloudmatrix384-die")
+    answer = cm384(*one, *arguments)
+    assert answer.code == 0, answer.err
+    assert ("unaligned rows" in answer.out) == (words is not None)
+    assert (words or "except the last line of them") in answer.out
+
+
+def test_a_copy_of_unaligned_rows_is_a_line_of_its_own(cm384: Command) -> None:
+    answer = cm384("matmul", "4096", "4096", "4097", "--machine", "cloudmatrix384-die")
+    assert answer.code == 0, answer.err
+    padded, packed = (matmul_time(*_ODD, cloudmatrix384("die"), rows=rows) for rows in _ROWS)
+    cost = seconds(packed.time_s - padded.time_s)
+    for words in (
+        f"copy to padded rows      {seconds(packed.pad_s)}",
+        f"unaligned rows             {cost} of the time, b copied first",
+        "except the last two lines of them",
+    ):
+        assert words in answer.out, words
+
+
 def test_sweep_is_the_model_row_by_row(cm384: Command) -> None:
     answer = cm384("matmul", "100", "512", "768", "--sweep", "--csv", "-")
     assert answer.code == 0, answer.err
@@ -80,6 +114,7 @@ def test_sweep_draws_its_roofline(cm384: Command, tmp_path: Path) -> None:
         (("16", "16", "16", "--groups", "8,9"), "17 rows together"),
         (("16", "16", "16", "--sweep", "--groups", "16"), "leave out --sweep"),
         (("16", "16", "16", "--chip", "910Z"), "known: 910B1"),
+        (("16", "16", "16", "--rows", "loose"), "expected 'packed' (one after the other"),
         (("16", "16", "16", "--dtype", "tf32"), "has bfloat16, float16, int8, float32, hf32"),
         (("16", "16", "16", "--library", "--dtype", "int8"), "int8"),
         (("--sweep", "--plot", "/nowhere/x.png"), "there is no folder /nowhere"),

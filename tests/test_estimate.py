@@ -326,7 +326,27 @@ def test_batched_matmul_sizes() -> None:
         on=POD,
     )
     (step,) = ops(e, "matmul")
-    assert step.time_s == matmul_time(64, 16, 32, POD, batch=6).time_s
+    assert step.time_s == matmul_time(64, 16, 32, POD, batch=6, b_layout="nd_t").time_s
+
+
+def test_matmuls_read_operands_as_they_lie() -> None:
+    """Rows along K or across it; a transpose between is but another way to read them."""
+    x, w, y = S((512, 1001), BF16), S((2000, 1001), BF16), S((512, 300), BF16)
+
+    def timed(f: Any, *args: Any) -> float:
+        (step,) = ops(estimate(f, *args, on=POD), "matmul")
+        return step.time_s
+
+    along = matmul_time(512, 1001, 2000, POD, b_layout="nd_t").time_s
+    assert along != matmul_time(512, 1001, 2000, POD).time_s
+    assert timed(lambda x, w: x @ w.T, x, w) == along
+    assert timed(lambda x, w: jnp.einsum("mk,nk->mn", x, w), x, w) == along
+    written = matmul_time(2000, 1001, 512, POD, b_layout="nd_t").time_s
+    assert timed(lambda x, w: (w @ x.T).T, x, w) == written
+    across = matmul_time(1001, 512, 300, POD, a_layout="nd_t").time_s
+    assert across != matmul_time(1001, 512, 300, POD).time_s
+    assert timed(lambda x, y: x.T @ y, x, y) == across
+    assert timed(lambda x, y: jnp.einsum("tk,tn->kn", x, y), x, y) == across
 
 
 # -- fusion

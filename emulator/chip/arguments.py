@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import operator
 from collections.abc import Iterable
 
@@ -12,6 +13,9 @@ from emulator.machines import Machine
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "int8": 1, "float32": 4, "hf32": 4, "tf32": 4}
 OUT_BYTES = {**ITEM_BYTES, "int32": 4}
 LAYOUTS = {"nd": "row-major", "nd_t": "the transpose row-major", "nz": "fractals"}
+ROWS = {"packed": "one after the other, as in an array", "padded": "in whole lines"}
+_LAYOUT_OF_A = {"nd": "rows", "nd_t": "columns", "nz": "nz"}
+_LAYOUT_OF_B = {"nd": "columns", "nd_t": "rows", "nz": "nz"}
 _USUAL_OUT = {"int8": "bfloat16"}
 _LARGEST = 2**40
 
@@ -36,7 +40,13 @@ def size_of(name: str, value: int) -> int:
 
 
 def check(
-    on: Machine, dtype: str, a_layout: str, b_layout: str, out_dtype: str | None, l2: str
+    on: Machine,
+    dtype: str,
+    a_layout: str,
+    b_layout: str,
+    out_dtype: str | None,
+    l2: str,
+    rows: str | None,
 ) -> None:
     peaks = [name for name, _ in on.chip.matmul_peaks_flops_per_s]
     if dtype not in ITEM_BYTES or dtype not in peaks:
@@ -52,6 +62,7 @@ def check(
         ("a_layout", a_layout, LAYOUTS),
         ("b_layout", b_layout, LAYOUTS),
         ("l2", l2, {"cold": "operands in memory", "warm": "operands in the L2 cache"}),
+        ("rows", "packed" if rows is None else rows, ROWS),
     ):
         if not isinstance(value, str):
             raise TypeError(f"matmul_time({name}={value!r}): expected a string")
@@ -86,14 +97,38 @@ def grouped(groups: tuple[int, ...], m: int, batch: int) -> Groups:
 
 
 def product_of(
-    k: int, dtype: str, a_layout: str, b_layout: str, out_dtype: str | None, l2: str
+    sizes: Groups,
+    k: int,
+    n: int,
+    dtype: str,
+    a_layout: str,
+    b_layout: str,
+    out_dtype: str | None,
+    l2: str,
+    rows: str,
+    request_bytes: int,
 ) -> Product:
+    item = ITEM_BYTES[dtype]
+    # A single row or column is one piece of memory in any layout.
+    a = "nz" if max(r for r, _ in sizes) == 1 else _LAYOUT_OF_A[a_layout]
+    b = "nz" if n == 1 else _LAYOUT_OF_B[b_layout]
+    a_start = b_start = 0  # aligned
+    if rows == "packed" and a != "nz":
+        pitches = (r for r, _ in sizes) if a == "columns" else (k,)
+        a_start = math.gcd(request_bytes, *(pitch * item for pitch in pitches)) % request_bytes
+    if rows == "packed" and b != "nz":
+        pitch = (n if b == "columns" else k) * item
+        b_start = math.gcd(request_bytes, pitch) % request_bytes
+    out = _USUAL_OUT.get(dtype, dtype) if out_dtype is None else dtype_name(out_dtype)
     return Product(
         k=k,
         dtype=dtype,
-        item=ITEM_BYTES[dtype],
-        out=OUT_BYTES[_USUAL_OUT.get(dtype, dtype) if out_dtype is None else dtype_name(out_dtype)],
-        a_layout={"nd": "rows", "nd_t": "columns", "nz": "nz"}[a_layout],
-        b_layout={"nd": "columns", "nd_t": "rows", "nz": "nz"}[b_layout],
+        item=item,
+        out=OUT_BYTES[out],
+        scaled=dtype == "int8" and out != "int32",
+        a_layout=a,
+        b_layout=b,
         warm=l2 == "warm",
+        packed=rows == "packed",
+        starts=(a_start, b_start),
     )

@@ -12,13 +12,22 @@ has `rounds` of them. Its engines work at the same time:
   the other is read again for each. Results go out through the cache and share the way.
 
 Cube (or L1) and load overlap, joined by a norm with a high exponent: nearly the longer one, more
-when both are alike. The first load and the last instructions and store overlap with nothing.
+when both are alike. The first load and the last instructions and store overlap with nothing. In a
+kernel that loads the operands of one instruction at a time, without the large packets that the
+library's have, loads and L1 to L0 take turns (inferred: four such kernels of asc-devkit take the
+sum of both within 2 %).
 
 Every term grows with m, k, n and the groups for a given tile, and falls with no rate that grows.
-A matrix whose rows (of A) or columns (of B) lie along K is loaded row by row, a step of K of each;
+A matrix whose rows (of A) or columns (of B) lie along K is loaded row by row, a piece of K of each;
 one that lies across K in rows as wide as the tile; fractals come in one piece. A product of a
 single row runs in the matrix unit's mode for one, which takes that row alone into L0A instead of a
 whole fractal; the weights' way, and so nearly all of its time, is that of 16 rows.
+
+Packed rows lie one after the other as in an array; if they are no multiple of what the cache hands
+out at once, a piece of one touches more of it than it fills: where a row starts at multiples of g,
+a piece of len bytes touches 1 + (ceil(len / g) - 1) g / 512 requests of 512 bytes on average. The
+vector cores may copy such an operand into padded rows first; the quicker way is taken. Padded rows
+are whole lines, each of them.
 
 Arrays are flat, every tiling of the first share before those of the second: for a few hundred
 numbers NumPy takes longer to broadcast than to compute.
@@ -33,6 +42,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emulator.chip.vector import copy_time
 from emulator.machines import Chip
 
 Groups = tuple[tuple[int, int], ...]
@@ -46,17 +56,20 @@ Share = tuple[Groups, int]
 class Tilings:
     """Tilings as arrays of one length, once for each share of the work: `base` are rows and columns
     of a tile, then the same in whole fractals; `chunk` is bytes of K per matrix instruction and
-    row, `step` instructions per load and `load` the bytes of a row that they take; `row` is what
-    rows along K take of a core's time, in cycles per byte of a row; `alone`: a tile takes more than
-    half of L0C, so that no other can be summed beside it; `narrow`: for products whose rows are one
-    tile. `parts` are those of K, 0 for all of it, and `split_s` seconds because of them; `whole`: K
-    is never divided.
+    row, `step` instructions per load and `load` the bytes of a row that they take; `pieces` are the
+    bytes of a row of A and of B that lies along K which L1 takes at a time, and `row` what such a
+    row takes of a core's time, in cycles per byte; `alone`: a tile takes more than half of L0C, so
+    that no other can be summed beside it; `narrow`: for products whose rows are one tile. `parts`
+    are those of K, 0 for all of it, and `split_s` seconds because of them; `whole`: K is never
+    divided; `turns`: L1 holds the operands of one instruction, so that loads into it and from it
+    take turns.
     """
 
     base: np.ndarray
     chunk: np.ndarray
     step: np.ndarray
     load: np.ndarray
+    pieces: np.ndarray
     row: np.ndarray
     alone: np.ndarray
     narrow: np.ndarray
@@ -64,22 +77,34 @@ class Tilings:
     parts: np.ndarray
     split_s: np.ndarray
     whole: bool
+    turns: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """What does not depend on a tiling or on how dies divide the work. `item` and `out` are bytes
-    per element; an operand lies in "rows" along K, in "columns" (rows across K) or in fractals
-    ("nz"); `warm`: what the L2 cache can hold of the operands is in it.
+    """What does not depend on a tiling or on how dies divide the work.
+
+    Attributes:
+        item, out: bytes per element of the operands and of the result.
+        scaled: integers become other numbers on their way out.
+        a_layout, b_layout: an operand lies in "rows" along K, in "columns" (rows across K) or in
+            fractals ("nz").
+        warm: what the L2 cache can hold of the operands is in it.
+        packed: rows lie one after the other, not padded to whole lines.
+        starts: of A and B, the bytes at multiples of which rows start, if that is less than what
+            the cache hands out at once, or else 0.
     """
 
     k: int
     dtype: str
     item: int
     out: int
+    scaled: bool
     a_layout: str
     b_layout: str
     warm: bool
+    packed: bool
+    starts: tuple[int, int]
 
 
 Row = tuple[int, int, int]
@@ -87,13 +112,23 @@ Row = tuple[int, int, int]
 
 
 def tilings_of(
-    rows: Sequence[Row], chunks: Sequence[int], steps: Sequence[int], shares: int, chip: Chip
+    rows: Sequence[Row],
+    chunks: Sequence[int],
+    steps: Sequence[int],
+    shares: int,
+    chip: Chip,
+    turns: bool = False,
 ) -> Tilings:
-    """Tilings as arrays, `steps` matrix instructions of `chunks` bytes per load."""
+    """Tilings as arrays, with matrix instructions of `chunks` bytes. L1 takes `steps` of them of
+    each row at a time if they fit its share; the pipeline fills with as much of a row as the base
+    tile loads.
+    """
     e = chip.engines
     m, n, split = np.array(list(rows) * shares, float).T.copy()
-    chunk, step = np.array(list(chunks) * shares, float), np.array(list(steps) * shares, float)
-    load = step * chunk
+    chunk, most = np.array(list(chunks) * shares, float), np.array(list(steps) * shares, float)
+    step = np.clip(e.step_k * e.chunk_bytes(chip.base_m, chip.base_n) // chunk, 1, most)
+    fits = np.array([[e.row_bytes(base) for base in row[:2]] for row in rows] * shares).T
+    pieces = np.clip(fits // chunk, 1, most) * chunk
     return Tilings(
         base=np.array(
             [
@@ -104,28 +139,27 @@ def tilings_of(
         ),
         chunk=chunk,
         step=step,
-        load=load,
-        row=np.maximum(1 / e.load_nd_bytes_per_cycle, e.load_row_cycles / load),
+        load=step * chunk,
+        pieces=pieces,
+        row=np.maximum(1 / e.load_nd_bytes_per_cycle, e.load_row_cycles / pieces),
         alone=(m * n * 8 > e.l0c_bytes).astype(float),
         narrow=np.array([row[:2] in e.narrow and row[2] == 1 for row in rows] * shares),
         split_k=split,
         parts=np.where(split > 1, split, 0.0),
         split_s=np.where(split > 1, e.split_k_s, 0.0),
         whole=bool((split == 1).all()),
+        turns=turns,
     )
 
 
 @functools.lru_cache(maxsize=64)
 def _family(chip: Chip, shares: int, narrow: bool, split: bool) -> Tilings:
-    """The tilings that the library of a chip chooses from, for so many shares. A load takes as much
-    of a row as that of the base tile.
-    """
+    """The tilings that the library of a chip chooses from, for so many shares."""
     e = chip.engines
     rows = [(bm, bn, 1) for bm, bn in (*e.tiles, *(e.narrow if narrow else ()))]
     rows += [(bm, bn, parts) for parts in (2, 4, 8, 16) for bm, bn in (e.splits if split else ())]
     chunks = [e.chunk_bytes(bm, bn) for bm, bn, _ in rows]
-    load = e.step_k * e.chunk_bytes(chip.base_m, chip.base_n)
-    return tilings_of(rows, chunks, [max(load // chunk, 1) for chunk in chunks], shares, chip)
+    return tilings_of(rows, chunks, [e.l1_bytes // chunk for chunk in chunks], shares, chip)
 
 
 def family(shares: Sequence[Share], chip: Chip) -> Tilings:
@@ -151,38 +185,64 @@ def _largest(chip: Chip) -> tuple[int, int, int]:
     return max(rows), max(columns), max((rows for rows, _ in e.narrow), default=0)
 
 
+class Best(NamedTuple):
+    """The quickest share and tiling, as numbers, which operands are copied into padded rows first,
+    and its seconds by engine.
+    """
+
+    share: int
+    tiling: int
+    padded: tuple[str, ...]
+    seconds: dict[str, float]
+
+
 def best(
     shares: Sequence[Share], product: Product, tilings: Tilings, chip: Chip, cores: int
-) -> tuple[int, int, dict[str, float]]:
-    """The quickest share and tiling (the first of equals), as numbers, and its seconds by engine.
-    `tilings` are for as many shares.
+) -> Best:
+    """The quickest share, tiling and treatment of unaligned rows (the first of equals). `tilings`
+    are for as many shares.
 
     The library divides K only if it has few tiles: for less than half of the cores.
     """
     found = _times(shares, product, tilings, chip, cores)
-    longer, shorter, rest, p = found.longer, found.shorter, found.rest, chip.engines.overlap
-    least = longer + rest
-    count = len(least) // len(shares)
-    if count > 1 and not tilings.whole:
-        least[(tilings.parts > 0) & (found.tiles > cores / 2)] = np.inf
+    p = chip.engines.overlap
+    least = found.longer + found.rest
+    count = len(tilings.chunk)
+    if count > len(shares) and not tilings.whole:
+        least[..., (tilings.parts > 0) & (found.tiles > cores / 2)] = np.inf
     if tilings.narrow.any():
-        least[tilings.narrow & (found.m_tiles > 1)] = np.inf
-    # Two engines take at most 2^(1/p) of the longer one: what takes more cannot be the quickest.
+        least[..., tilings.narrow & (found.m_tiles > 1)] = np.inf
+    least, longer, shorter, rest = (
+        x.ravel() for x in (least, found.longer, found.shorter, found.rest)
+    )
+    # What takes longer with a perfect overlap of its engines than another with theirs cannot win.
     first = least.argmin()
-    near = np.flatnonzero(least <= least[first] + (2 ** (1 / p) - 1) * longer[first])
+    near = np.flatnonzero(least <= _norm(longer[first], shorter[first], p) + rest[first])
     time_s = _norm(longer[near], shorter[near], p) + rest[near]
-    at = int(near[time_s.argmin()])
-    return at // count, at, _parts(found, at, float(time_s.min()), chip, cores)
+    way, at = divmod(int(near[time_s.argmin()]), count)
+    share = at * len(shares) // count
+    parts = _parts(found, way * count + at, at, float(time_s.min()), chip, cores)
+    parts["pad_s"] = float(found.pad[way, share])
+    unaligned = [name for name, start in zip("ba", product.starts[::-1], strict=True) if start]
+    padded = tuple(name for i, name in enumerate(unaligned) if way >> i & 1)
+    return Best(share, at, padded[::-1], parts)
+
+
+_NOT_COPIED = np.array([[1.0], [0.0]])
 
 
 class _Times(NamedTuple):
     """Seconds by engine for each share of the work and each tiling: `longer` and `shorter` of what
     overlaps, `rest` of what nothing hides, `fixed` of these what does not grow with the work.
+
+    Where a copy may pay, each operand with unaligned rows adds an axis in front, of length 2: rows
+    as they are, or copied into padded ones. `pad` are seconds of copies, by way and share.
     """
 
     longer: np.ndarray
     shorter: np.ndarray
     rest: np.ndarray
+    pad: np.ndarray
     fixed: np.ndarray
     m_tiles: np.ndarray
     tiles: np.ndarray
@@ -245,12 +305,23 @@ def _times(
     l0_s *= rounds
 
     # Memory to L1. A byte of A or B is cold once, or as often as the cache forgets it.
-    l2_s = tile_m * a_row
-    l2_s += tile_n * b_row
-    l2_s *= rounds
-    l2_s /= t.split_k * rate
-    own_s = _own(product.a_layout, tile_m, own_k, own_bytes, item, t, chip)
-    own_s = own_s + _own(product.b_layout, tile_n, own_k, own_bytes, item, t, chip)
+    byte_s = rounds / (t.split_k * rate)
+    loads = [tile_m * a_row * byte_s, tile_n * b_row * byte_s]
+    more: list[float | np.ndarray] = [0.0, 0.0]  # because rows are unaligned
+    for i, (layout, tile) in enumerate(((product.a_layout, tile_m), (product.b_layout, tile_n))):
+        if start := product.starts[i]:
+            piece = np.minimum(t.pieces[i], own_bytes) if layout == "rows" else tile * item
+            more[i] = loads[i] * (_touched(piece, start, e.request_bytes) - 1)
+    pad_s = np.zeros((1, len(shares)))
+    if any(product.starts) and np.max(more[0] + more[1]) > copy_time(0, 0, chip):  # a copy may pay
+        pad_s = np.array([_pads(*share, product, chip) for share in shares]).T
+        if product.starts[0]:
+            more[0] = more[0] * (_NOT_COPIED[:, None] if product.starts[1] else _NOT_COPIED)
+        if product.starts[1]:
+            more[1] = more[1] * _NOT_COPIED
+    l2_s = loads[0] + loads[1] + more[0] + more[1]
+    own_s = _own(product.a_layout, tile_m, own_k, own_bytes, item, t.row[0], chip)
+    own_s = own_s + _own(product.b_layout, tile_n, own_k, own_bytes, item, t.row[1], chip)
     own_s *= rounds * cycle_s
     cold = np.minimum(fetched, a_bytes * n_tiles + b_one * m_tiles)
     if product.warm:
@@ -260,23 +331,29 @@ def _times(
         miss_s = np.maximum(tile_n * own_bytes, miss_s)
     miss_s *= cycle_s / e.load_cold_bytes_per_cycle
     load_s = l2_s + cold * max(0.0, 1 / memory - 1 / (rate * cores))
-    load_s = np.maximum(np.maximum(load_s, own_s), miss_s)
+    load_s = np.maximum(load_s, np.maximum(own_s, miss_s))
     load_s += store_s
+    if t.turns:
+        load_s = load_s + l0_s
 
     # The pipeline fills with one step of loads and drains with one of the cube and a store.
     front_s = np.maximum(mac_s + wait_s, l0_s)
     front_s += (tile_m + tile_n) * (step_bytes / rate)
     back_s = macs * step_bytes
-    back_s += load_s
     back_s += np.minimum(t.step, mmads) * head_s
+    back_s = back_s + load_s
     fixed_s = (rounds > 1) * e.tiling_s
     if not t.whole:
         fixed_s += t.split_s + t.parts * partial_s
-    fixed_s += chip.launch_s + (e.int8_s if product.dtype == "int8" else 0.0)
+    fixed_s += chip.launch_s + (e.int8_s if product.scaled else 0.0)
+    rest_s = one_store_s + fixed_s
+    if len(pad_s) > 1:
+        rest_s = (rest_s.reshape(1, -1, count) + pad_s[..., None]).reshape(back_s.shape)
     return _Times(
         np.maximum(front_s, back_s),
         np.minimum(front_s, back_s),
-        one_store_s + fixed_s,
+        rest_s,
+        pad_s,
         fixed_s,
         *(m_tiles, tiles, rounds, mac_s, wait_s, l0_s, l2_s, own_s, miss_s, cold, load_s),
         *(store_s, one_store_s),
@@ -289,7 +366,7 @@ def _own(
     own_k: int | np.ndarray,
     own_bytes: int | np.ndarray,
     item: int,
-    tilings: Tilings,
+    row: np.ndarray,
     chip: Chip,
 ) -> np.ndarray:
     """Cycles of one core's load of one operand of a tile, of `tile` rows of a or columns of b:
@@ -299,13 +376,42 @@ def _own(
     if layout == "nz":
         return tile * (own_bytes / e.load_nz_bytes_per_cycle)
     if layout == "rows":
-        return tile * np.maximum(own_bytes * tilings.row, e.load_row_cycles)
+        return tile * np.maximum(own_bytes * row, e.load_row_cycles)
     return own_k * np.maximum(tile * (item / e.load_nd_bytes_per_cycle), e.load_row_cycles)
 
 
-def _parts(found: _Times, at: int, time_s: float, chip: Chip, cores: int) -> dict[str, float]:
-    """Seconds by engine of one of the tilings. Of the loads, `memory_s` is what memory's rate
-    alone would take, `l2_s` the rest.
+def _pads(groups: Groups, columns: int, product: Product, chip: Chip) -> list[float]:
+    """Seconds in which a share's unaligned operands are copied into padded rows: none of them, B
+    (if it is unaligned), A, both.
+    """
+    used = sum(c for r, c in groups if r)
+    ways = [0.0]
+    for i, vectors in ((1, used * columns), (0, sum(r * c for r, c in groups))):  # as long as K
+        if product.starts[i]:
+            along = (product.a_layout, product.b_layout)[i] == "rows"
+            rows = vectors if along else used * product.k
+            pad_s = copy_time(rows, vectors * product.k * product.item, chip)
+            ways += [way_s + pad_s for way_s in ways]
+    return ways
+
+
+def _touched(piece: np.ndarray, start: int, request: int) -> np.ndarray:
+    """What is moved for each byte of rows that are cut in pieces and start at multiples of `start`
+    bytes: all requests that a piece touches; of a piece shorter than one, that piece again for each
+    request more than one.
+    """
+    requests = np.ceil(piece * (1 / start)) * (start / request)
+    requests += 1 - start / request
+    requests *= np.minimum(piece, request)
+    requests /= piece
+    return requests
+
+
+def _parts(
+    found: _Times, at: int, tiling: int, time_s: float, chip: Chip, cores: int
+) -> dict[str, float]:
+    """Seconds by engine of one of the tilings, `at` where unaligned rows add axes. Of the loads,
+    `memory_s` is what memory's rate alone would take, `l2_s` the rest.
     """
     e = chip.engines
     rate = min(
@@ -313,7 +419,7 @@ def _parts(found: _Times, at: int, time_s: float, chip: Chip, cores: int) -> dic
     )
 
     def one(table: np.ndarray) -> float:
-        return float(table[at])
+        return float(table[tiling] if table.ndim == 1 else table.flat[at])
 
     memory, share = chip.usable_memory_bytes_per_s, 1 / (rate * cores)
     l2_s, own_s, miss_s, cold = one(found.l2), one(found.own), one(found.miss), one(found.cold)
@@ -339,15 +445,15 @@ def _plain(groups: Groups, columns: int, product: Product, chip: Chip) -> tuple[
     rows = used = most = 0
     for r, c in groups:
         rows, used, most = rows + r * c, used + (c if r else 0), max(most, r)
-    k_row = k * item + _odd(k * item, line)
+    k_row = k * item + (0 if product.packed else _odd(k * item, line))
     # Bytes of a row of A and of a column of B, and of all of A and one B.
     a_row = k_row if product.a_layout == "rows" else k * item
     b_row = k_row if product.b_layout == "rows" else k * item
     a_bytes = rows * a_row
-    if product.a_layout == "columns":
+    if product.a_layout == "columns" and not product.packed:
         a_bytes += k * sum(c * _odd(r * item, line) for r, c in groups)
     b_one = columns * b_row
-    if product.b_layout == "columns":
+    if product.b_layout == "columns" and not product.packed:
         b_one += k * _odd(columns * item, line)
     b_bytes = used * b_one
     # One operand is walked in blocks of half the cache, the other is read again for each.

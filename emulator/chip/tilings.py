@@ -59,6 +59,6 @@ def tilings_for(
     chunk = asked.base_k * product.item
     chip.engines.check_tile(asked.base_m, asked.base_n, chunk, asked.step_k)
     row = (asked.base_m, asked.base_n, asked.split_k)
-    steps = min(asked.step_k, chip.engines.step_k)
-    tilings = pipeline.tilings_of([row], [chunk], [steps], len(shares), chip)
+    few, steps = len(shares), asked.step_k
+    tilings = pipeline.tilings_of([row], [chunk], [steps], few, chip, turns=steps == 1)
     return tilings, min(asked.cores, chip.cube_cores)

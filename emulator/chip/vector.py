@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from emulator.machines import Machine
+from emulator.machines import Chip, Machine
 
 _TILES = 4  # a core's share is taken in at least so many tiles, so that something overlaps
 
@@ -180,6 +180,18 @@ def _time(
         bytes=nbytes + again,
         cores=min(cores, units or max(1, -(-nbytes // line), lane_ops // lanes)),
     )
+
+
+def copy_time(rows: int, nbytes: int, chip: Chip) -> float:
+    """Seconds in which the vector cores of a die copy `nbytes` of rows to another place in memory,
+    as the first part of a kernel of the matrix cores, which wait for it.
+    """
+    v = chip.vector
+    own = max(nbytes / v.load_bytes_per_cycle, nbytes / v.store_bytes_per_cycle)
+    own_s = max(own, rows * v.row_cycles) / (chip.vector_cores * chip.clock_hz)
+    waits_s = (v.load_wait_cycles + v.store_wait_cycles) / chip.clock_hz
+    busy_s = max(own_s, 2 * nbytes / chip.usable_memory_bytes_per_s)
+    return v.mixed_s + waits_s + busy_s + v.sync_s
 
 
 @functools.lru_cache(maxsize=64)

@@ -23,6 +23,8 @@ from emulator.units import quantity, seconds
 
 _LAYOUTS = "nd (row-major), nd_t (the transpose row-major) or nz (fractals)"
 
+_NOTICED = 1.001  # what unaligned rows cost is told from a thousandth of the time on
+
 Series = dict[str, list[MatmulTime]]
 
 _WORDS = {
@@ -31,6 +33,7 @@ _WORDS = {
     "l2_s": "L2 cache to L1",
     "memory_s": "memory to L1",
     "store_s": "results",
+    "pad_s": "copy to padded rows",
     "fixed_s": "launch, tiling, split K",
 }
 
@@ -58,6 +61,9 @@ def matmul(
         str | None, typer.Option(help="Rows of each of several b (experts), adding up to M: 9,0,7.")
     ] = None,
     l2: Annotated[str, typer.Option(help="Operands are cold (in memory) or warm.")] = "cold",
+    rows: Annotated[
+        str, typer.Option(help="Rows lie packed, as arrays have them, or padded to whole lines.")
+    ] = "packed",
     library: Annotated[
         bool, typer.Option("--library", help="The library's rule for tiles, not the quickest tile.")
     ] = False,
@@ -80,13 +86,16 @@ def matmul(
     on = choose.machine(machine) if chip is None else single(chip)
     tiling = "library" if library else None
 
-    def ask(m: int, k: int, n: int, each: Sequence[int] | None = None) -> MatmulTime:
+    def ask(
+        m: int, k: int, n: int, each: Sequence[int] | None = None, rows: str = rows
+    ) -> MatmulTime:
         return matmul_time(
             *(m, k, n, on, dtype, b_layout, batch, out_dtype),
             a_layout=a_layout,
             groups=each,
             tiling=tiling,
             l2=l2,
+            rows=rows,
         )
 
     if not sweep:
@@ -95,20 +104,23 @@ def matmul(
         if plot is not None:
             raise ValueError("--plot draws a sweep: add --sweep")
         answer = ask(m, k, n, _groups(groups))
-        return _write({"": [answer]}, table) if table else _show(answer, on, a_layout, b_layout, l2)
+        if table is not None:
+            return _write({"": [answer]}, table)
+        aligned_s = ask(m, k, n, answer.groups, "padded").time_s
+        return _show(answer, aligned_s, on, a_layout, b_layout, l2)
     if groups is not None:
         raise ValueError("--groups belongs to one product: leave out --sweep")
     if m is None:
         series = {
             "m = k = n": [ask(size, size, size) for size in _powers(16, 16384)],
-            "k = n = 8192": [ask(rows, 8192, 8192) for rows in _powers(1, 32768)],
-            "k = n = 2048": [ask(rows, 2048, 2048) for rows in _powers(1, 32768)],
+            "k = n = 8192": [ask(size, 8192, 8192) for size in _powers(1, 32768)],
+            "k = n = 2048": [ask(size, 2048, 2048) for size in _powers(1, 32768)],
         }
     elif k is None or n is None:
         raise ValueError("matmul --sweep: give M K N for 1 to M rows, or none of them")
     else:
-        rows = [*(size for size in _powers(1, m) if size < m), m]
-        series = {f"k = {k}, n = {n}": [ask(size, k, n) for size in rows]}
+        sizes = [*(size for size in _powers(1, m) if size < m), m]
+        series = {f"k = {k}, n = {n}": [ask(size, k, n) for size in sizes]}
     for path in (plot, None if table in (None, "-") else Path(table)):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.parent}")
@@ -136,7 +148,10 @@ def _groups(text: str | None) -> list[int] | None:
         raise ValueError(f"--groups {text!r}: write rows with commas: 128,0,64") from None
 
 
-def _show(time: MatmulTime, on: Machine, a_layout: str, b_layout: str, l2: str) -> None:
+def _show(
+    time: MatmulTime, aligned_s: float, on: Machine, a_layout: str, b_layout: str, l2: str
+) -> None:
+    """`aligned_s`: the same with padded rows."""
     times = f"{time.batch} x " if time.batch > 1 else ""
     parted = f" in {len(time.groups)} groups" if time.groups else ""
     out.print(
@@ -158,11 +173,16 @@ def _show(time: MatmulTime, on: Machine, a_layout: str, b_layout: str, l2: str) 
         f"of {time.cores} cores",
     )
     for name, time_s in time.breakdown.items():
-        shown.add_row(f"  {_WORDS[name]}", seconds(time_s))
+        if name != "pad_s" or time_s:
+            shown.add_row(f"  {_WORDS[name]}", seconds(time_s))
+    if time.time_s > _NOTICED * aligned_s:
+        how = f"{' and '.join(time.padded)} copied first" if time.padded else "read as they are"
+        shown.add_row("unaligned rows", f"{seconds(time.time_s - aligned_s)} of the time, {how}")
     whole(shown)
     clock = on.chip.clock_hz * on.chip.engines.sustained_clock
     out.print(
-        f"Engines are those of the busiest core and overlap, except the last line. Clock "
+        f"Engines are those of the busiest core and overlap, except the last "
+        f"{'two lines' if time.pad_s else 'line'} of them. Clock "
         f"{clock / 1e9:.2f} GHz (assumed to be kept). {on.chip.engines.fit}.",
         soft_wrap=True,
     )

@@ -40,9 +40,11 @@ class Engines:
         overlap: exponent of the norm that joins engines which work at the same time: 1 would be
             one after the other, infinity a perfect overlap.
         line_bytes: a row longer than this is moved in whole lines of it.
+        request_bytes: what the L2 cache hands out at once: a piece of a row that does not start at
+            a multiple of it touches more of them.
         tiling_s: scalar work before the first load of a kernel that loops over tiles.
         split_k_s: fixed cost of adding the partial sums of a divided K.
-        int8_s: what an INT8 kernel, which also scales its result, costs beyond a plain one.
+        int8_s: what an INT8 kernel that also scales its result costs beyond a plain one.
         sustained_clock: share of the nominal clock that long matmuls keep.
         fit: how far the model lies from published measurements, to print.
     """
@@ -70,6 +72,7 @@ class Engines:
     store_share: float
     overlap: float
     line_bytes: int
+    request_bytes: int
     tiling_s: float
     split_k_s: float
     int8_s: float
@@ -131,6 +134,14 @@ class Engines:
                     f"{need:,} bytes, {need - has:,} more than the {has:,} there are; take a "
                     "smaller tile"
                 )
+
+    def row_bytes(self, rows: int) -> int:
+        """Bytes of each of `rows` rows that L1 takes at a time: A and B have a half each, one part
+        of it being filled; in whole requests of the cache.
+        """
+        fits = self.l1_bytes // (4 * rows)
+        unit = self.request_bytes if fits >= self.request_bytes else 32
+        return fits // unit * unit
 
     def chunk_bytes(self, base_m: int, base_n: int) -> int:
         """Bytes of K that one matrix instruction takes of each row: what half of L0A and L0B hold,
@@ -195,7 +206,7 @@ ASCEND_DAV_C220 = build(
         "inferred",
         "fit to published matmuls; 84.5 in " + _LADDER,
         "all cores loading; below the 119 to 160 of one",
-        load_bytes_per_cycle=92.61,
+        load_bytes_per_cycle=93.53,
     ),
     cite(
         "measured",
@@ -216,6 +227,13 @@ ASCEND_DAV_C220 = build(
     ),
     cite("documented", "msopprof d6c29df", line_bytes=512),
     cite(
+        "inferred",
+        "catlass 0dfcf9d",
+        "its selector takes 80 GB/s per core, half the usual rate, for rows that are no multiple "
+        "of 512 bytes: pieces of 512 bytes that touch two lines",
+        request_bytes=512,
+    ),
+    cite(
         "measured",
         "asc-devkit best practices",
         "2 to 4 us",
@@ -223,12 +241,15 @@ ASCEND_DAV_C220 = build(
     ),
     cite("assumed", "a start of the vector cores", split_k_s=2.0 * us),
     cite(
-        "measured", "published INT8 matmuls", "intercept of 15 us, less a launch", int8_s=10.8 * us
+        "measured",
+        "published INT8 matmuls with scaled results",
+        "intercept of 15 us, less a launch",
+        int8_s=10.8 * us,
     ),
     cite("assumed", "the 8192^3 ladder needs no slower clock", sustained_clock=1.0),
     fit=(
         "matmul times: one number fitted to 9 published library kernels (8 degrees of freedom): "
-        "median error 4 %, largest 9 % (1024^3 in a host loop); see cm384 validate"
+        "median error 3 %, largest 9 % (1024^3 in a host loop); see cm384 validate"
     ),
 )
 
@@ -271,7 +292,7 @@ NVIDIA_TENSOR_CORE = build(
         store_share=0.5,
     ),
     cite("assumed", "as on Ascend", overlap=8.0),
-    cite("documented", "CUDA C++ Programming Guide", line_bytes=128),
+    cite("documented", "CUDA C++ Programming Guide", line_bytes=128, request_bytes=32),
     cite("assumed", "tiles are computed on the host", tiling_s=1.0 * us),
     cite("assumed", "a start of a second kernel", split_k_s=2.0 * us),
     cite("assumed", "scaled in the same kernel", int8_s=0.0),

@@ -15,7 +15,8 @@ from emulator.timeline import Op
 def dot(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     walker.note_replicated(frame, node.outs)
     out = node.outs[0]
-    (contract, _), (batch, _) = node.params["dimension_numbers"]
+    contracted, (batch, _) = node.params["dimension_numbers"]
+    contract = contracted[0]
     shape = global_shape(node, 0)
     divided = walker.groups.size_of(walker.contracted(frame, node)) if frame.layouts else 1
     k = -(-math.prod(shape[d] for d in contract) // divided)
@@ -24,7 +25,16 @@ def dot(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     m = math.prod(out_shape[len(batch) : len(shape) - len(contract)])
     n = math.prod(out_shape[len(shape) - len(contract) :])
     types = [str(node.eqn.invars[0].aval.dtype), str(node.eqn.invars[1].aval.dtype)]
-    matmul(walker, frame, node, b, m, k, n, types)
+    along_k = [_innermost(frame, node, i) in dims for i, dims in enumerate(contracted)]
+    layouts = ("nd" if along_k[0] else "nd_t", "nd_t" if along_k[1] else "nd")
+    matmul(walker, frame, node, b, m, k, n, types, layouts)
+
+
+def _innermost(frame: Frame, node: Node, operand: int) -> int:
+    """The dimension of an operand along which neighbours lie side by side in memory."""
+    last = len(global_shape(node, operand)) - 1
+    v = node.ins[operand]
+    return last if v is None else frame.plan.innermost.get(v, last)
 
 
 def conv(walker: Walker, frame: Frame, index: int, node: Node) -> None:
@@ -42,7 +52,15 @@ def conv(walker: Walker, frame: Frame, index: int, node: Node) -> None:
 
 
 def matmul(
-    walker: Walker, frame: Frame, node: Node, b: int, m: int, k: int, n: int, types: list[str]
+    walker: Walker,
+    frame: Frame,
+    node: Node,
+    b: int,
+    m: int,
+    k: int,
+    n: int,
+    types: list[str],
+    layouts: tuple[str, str] = ("nd", "nd"),
 ) -> None:
     out = node.outs[0]
     label = f"{node.name} {m}x{k}x{n}" + (f" x{b}" if b > 1 else "")
@@ -55,7 +73,10 @@ def matmul(
         ops = 2 * b * m * k * n * lane_factor(types[0], walker.on)
         traffic = walker.read_bytes(frame, node) + walker.write_bytes(frame, node)
         return walker.emit(frame, walker.kernel(label, "matmul", ops, traffic, node), node)
-    time = matmul_time(m, k, n, walker.on, unit, batch=b, out_dtype=str(walker.dtype(frame, out)))
+    a_layout, b_layout = layouts
+    time = matmul_time(
+        *(m, k, n, walker.on, unit, b_layout, b, str(walker.dtype(frame, out))), a_layout=a_layout
+    )
     walker.has_matmuls = True
     step = Op(
         name=label,
@@ -64,14 +85,23 @@ def matmul(
         bound_s=time.bound_s,
         limited_by=time.limited_by,
         flops=time.flops,
-        bytes=time.bytes,
+        bytes=time.moved_bytes,
         matmul_s=time.flops / time.peak_flops_per_s,
         memory_s=time.bytes / walker.memory_rate,
         l2_bytes=time.l2_bytes,
         where=where(node.eqn),
         detail=f"{unit}, {time.utilization:.0%} of the matrix peak",
     )
+    note_copies(walker, time)
     walker.emit(frame, step, node, scratch=partial_sums(time, at(label, node)))
+
+
+def note_copies(walker: Walker, time: MatmulTime) -> None:
+    if time.padded:
+        walker.assume(
+            "operands of matmuls whose rows are no whole lines are copied into padded ones, in "
+            "memory that is free, where that is quicker"
+        )
 
 
 def partial_sums(time: MatmulTime, label: str) -> tuple[Buffer, ...]:

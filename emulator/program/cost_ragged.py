@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from emulator.chip import MatmulTime, matmul_time
 from emulator.fabric import all_to_all_v
 from emulator.program.cost_bodies import count
-from emulator.program.cost_matmuls import matmul, unit_dtype
+from emulator.program.cost_matmuls import matmul, note_copies, unit_dtype
 from emulator.program.graph import Node
 from emulator.program.ragged_rules import mode_of
 from emulator.program.walker import Frame, Walker
@@ -63,13 +63,14 @@ def ragged_dot(walker: Walker, frame: Frame, index: int, node: Node) -> None:
         bound_s=longest.bound_s,
         limited_by=longest.limited_by,
         flops=longest.flops,
-        bytes=longest.bytes,
+        bytes=longest.moved_bytes,
         matmul_s=longest.flops / longest.peak_flops_per_s,
         memory_s=longest.bytes / walker.memory_rate,
         where=where(node.eqn),
         detail=f"{unit}, {longest.utilization:.0%} of the matrix peak",
         device_s=() if alike else each,
     )
+    note_copies(walker, longest)
     walker.emit(frame, step, node)
 
 

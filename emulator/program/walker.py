@@ -67,17 +67,20 @@ class Frame:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
     """Per graph: the value each value is an alias of (None if it is generated), and who reads each
-    value.
+    value. `innermost`: of a value that a transpose gives another shape but no other place in
+    memory, the dimension along which neighbours lie side by side.
     """
 
     roots: tuple[int | None, ...]
     uses: Mapping[int, tuple[int, ...]]
     skip: frozenset[int]
+    innermost: Mapping[int, int]
 
 
 def plan(graph: Graph, fused: bool) -> Plan:
     roots: list[int | None] = list(range(len(graph.avals)))
     skip = set()
+    innermost: dict[int, int] = {}
     consumers = graph.consumers()
     makers = {v: i for i, node in enumerate(graph.nodes) for v in node.outs}
     for i, node in enumerate(graph.nodes):
@@ -85,26 +88,36 @@ def plan(graph: Graph, fused: bool) -> Plan:
             skip.add(i)
             for v, w in zip(node.ins, node.outs, strict=False):
                 roots[w] = None if v is None else roots[v]
-        elif node.name == "transpose" and fused and _folds(graph, node, consumers, makers):
-            skip.add(i)
-            assert node.ins[0] is not None
-            roots[node.outs[0]] = roots[node.ins[0]]
+        elif node.name == "transpose" and fused:
+            read = _read_by_matmuls(graph, node, consumers)
+            if read or _written_by_matmul(graph, node, consumers, makers):
+                skip.add(i)
+                (v,), (w,) = node.ins, node.outs
+                assert v is not None
+                roots[w] = roots[v]
+                if read:
+                    permutation = node.params["permutation"]
+                    innermost[w] = permutation.index(innermost.get(v, len(permutation) - 1))
     uses: dict[int, list[int]] = {}
     for v, readers in consumers.items():
         root = roots[v]
         if root is not None:
             uses.setdefault(root, []).extend(r for r in readers if r not in skip)
-    return Plan(tuple(roots), {v: tuple(sorted(set(r))) for v, r in uses.items()}, frozenset(skip))
+    read_by = {v: tuple(sorted(set(r))) for v, r in uses.items()}
+    return Plan(tuple(roots), read_by, frozenset(skip), innermost)
 
 
-def _folds(
-    graph: Graph, node: Node, consumers: Mapping[int, list[int]], makers: Mapping[int, int]
-) -> bool:
-    """Whether a transpose is but another way for a neighbouring matmul to read or write data."""
+def _read_by_matmuls(graph: Graph, node: Node, consumers: Mapping[int, list[int]]) -> bool:
+    """Whether a transpose is but another way for matmuls to read data."""
     end = len(graph.nodes)
     readers = consumers.get(node.outs[0], [])
-    if readers and all(r != end and graph.nodes[r].name == "dot_general" for r in readers):
-        return True
+    return bool(readers) and all(r != end and graph.nodes[r].name == "dot_general" for r in readers)
+
+
+def _written_by_matmul(
+    graph: Graph, node: Node, consumers: Mapping[int, list[int]], makers: Mapping[int, int]
+) -> bool:
+    """Whether a transpose is but another way for a matmul to write data."""
     v = node.ins[0]
     while v is not None and v in makers and len(consumers[v]) == 1:
         maker = graph.nodes[makers[v]]
