@@ -293,6 +293,27 @@ def test_what_has_no_time_is_said_to_be_outside_the_model(run: Script) -> None:
     assert not any(line.split()[:1] == ["asks"] for line in answer.out.splitlines())
 
 
+REFUSED_BY_JAX = """
+import jax, jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec as P
+mesh = Mesh(jax.devices(), "x")
+send = lambda v: jax.lax.ppermute(v, "x", [(0, 1), (0, 2)])
+step = jax.jit(jax.shard_map(send, mesh=mesh, in_specs=P("x"), out_specs=P("x")))
+try:
+    step(jnp.arange(8.0))
+except ValueError as error:
+    print("refused", error)
+print(float(jax.jit(lambda v: v + 1)(1.0)))
+"""
+
+
+def test_what_jax_refuses_is_not_laid_at_our_door(run: Script) -> None:
+    answer = run(REFUSED_BY_JAX)
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("refused ") and "\n2.0\n" in answer.out
+    assert answer.err == "" and "Outside the model: s" not in answer.out
+
+
 def test_calls_to_the_host_are_made_once_and_take_no_time(run: Script) -> None:
     answer = run(ASKS_THE_HOST)
     assert answer.code == 0, answer.err

@@ -95,6 +95,7 @@ class Steps:
         report.
 
         Raises:
+            Exception: whatever JAX raises of a program that it refuses.
             OutOfMemoryError: the program does not fit the machine.
             FloatingPointError: a result is NaN, and `jax_debug_nans` is set.
         """
@@ -108,12 +109,18 @@ class Steps:
                 outs, estimate = self._compute(held(args), given, function)
             except (OutOfMemoryError, FloatingPointError):  # `jax_debug_nans` asks for the latter
                 raise
-            except Exception as error:
-                reason = _reason(error)
-                if not function.outside:
-                    print(f"cm384: {function} is outside the model: {reason}", file=sys.stderr)
-                function.outside = reason
+            except NotImplementedError as refusal:
+                _say_outside(function, str(refusal))
                 return on_host()
+            except Exception as error:
+                results = on_host()  # what JAX refuses, too, is the script's error
+                text = str(error).strip().partition("\n")[0]
+                _say_outside(
+                    function,
+                    f"the emulator failed on it ({type(error).__name__}: {text}), "
+                    "which it should not",
+                )
+                return results
         function.time_s += estimate.time_s
         function.last = estimate
         self.clock.advance(estimate.time_s)
@@ -240,12 +247,11 @@ def _of_no_transformation() -> Iterator[None]:
             context.set_axis_env(before)
 
 
-def _reason(error: Exception) -> str:
-    """Why a program is outside the model."""
-    if isinstance(error, NotImplementedError):
-        return str(error)
-    text = str(error).strip().partition("\n")[0]
-    return f"the emulator failed on it ({type(error).__name__}: {text}), which it should not"
+def _say_outside(function: Function, reason: str) -> None:
+    """Once for each function at once; the report repeats it."""
+    if not function.outside:
+        print(f"cm384: {function} is outside the model: {reason}", file=sys.stderr)
+    function.outside = reason
 
 
 def _as_function(params: dict[str, Any]) -> Any:
