@@ -467,6 +467,42 @@ print("bits", np.asarray(y).tobytes().hex())
     assert answer.code == 2 and "unknown algorithm 'fastest'" in answer.err
 
 
+#: What a script still has after donating it, and what a compiled step does not take.
+GIVEN_AWAY = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+mesh = Mesh(np.array(jax.devices()), ("x",))
+rows, whole = NamedSharding(mesh, P("x")), NamedSharding(mesh, P())
+def gone(name, f, *args, **options):
+    options = {"donate_argnums": tuple(range(len(args))), **options}
+    jax.block_until_ready(jax.jit(f, **options)(*args))
+    print("gone", name, [x.is_deleted() for x in args])
+ones = lambda *shape: jnp.ones(shape)
+gone("same", lambda x: x + 1, ones(8, 2))
+gone("larger", lambda x: x @ x.T, ones(8, 2))
+gone("as many bytes", lambda x: x.reshape(16).astype(jnp.int32), ones(8, 2))
+gone("of two", lambda x, y: y + 1, ones(3).astype(int), ones(3))
+gone("one for two", lambda x: (x + 1, x + 2), ones(3))
+gone("divided", lambda x: x + 1, jax.device_put(ones(8, 2), rows))
+gone("gathered", lambda x: x + 1, jax.device_put(ones(8, 2), rows), out_shardings=whole)
+compiled = jax.jit(lambda x: x @ x, in_shardings=rows).lower(ones(8, 8)).compile()
+print("gone", float(compiled(jax.device_put(ones(8, 8), rows)).sum()))
+for wrong in (ones(8, 8).astype(int), jax.device_put(ones(8, 8), whole)):
+    try:
+        compiled(wrong)
+    except Exception as error:
+        print("gone", type(error).__name__, str(error).splitlines()[0])
+"""
+
+
+def test_what_is_donated_and_what_is_compiled(run: Script, tmp_path: Path) -> None:
+    answer = run(GIVEN_AWAY)
+    assert answer.code == 0, answer.err
+    said = [line for line in answer.out.splitlines() if line.startswith("gone")]
+    assert said == natively(tmp_path).splitlines() and len(said) == 10
+
+
 #: Results whose sharding a script may compare with what it asked for.
 SPELLED = """
 import functools
@@ -515,6 +551,11 @@ with jax.set_mesh(typed):
     say("typed", jax.jit(lambda v: v.T * 2)(a))
     r = jax.device_put(vector, P(reduced={"x"}))
     say("reduced", jax.jit(jax.shard_map(lambda v: v * v, out_specs=P(reduced={"x"})))(r))
+half = Mesh(grid, ("x", "y"), axis_types=(AxisType.Auto, AxisType.Explicit))
+with jax.set_mesh(half):  # its types say nothing of "x"
+    say("half typed", jax.jit(lambda v: v * 2)(jax.device_put(np.asarray(x), P("x", "y"))))
+keys = jax.device_put(jax.random.split(jax.random.key(0), 8), NamedSharding(mesh, P("x")))
+print("spec keys", jax.jit(jax.vmap(lambda key: jax.random.fold_in(key, 1)))(keys).sharding.spec)
 """
 
 
@@ -523,6 +564,6 @@ def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -
     assert answer.code == 0, answer.err
     native = natively(tmp_path)
     said = [line for line in answer.out.splitlines() if line.startswith("spec")]
-    assert said == native.splitlines() and len(said) == 15
+    assert said == native.splitlines() and len(said) == 17
     assert "shard_map" not in answer.out.partition("eager operations")[2]  # all are steps
     assert "which it should not" not in answer.err + answer.out

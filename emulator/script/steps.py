@@ -23,7 +23,14 @@ from emulator.report.result import Estimate
 from emulator.script.clock import PodClock
 from emulator.script.jax_calls import name_and_place
 from emulator.script.notice import notice
-from emulator.script.placement import folded, put, result_shardings, trimmed, weak_results
+from emulator.script.placement import (
+    folded,
+    put,
+    result_shardings,
+    taken,
+    trimmed,
+    weak_results,
+)
 from emulator.script.references import held, of_values, references, write
 from emulator.script.same import same_program
 
@@ -124,9 +131,8 @@ class Steps:
         function.time_s += estimate.time_s
         function.last = estimate
         self.clock.advance(estimate.time_s)
-        for x, gone in zip(args, params["donated_invars"], strict=True):
-            if gone and isinstance(x, jax.Array) and not x.is_deleted():
-                x.delete()
+        for x in taken(args, params["donated_invars"], outs):
+            x.delete()
         kept = len(outs) - len(refs)
         write(refs, outs[kept:])
         return outs[:kept]
