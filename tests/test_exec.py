@@ -554,6 +554,9 @@ with jax.set_mesh(typed):
 half = Mesh(grid, ("x", "y"), axis_types=(AxisType.Auto, AxisType.Explicit))
 with jax.set_mesh(half):  # its types say nothing of "x"
     say("half typed", jax.jit(lambda v: v * 2)(jax.device_put(np.asarray(x), P("x", "y"))))
+made = [jax.make_jaxpr(f)(x) for f in (whole, jax.vmap(on(jnp.sin, in_specs=rows, out_specs=rows)))]
+made.append(jax.make_jaxpr(jax.grad(lambda v: whole(v).sum()))(x))
+print("spec made", [eqn.primitive.name for jaxpr in made for eqn in jaxpr.jaxpr.eqns])
 keys = jax.device_put(jax.random.split(jax.random.key(0), 8), NamedSharding(mesh, P("x")))
 print("spec keys", jax.jit(jax.vmap(lambda key: jax.random.fold_in(key, 1)))(keys).sharding.spec)
 """
@@ -564,6 +567,6 @@ def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -
     assert answer.code == 0, answer.err
     native = natively(tmp_path)
     said = [line for line in answer.out.splitlines() if line.startswith("spec")]
-    assert said == native.splitlines() and len(said) == 17
+    assert said == native.splitlines() and len(said) == 18
     assert "shard_map" not in answer.out.partition("eager operations")[2]  # all are steps
     assert "which it should not" not in answer.err + answer.out
