@@ -218,6 +218,20 @@ def test_a_sum_of_which_each_device_keeps_a_part_is_a_reduce_scatter(parameters:
     assert both.value[1] == 8 * x.sum() and both.value[2] == x.sum(0).min()
 
 
+def test_random_numbers_that_are_divided_take_no_loop() -> None:
+    def noise(spec: P) -> Any:
+        where = NamedSharding(MESH, spec)
+        return jax.jit(lambda key: jax.random.normal(key, (64, 64)), out_shardings=where)
+
+    key = jax.random.key(3)
+    divided, plain = noise(P("dp", "tp")), jax.jit(lambda key: jax.random.normal(key, (64, 64)))
+    times_s = [em.estimate(f, key, on=POD).time_s for f in (divided, plain)]
+    assert times_s[0] < 10 * times_s[1]  # not the launches of five rounds in a loop
+    value = em.emulate(divided, on=POD, arithmetic="native")(key)
+    bits = [np.asarray(x).view(np.uint32) for x in (value, plain(key))]
+    assert (bits[0] == bits[1]).mean() > 0.9  # the rest: log1p's last bit
+
+
 def test_what_has_no_translation_is_named() -> None:
     def program(x: Any) -> Any:
         jax.debug.print("{}", x, ordered=True)

@@ -293,6 +293,27 @@ def test_what_has_no_time_is_said_to_be_outside_the_model(run: Script) -> None:
     assert not any(line.split()[:1] == ["asks"] for line in answer.out.splitlines())
 
 
+REFUSED_BY_JAX = """
+import jax, jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec as P
+mesh = Mesh(jax.devices(), "x")
+send = lambda v: jax.lax.ppermute(v, "x", [(0, 1), (0, 2)])
+step = jax.jit(jax.shard_map(send, mesh=mesh, in_specs=P("x"), out_specs=P("x")))
+try:
+    step(jnp.arange(8.0))
+except ValueError as error:
+    print("refused", error)
+print(float(jax.jit(lambda v: v + 1)(1.0)))
+"""
+
+
+def test_what_jax_refuses_is_not_laid_at_our_door(run: Script) -> None:
+    answer = run(REFUSED_BY_JAX)
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("refused ") and "\n2.0\n" in answer.out
+    assert answer.err == "" and "Outside the model: s" not in answer.out
+
+
 def test_calls_to_the_host_are_made_once_and_take_no_time(run: Script) -> None:
     answer = run(ASKS_THE_HOST)
     assert answer.code == 0, answer.err
@@ -446,6 +467,42 @@ print("bits", np.asarray(y).tobytes().hex())
     assert answer.code == 2 and "unknown algorithm 'fastest'" in answer.err
 
 
+#: What a script still has after donating it, and what a compiled step does not take.
+GIVEN_AWAY = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+mesh = Mesh(np.array(jax.devices()), ("x",))
+rows, whole = NamedSharding(mesh, P("x")), NamedSharding(mesh, P())
+def gone(name, f, *args, **options):
+    options = {"donate_argnums": tuple(range(len(args))), **options}
+    jax.block_until_ready(jax.jit(f, **options)(*args))
+    print("gone", name, [x.is_deleted() for x in args])
+ones = lambda *shape: jnp.ones(shape)
+gone("same", lambda x: x + 1, ones(8, 2))
+gone("larger", lambda x: x @ x.T, ones(8, 2))
+gone("as many bytes", lambda x: x.reshape(16).astype(jnp.int32), ones(8, 2))
+gone("of two", lambda x, y: y + 1, ones(3).astype(int), ones(3))
+gone("one for two", lambda x: (x + 1, x + 2), ones(3))
+gone("divided", lambda x: x + 1, jax.device_put(ones(8, 2), rows))
+gone("gathered", lambda x: x + 1, jax.device_put(ones(8, 2), rows), out_shardings=whole)
+compiled = jax.jit(lambda x: x @ x, in_shardings=rows).lower(ones(8, 8)).compile()
+print("gone", float(compiled(jax.device_put(ones(8, 8), rows)).sum()))
+for wrong in (ones(8, 8).astype(int), jax.device_put(ones(8, 8), whole)):
+    try:
+        compiled(wrong)
+    except Exception as error:
+        print("gone", type(error).__name__, str(error).splitlines()[0])
+"""
+
+
+def test_what_is_donated_and_what_is_compiled(run: Script, tmp_path: Path) -> None:
+    answer = run(GIVEN_AWAY)
+    assert answer.code == 0, answer.err
+    said = [line for line in answer.out.splitlines() if line.startswith("gone")]
+    assert said == natively(tmp_path).splitlines() and len(said) == 10
+
+
 #: Results whose sharding a script may compare with what it asked for.
 SPELLED = """
 import functools
@@ -494,6 +551,14 @@ with jax.set_mesh(typed):
     say("typed", jax.jit(lambda v: v.T * 2)(a))
     r = jax.device_put(vector, P(reduced={"x"}))
     say("reduced", jax.jit(jax.shard_map(lambda v: v * v, out_specs=P(reduced={"x"})))(r))
+half = Mesh(grid, ("x", "y"), axis_types=(AxisType.Auto, AxisType.Explicit))
+with jax.set_mesh(half):  # its types say nothing of "x"
+    say("half typed", jax.jit(lambda v: v * 2)(jax.device_put(np.asarray(x), P("x", "y"))))
+made = [jax.make_jaxpr(f)(x) for f in (whole, jax.vmap(on(jnp.sin, in_specs=rows, out_specs=rows)))]
+made.append(jax.make_jaxpr(jax.grad(lambda v: whole(v).sum()))(x))
+print("spec made", [eqn.primitive.name for jaxpr in made for eqn in jaxpr.jaxpr.eqns])
+keys = jax.device_put(jax.random.split(jax.random.key(0), 8), NamedSharding(mesh, P("x")))
+print("spec keys", jax.jit(jax.vmap(lambda key: jax.random.fold_in(key, 1)))(keys).sharding.spec)
 """
 
 
@@ -502,6 +567,6 @@ def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -
     assert answer.code == 0, answer.err
     native = natively(tmp_path)
     said = [line for line in answer.out.splitlines() if line.startswith("spec")]
-    assert said == native.splitlines() and len(said) == 15
+    assert said == native.splitlines() and len(said) == 18
     assert "shard_map" not in answer.out.partition("eager operations")[2]  # all are steps
     assert "which it should not" not in answer.err + answer.out

@@ -50,6 +50,15 @@ def test_a_chain_is_one_kernel_and_its_parts_are_as_many_as_there_are() -> None:
     assert eager.bound_s > 4 * chain.bound_s and eager.time_s > 4 * chain.time_s
 
 
+def test_a_number_taken_from_an_array_rides_along() -> None:
+    x, scales = S((512, 1024), F32), S((16,), F32)
+    f = lambda x, s: jnp.tanh(x * s[3]) + s[5] * 2  # noqa: E731
+    (kernel,) = ops(em.estimate(f, x, scales, on=DIE))
+    assert kernel.bytes >= 2 * 4 * 512 * 1024
+    (alone,) = ops(em.estimate(lambda s: s[3], scales, on=DIE))  # it needs a launch of its own
+    assert alone.time_s > 0
+
+
 def test_the_choice_is_stated() -> None:
     x = S((64, 64), F32)
     for fusion in ("chains", "eager"):

@@ -75,7 +75,8 @@ class _Segment:
                 if node.name in SLICES:  # reads only the part that it takes
                     whole = min(whole, reads.get(root, 0) + walker.write_bytes(frame, node))
                 reads[root] = max(reads.get(root, 0), whole)
-                largest = max(largest, walker.size(frame, v))
+                if node.name not in SLICES:
+                    largest = max(largest, walker.size(frame, v))
         writes = [
             w
             for i in part

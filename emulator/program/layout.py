@@ -191,6 +191,8 @@ def forward_layouts(
         return (tuple(entries),)
     if name == "reshape":
         return (reshape_layout(shape, out_shape, layout),)
+    if name in ("random_wrap", "random_unwrap"):  # the words of a key are a last dimension
+        return ((*layout, *replicated(len(out_shape)))[: len(out_shape)],)
     if name.startswith("reduce_") and "axes" in params or name in ("argmax", "argmin"):
         kept = tuple(e for d, e in enumerate(layout) if d not in params["axes"])
         return (kept,) * len(node.outs)
@@ -238,6 +240,8 @@ def _backward(graph: Graph, node: Node, layout: Layout) -> Layout | None:
     if name == "squeeze":
         kept = iter(layout)
         return tuple(() if d in params["dimensions"] else next(kept) for d in range(len(shape)))
+    if name in ("random_wrap", "random_unwrap"):
+        return (*layout, *replicated(len(shape)))[: len(shape)]
     if name == "broadcast_in_dim" and all(
         shape[d] == _shape(graph, node.outs[0])[to]
         for d, to in enumerate(params["broadcast_dimensions"])

@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 from jax._src.interpreters import mlir
 from jax._src.lax import linalg
+from jax._src.random import threefry2x32
 from jax._src.random.prng import iota_2x32_shape_p
 from jax.extend import core
 from jaxlib import _hlo, _jax, xla_client  # type: ignore[attr-defined]
@@ -147,9 +148,11 @@ def _upper_half(x: Any, factor: int) -> Any:
     )
 
 
-#: Operations that JAX gives to libraries of the host, or that need 64-bit words there.
+#: Operations that JAX gives to libraries of the host, that need 64-bit words there, or that it
+#: writes as loops to save the host's compiler work (an accelerator has the rounds in one kernel).
 _LOWERINGS: Any = (
     (iota_2x32_shape_p, mlir.lower_fun(_number, multiple_results=True)),
+    (threefry2x32.threefry2x32_p, threefry2x32._threefry2x32_lowering_rule),
     (linalg.cholesky_p, linalg._cholesky_lowering),
     (linalg.triangular_solve_p, linalg._triangular_solve_lowering),
 )

@@ -1,12 +1,12 @@
 """Functions that a script compiles ahead of time: `step = jax.jit(f).lower(...).compile()`.
 
-They are compiled as the script asks, for what it may read of them (`cost_analysis` and so on), but
-called they are steps like any other.
+They are compiled as the script asks, for what it may read of them (`cost_analysis` and so on), and
+take the arguments that they were compiled for and no others; called they are steps like any other.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,18 +16,6 @@ from jax._src import stages
 Execute = Callable[..., list[Any]]
 
 _PARAMS = "cm384_params"  # an attribute of what JAX has lowered
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Executable:
-    """Stands for the compiled program in a call."""
-
-    execute: Execute
-    params: dict[str, Any]
-    constants: int
-
-    def call(self, *flat: Any) -> list[Any]:
-        return self.execute(*flat[self.constants :], **self.params)
 
 
 def replacements(execute: Execute) -> list[tuple[Any, str, Any]]:
@@ -45,7 +33,10 @@ def replacements(execute: Execute) -> list[tuple[Any, str, Any]]:
         if params is None:
             return compiled
         known = compiled._params
-        call = known._replace(executable=_Executable(execute, params, len(known.const_args)))
+        constants = len(known.const_args)
+        executable = copy.copy(known.executable)  # JAX runs its own elsewhere
+        executable._unsafe_call = lambda *flat: execute(*flat[constants:], **params)
+        call = known._replace(executable=executable)
         compiled._call = lambda *args, **kwargs: stages.Compiled.call(call, *args, **kwargs)[0]
         return compiled
 

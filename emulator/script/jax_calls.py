@@ -22,6 +22,7 @@ import numpy as np
 from jax._src import api_util, pjit, source_info_util
 from jax._src import core as jax_core
 from jax._src import shard_map as jax_shard_map
+from jax._src.interpreters import partial_eval
 from jax._src.mesh import get_concrete_mesh
 from jax.experimental import shard_map as experimental
 from jax.sharding import AbstractMesh
@@ -204,7 +205,7 @@ def _shard_map(shard_map: Any) -> Any:
 def _one_step(mapped: Any, mesh: Any) -> Any:
     """`mapped` as if it were jitted; a `mesh` without devices gets its arguments'. What only runs
     operation by operation, because its Python asks for values or takes objects that are no arrays,
-    is left to do so.
+    is left to do so. What becomes part of a program stands there as the script wrote it.
     """
 
     @functools.wraps(mapped)
@@ -216,6 +217,8 @@ def _one_step(mapped: Any, mesh: Any) -> Any:
 
     @functools.wraps(mapped)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if _staged():
+            return mapped(*args, **kwargs)
         leaves = jax.tree.leaves((args, kwargs))
         if isinstance(mesh, AbstractMesh) and get_concrete_mesh().empty:
             if not any(isinstance(x, jax.core.Tracer) for x in leaves):
@@ -226,6 +229,16 @@ def _one_step(mapped: Any, mesh: Any) -> Any:
             return mapped(*args, **kwargs)
 
     return call
+
+
+def _staged() -> bool:
+    """Whether JAX is making a program now (for a jit or `jax.make_jaxpr`, under whatever
+    transformations) rather than computing.
+    """
+    trace = jax_core.trace_ctx.trace
+    while trace is not None and not isinstance(trace, partial_eval.DynamicJaxprTrace):
+        trace = getattr(trace, "parent_trace", None)
+    return trace is not None
 
 
 def _as_the_scripts(function: Any) -> Any:

@@ -42,6 +42,29 @@ def put(x: Any, sharding: Sharding | None, weak: bool = False) -> Any:
     return _weak(placed) if weak else placed
 
 
+def taken(
+    args: Sequence[Any], donated: Sequence[bool], results: Sequence[Any]
+) -> Sequence[jax.Array]:
+    """The donated arguments whose memory a result takes: each result that of one argument with as
+    many bytes on a device, and of its own shape and dtype if there is one. The script keeps others.
+    """
+    given = [x for x, gone in zip(args, donated, strict=True) if gone and isinstance(x, jax.Array)]
+    found: list[jax.Array] = []
+    free = list(results)
+    for alike in (lambda x: (x.shape, x.dtype, _local_bytes(x)), _local_bytes):
+        for result in list(free):
+            match = next((x for x in given if alike(x) == alike(result)), None)
+            if match is not None:
+                found.append(match)
+                given = [x for x in given if x is not match]
+                free = [r for r in free if r is not result]
+    return found
+
+
+def _local_bytes(x: Any) -> int:
+    return math.prod(x.sharding.shard_shape(x.shape)) * int(x.dtype.itemsize)
+
+
 def _weak(x: Any) -> Any:
     aval = x.aval.update(weak_type=True)
     return ArrayImpl(aval, x.sharding, x._arrays, committed=x.committed, _skip_checks=True)
@@ -106,11 +129,14 @@ def _in_the_scripts_words(
 
 
 def _said(aval: Any, eager_spec: PartitionSpec | None) -> PartitionSpec | None:
-    """The spec of a result where the program itself spells it."""
+    """The spec of a result where the program itself spells it: types do, unless they leave some
+    axes to the compiler.
+    """
     if eager_spec is not None:
         return eager_spec
     typed = getattr(aval, "sharding", None)
-    if typed is not None and AxisType.Explicit in getattr(typed.mesh, "axis_types", ()):
+    types = getattr(getattr(typed, "mesh", None), "axis_types", ())
+    if typed is not None and AxisType.Explicit in types and AxisType.Auto not in types:
         spec: PartitionSpec = typed.spec
         return spec
     return None

@@ -23,7 +23,14 @@ from emulator.report.result import Estimate
 from emulator.script.clock import PodClock
 from emulator.script.jax_calls import name_and_place
 from emulator.script.notice import notice
-from emulator.script.placement import folded, put, result_shardings, trimmed, weak_results
+from emulator.script.placement import (
+    folded,
+    put,
+    result_shardings,
+    taken,
+    trimmed,
+    weak_results,
+)
 from emulator.script.references import held, of_values, references, write
 from emulator.script.same import same_program
 
@@ -95,6 +102,7 @@ class Steps:
         report.
 
         Raises:
+            Exception: whatever JAX raises of a program that it refuses.
             OutOfMemoryError: the program does not fit the machine.
             FloatingPointError: a result is NaN, and `jax_debug_nans` is set.
         """
@@ -108,18 +116,23 @@ class Steps:
                 outs, estimate = self._compute(held(args), given, function)
             except (OutOfMemoryError, FloatingPointError):  # `jax_debug_nans` asks for the latter
                 raise
-            except Exception as error:
-                reason = _reason(error)
-                if not function.outside:
-                    print(f"cm384: {function} is outside the model: {reason}", file=sys.stderr)
-                function.outside = reason
+            except NotImplementedError as refusal:
+                _say_outside(function, str(refusal))
                 return on_host()
+            except Exception as error:
+                results = on_host()  # what JAX refuses, too, is the script's error
+                text = str(error).strip().partition("\n")[0]
+                _say_outside(
+                    function,
+                    f"the emulator failed on it ({type(error).__name__}: {text}), "
+                    "which it should not",
+                )
+                return results
         function.time_s += estimate.time_s
         function.last = estimate
         self.clock.advance(estimate.time_s)
-        for x, gone in zip(args, params["donated_invars"], strict=True):
-            if gone and isinstance(x, jax.Array) and not x.is_deleted():
-                x.delete()
+        for x in taken(args, params["donated_invars"], outs):
+            x.delete()
         kept = len(outs) - len(refs)
         write(refs, outs[kept:])
         return outs[:kept]
@@ -240,12 +253,11 @@ def _of_no_transformation() -> Iterator[None]:
             context.set_axis_env(before)
 
 
-def _reason(error: Exception) -> str:
-    """Why a program is outside the model."""
-    if isinstance(error, NotImplementedError):
-        return str(error)
-    text = str(error).strip().partition("\n")[0]
-    return f"the emulator failed on it ({type(error).__name__}: {text}), which it should not"
+def _say_outside(function: Function, reason: str) -> None:
+    """Once for each function at once; the report repeats it."""
+    if not function.outside:
+        print(f"cm384: {function} is outside the model: {reason}", file=sys.stderr)
+    function.outside = reason
 
 
 def _as_function(params: dict[str, Any]) -> Any:
