@@ -72,7 +72,7 @@ def _accumulate(
         nan = _nan_of(place, c, nans, arithmetic)
         return jnp.where(magnitude > floats.INF, nan, words)
 
-    method = _method(way, extent, arithmetic)
+    method = _method(way, extent, scale, firm, arithmetic)
 
     def solve(words: Array, walk: blocks.Walk) -> Array:
         def plainly() -> Array:
@@ -80,6 +80,12 @@ def _accumulate(
 
         def wholly(steps: Steps) -> Array:
             state = singles.scale_up(singles.entering(words, arithmetic), scale[0])
+            state = walk(state, partial(_scaled, arithmetic, scale[0], steps), a_scale)
+            return singles.scale_down(state, scale[0])
+
+        def firmly() -> Array:
+            state = _firm_start(singles.entering(words, arithmetic), scale[0])
+            steps = partial(_firmly, scale=scale[0])
             state = walk(state, partial(_scaled, arithmetic, scale[0], steps), a_scale)
             return singles.scale_down(state, scale[0])
 
@@ -94,26 +100,32 @@ def _accumulate(
         low = partial(_flushing, least=singles.scaled_least(scale[0]), arithmetic=arithmetic)
         flushes = arithmetic.subnormal_results == "flush"
         methods: list[Callable[[], Array]] = [lambda: words, plainly, partial(wholly, _plain)]
-        methods += [partial(wholly, high), partial(wholly, low) if flushes else deeply]
+        methods += [partial(wholly, high), partial(wholly, low) if flushes else deeply, firmly]
         found = lax.switch(method, methods)
-        again = method == _BLOCKWISE
+        tries = method == _FIRM
         if not flushes:
-            again |= (method == _LOW) & jnp.any((found & floats.MAGNITUDE) > floats.INF)
+            tries |= method == _LOW
+        again = tries & jnp.any((found & floats.MAGNITUDE) > floats.INF)
+        again |= method == _BLOCKWISE
         return lax.cond(again, lambda: walk(words, advance, *plan), lambda: found)
 
     return blocks.over_tiles(a, b, c, size, arithmetic, solve, finish)
 
 
-_BLOCKWISE, _PLAIN, _SCALED, _HIGH, _LOW = range(5)
+_BLOCKWISE, _PLAIN, _SCALED, _HIGH, _LOW, _FIRM = range(6)
 
 
-def _method(way: Array, extent: extents.Extent, arithmetic: Arithmetic) -> Array:
+def _method(
+    way: Array, extent: extents.Extent, scale: Array, firm: Array, arithmetic: Arithmetic
+) -> Array:
     """How to compute a tile: block by block, or all blocks with the same FP32 operations."""
     low = jnp.full_like(way, _LOW)
     if arithmetic.subnormal_results == "keep":
         keeps = arithmetic.subnormal_inputs == "keep"
         low = jnp.where(extents.deep(extent) & keeps, _LOW, _BLOCKWISE)
-    method = jnp.full_like(way, _BLOCKWISE)
+    # Where sums are scaled down, the first ones are likely to be too small for `_firmly`.
+    firmly = (way == extents.WIDE) & jnp.all(firm) & (scale >= 0)
+    method = jnp.where(firmly, _FIRM, _BLOCKWISE)
     for key, choice in (
         (extents.PLAIN, _PLAIN),
         (extents.SCALED, _SCALED),
@@ -231,13 +243,12 @@ def _branches(arithmetic: Arithmetic, bits: int) -> list[Callable[..., Array]]:
         # Accumulators that are infinite or NaN only see which operands are.
         settled = jnp.all((c & floats.MAGNITUDE) >= floats.INF)
         settled &= arithmetic.product_overflow == "keep"
-        least = 2.0**26 * singles.scaled_least(scale)
         return lax.cond(
             settled,
             lambda: floats.bits32(_plain(floats.from_bits32(c), *_kinds(x, y))),
             lambda: _unless_nan(
                 firm,
-                lambda: _firm(c, left, right, scale, least),
+                lambda: _firm(c, left, right, scale, arithmetic),
                 c,
                 lambda: _wide(c, x, y, arithmetic, narrow),
             ),
@@ -255,22 +266,55 @@ def _unless_nan(
     return lax.cond(again, careful, lambda: found)
 
 
-def _firm(c: Array, x: Array, y: Array, scale: Array, least: Array) -> Array:
-    """As `_plain` on data times 2^scale, where no accumulator comes below `least`; else NaN.
+def _firm(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> Array:
+    """A block as `_firmly` does it, from words to words; NaN where that does not serve."""
+    start = _firm_start(c, scale)
+    found = lax.cond(
+        scale < 0,
+        lambda: _firmly_large(start, x, y, scale=scale),
+        lambda: _firmly(start, x, y, scale=scale),
+    )
+    return singles.scale_down(found, scale)
 
-    With accumulators of 2^-100 and more the products that FP32 loses (below 2^-150, C being scaled
-    by 2^24 at least) are less than half a last place.
+
+def _firm_start(words: Array, scale: Array) -> Array:
+    """Accumulators times 2^scale; NaN where one is no normal number there (subnormals are, from
+    2^24 on).
     """
-    limit = floats.bits32(least)
+    lowest = jnp.where(scale >= 24, 0, 1 + jnp.maximum(-scale, 0)).astype(jnp.uint32) << 23
+    magnitude = words & floats.MAGNITUDE
+    lost = (magnitude != 0) & (magnitude < lowest)
+    return jnp.where(lost, jnp.float32(jnp.nan), singles.scale_up(words, scale))
 
-    def checked(total: Array) -> Array:
-        magnitude = floats.bits32(total) & floats.MAGNITUDE
-        return jnp.where(magnitude < limit, jnp.float32(jnp.nan), total)
 
-    c = checked(singles.scale_up(c, scale))
+def _firmly(c: Array, x: Array, y: Array, scale: Array) -> Array:
+    """As `_plain` on data times 2^scale, where no accumulator comes below 2^-100 there nor below
+    2^-125; else NaN.
+
+    A product that FP32 loses, being below 2^-126, is then less than half a last place.
+    """
+    limit = _firm_limit(scale)
     for index in range(x.shape[-1]):
-        c = checked(c + blocks.outer(x, y, index))  # RNE
-    return singles.scale_down(c, scale)
+        c = _nan_below(limit, c + blocks.outer(x, y, index))  # RNE
+    return c
+
+
+def _firmly_large(c: Array, x: Array, y: Array, scale: Array) -> Array:
+    """As `_firmly` where sums may overflow; `scale` is negative."""
+    limit, up, down = _firm_limit(scale), singles.power32(-scale), singles.power32(scale)
+    for index in range(x.shape[-1]):
+        total = c + blocks.outer(x, y, index)  # RNE
+        c = _nan_below(limit, (total * up) * down)  # from 2^128 on the first is infinite
+    return c
+
+
+def _firm_limit(scale: Array) -> Array:
+    return jnp.maximum(2.0 * singles.scaled_least(scale), jnp.float32(2.0**-100))
+
+
+def _nan_below(limit: Array, x: Array) -> Array:
+    doubt = -(jnp.abs(x) < limit).astype(jnp.uint32)  # all ones, which are a NaN
+    return floats.from_bits32(floats.bits32(x) | doubt)
 
 
 def _shallow(c: Array, x: Array, y: Array, scale: Array, bits: int) -> Array:

@@ -174,9 +174,12 @@ def firm(extent: Extent, way: Array, scale: Array, arithmetic: Arithmetic) -> Ar
     products that are lost are too small to matter. Or whether a `LOW` one's products are so large
     that hardly any sum below 2^-126 will need rounding.
     """
-    possible = (scale >= 24) & (extent.width <= 24) & (extent.reach >= 2.0**-100)
-    possible &= arithmetic.rounding == "nearest_even"
-    possible &= _operands_fit(extent, scale)
+    possible = (extent.width <= 24) & (arithmetic.rounding == "nearest_even")
+    possible &= (extent.reach >= 2.0**-100) & _operands_fit(extent, scale)
+    # Where sums are scaled down, products of 2^128 are no infinities; sums become some by a power
+    # of two that must be a normal number.
+    inf = arithmetic.overflow == "inf" and arithmetic.product_overflow == "keep"
+    possible &= (scale >= 0) | ((scale >= -126) & inf)
     return jnp.where(way == LOW, extent.top >= 2.0**-113, possible)
 
 

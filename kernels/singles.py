@@ -144,7 +144,7 @@ def scale_up(words: Array, scale: Array, flush: bool = False) -> Array:
         moved = jnp.where(magnitude < int(floats.INF), magnitude + (scale << 23), magnitude)
         moved = jnp.where(magnitude < (1 << 23), 0, moved)
         return floats.from_bits32(moved.astype(jnp.uint32) | (words & floats.SIGN))
-    unit = _power32(scale - 149)
+    unit = power32(scale - 149)
     subnormal = bits(magnitude.astype(jnp.float32) * unit)
     moved = jnp.where(magnitude < (1 << 23), subnormal, magnitude + (scale << 23))
     moved = jnp.where(magnitude == 0, 0, moved)
@@ -162,26 +162,26 @@ def scale_down(x: Array, scale: Array, flush: bool = False) -> Array:
         down = words - (scale.astype(jnp.uint32) << 23)
         return jnp.where((magnitude == 0) | (magnitude >= int(floats.INF)), words, down)
     tiny = magnitude < (scale + 1) << 23
-    count = jnp.where(tiny, jnp.abs(x), 0.0) * _power32(149 - scale)
+    count = jnp.where(tiny, jnp.abs(x), 0.0) * power32(149 - scale)
     moved = jnp.where(tiny, count.astype(jnp.int32), magnitude - (scale << 23))
     moved = jnp.where(magnitude == 0, 0, moved)
     moved = jnp.where(magnitude >= int(floats.INF), magnitude, moved)
     return moved.astype(jnp.uint32) | (words & floats.SIGN)
 
 
-def _power32(e: Array) -> Array:
+def power32(e: Array) -> Array:
     """2^e as an FP32 number, e clipped to its normal range."""
     return lax.bitcast_convert_type((jnp.clip(e, -126, 127) + 127) << 23, jnp.float32)
 
 
 def scaled_least(scale: Array) -> Array:
     """2^-126 times 2^scale."""
-    return _power32(scale - 126)
+    return power32(scale - 126)
 
 
 def overflowed(x: Array, scale: Array, arithmetic: Arithmetic) -> Array:
     """Sums times 2^scale, where those of 2^128 and above overflow."""
-    limit = jnp.where(scale < 0, _power32(jnp.minimum(scale, -1) + 128), jnp.inf)
+    limit = jnp.where(scale < 0, power32(jnp.minimum(scale, -1) + 128), jnp.inf)
     beyond, over = jnp.float32(jnp.inf), jnp.abs(x) >= limit
     if arithmetic.overflow == "saturate":
         below = jnp.where(scale < 0, floats.bits32(limit) - 1, jnp.uint32(0))

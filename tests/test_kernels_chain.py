@@ -223,6 +223,72 @@ def test_small_products_follow_large_ones_that_cancel(arithmetic, small):
     assert np.array_equal(words(got), words(expected))
 
 
+WATCHED = [FP32_FMA_CHAIN, X86_AVX512_BF16, MIXED[3], _FLUSHING]  # each compiles for seconds
+
+
+def signed(rng, scale):
+    return rng.choice([-1.0, 1.0], scale.shape) * rng.uniform(1, 2, scale.shape) * scale
+
+
+@pytest.mark.parametrize("arithmetic", WATCHED, ids=lambda x: x.name)
+@pytest.mark.parametrize("small", [-60, -64, -68])
+def test_small_sums_beside_large_ones(arithmetic, small):
+    """A large sum elsewhere leaves FP32 no room for the smallest products, and small sums need
+    those.
+    """
+    rng = np.random.default_rng(-small)
+    a, b = signed(rng, 2.0 ** rng.integers(small - 6, small, (2, 32, 48)))
+    a[0], b[0] = signed(rng, np.full((2, 48), 2.0**58))
+    a[::3, 1::2], b[::2, 1::2] = a[::3, ::2], -b[::2, ::2]  # some cancel
+    a, b = (x.astype(np.float32).astype(BF16) for x in (a, b.T.copy()))
+    c = (rng.integers(-3, 4, (32, 32)) * 2.0 ** rng.integers(-149, -110, (32, 32))).astype(FP32)
+    for start in (None, c):
+        assert ways_of(a, b, start, FP32_FMA_CHAIN) == {extents.WIDE}
+        check(small, a, b, start, arithmetic)
+
+
+@pytest.mark.parametrize("arithmetic", WATCHED, ids=lambda x: x.name)
+@pytest.mark.parametrize("first", [-58, -48])
+def test_products_that_are_lost_add_up(arithmetic, first):
+    """No sum comes near zero, and the products that FP32 may lose beside the largest sum matter in
+    the smallest; as C does, which is subnormal.
+    """
+    rng = np.random.default_rng(3)
+    a, b = signed(rng, 2.0 ** rng.integers(-68, -64, (2, 32, 48)))
+    a[:, 0], b[:, 0] = 2.0**first, 2.0**first
+    a[0], b[0] = signed(rng, np.full((2, 48), 2.0**58))
+    a, b = (x.astype(np.float32).astype(BF16) for x in (a, b.T.copy()))
+    c = (rng.integers(1, 2**23, (32, 32)) * 2.0**-149).astype(FP32)
+    for start in (None, c):
+        check(first, a, b, start, arithmetic)
+
+
+@pytest.mark.parametrize("arithmetic", WATCHED, ids=lambda x: x.name)
+@pytest.mark.parametrize("largest", [56, 60, 63])
+def test_large_sums_that_a_product_is_lost_beside(arithmetic, largest):
+    """With `largest` 63 some sums overflow."""
+    rng = np.random.default_rng(largest)
+    a, b = signed(rng, 2.0 ** rng.integers(largest - 30, largest + 2, (2, 32, 48)))
+    a[5, 20], b[3, 20] = 2.0**-100, 2.0**-100
+    a, b = (x.astype(np.float32).astype(BF16) for x in (a, b.T.copy()))
+    assert ways_of(a, b, None, FP32_FMA_CHAIN) == {extents.WIDE}
+    if largest == 63 and arithmetic.overflow == "inf":
+        total = np.asarray(kernels.matmul(a, b, arithmetic=arithmetic))
+        assert 0 < np.isinf(total).sum() < total.size
+    check(largest, a, b, None, arithmetic)
+
+
+def test_what_has_overflowed_does_not_come_back():
+    """Beside a product that FP32 may lose, so that sums are scaled down and watched."""
+    p = 1.875 * 2.0**63
+    a = np.array([[p, p, -p, 2.0**-100]], np.float32).astype(BF16)
+    b = np.array([[2.0**64], [2.0**64], [2.0**64], [2.0**-100]], np.float32).astype(BF16)
+    assert ways_of(a, b, None, FP32_FMA_CHAIN) == {extents.WIDE}
+    for arithmetic in MIXED:
+        assert np.isposinf(np.asarray(kernels.matmul(a, b, arithmetic=arithmetic))), arithmetic
+        check("overflow", a, b, None, arithmetic)
+
+
 @pytest.mark.parametrize("arithmetic", MIXED, ids=lambda x: x.name)
 def test_finite_numbers_of_every_size(arithmetic):
     rng = np.random.default_rng(8)

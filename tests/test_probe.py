@@ -184,7 +184,7 @@ def case(seed: int) -> dict[str, object]:
 
 
 # Joined addends take longest to find: their widths are searched one after the other.
-QUICK = [seed for seed in range(1000, 1020) if custom(seed).addend != "joined"][:2]
+QUICK = [seed for seed in range(1000, 1020) if custom(seed).addend != "joined"][:1]
 
 
 @pytest.mark.parametrize("seed", QUICK)
