@@ -5,6 +5,7 @@ with them.
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -119,6 +120,11 @@ def test_machines_are_cached_and_hashable() -> None:
     assert len({*MACHINES, *MACHINES}) == len(MACHINES)
     with pytest.raises(ValueError, match="got 'core'"):
         cloudmatrix384(device="core")
+    with pytest.raises(ValueError, match=r"device must be .*; got \[\]"):
+        cloudmatrix384([])  # type: ignore[arg-type]
+    for pods in ([], True, 1.0):  # though True == 1.0 == 1, for which an answer is kept
+        with pytest.raises(ValueError, match=f"pods must be .*; got {re.escape(str(pods))}"):
+            cloudmatrix384(pods=pods)  # type: ignore[arg-type]
 
 
 def test_mesh() -> None:

@@ -307,7 +307,6 @@ def _power() -> Power:
     )
 
 
-@functools.cache
 def cloudmatrix384(device: str = "package", pods: int = 1) -> Machine:
     """CloudMatrix 384 with one device per package (384 devices) or per die (768); with `pods`,
     several of them that are joined by their RDMA cards.
@@ -319,6 +318,11 @@ def cloudmatrix384(device: str = "package", pods: int = 1) -> Machine:
         raise ValueError(f'cloudmatrix384: device must be "package" or "die"; got {device!r}')
     if isinstance(pods, bool) or not isinstance(pods, int) or pods < 1:
         raise ValueError(f"cloudmatrix384: pods must be a whole number above 0; got {pods!r}")
+    return _pods(device, pods)
+
+
+@functools.cache
+def _pods(device: str, pods: int) -> Machine:
     pod = _pod(device)
     return pod if pods == 1 else _joined(pod, pods)
 
