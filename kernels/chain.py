@@ -78,14 +78,8 @@ def _accumulate(
         def plainly() -> Array:
             return floats.bits32(walk(floats.from_bits32(words), partial(_unscaled, arithmetic)))
 
-        def wholly(steps: Steps) -> Array:
-            state = singles.scale_up(singles.entering(words, arithmetic), scale[0])
-            state = walk(state, partial(_scaled, arithmetic, scale[0], steps), a_scale)
-            return singles.scale_down(state, scale[0])
-
-        def firmly() -> Array:
-            state = _firm_start(singles.entering(words, arithmetic), scale[0])
-            steps = partial(_firmly, scale=scale[0])
+        def wholly(steps: Steps, start: Callable[..., Array] = singles.scale_up) -> Array:
+            state = start(singles.entering(words, arithmetic), scale[0])
             state = walk(state, partial(_scaled, arithmetic, scale[0], steps), a_scale)
             return singles.scale_down(state, scale[0])
 
@@ -100,7 +94,8 @@ def _accumulate(
         low = partial(_flushing, least=singles.scaled_least(scale[0]), arithmetic=arithmetic)
         flushes = arithmetic.subnormal_results == "flush"
         methods: list[Callable[[], Array]] = [lambda: words, plainly, partial(wholly, _plain)]
-        methods += [partial(wholly, high), partial(wholly, low) if flushes else deeply, firmly]
+        methods += [partial(wholly, high), partial(wholly, low) if flushes else deeply]
+        methods += [partial(wholly, partial(_firmly, scale=scale[0]), _firm_start)]
         found = lax.switch(method, methods)
         tries = method == _FIRM
         if not flushes:
@@ -248,7 +243,7 @@ def _branches(arithmetic: Arithmetic, bits: int) -> list[Callable[..., Array]]:
             lambda: floats.bits32(_plain(floats.from_bits32(c), *_kinds(x, y))),
             lambda: _unless_nan(
                 firm,
-                lambda: _firm(c, left, right, scale, arithmetic),
+                lambda: _firm(c, left, right, scale),
                 c,
                 lambda: _wide(c, x, y, arithmetic, narrow),
             ),
@@ -266,7 +261,7 @@ def _unless_nan(
     return lax.cond(again, careful, lambda: found)
 
 
-def _firm(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> Array:
+def _firm(c: Array, x: Array, y: Array, scale: Array) -> Array:
     """A block as `_firmly` does it, from words to words; NaN where that does not serve."""
     start = _firm_start(c, scale)
     found = lax.cond(

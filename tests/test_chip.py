@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from emulator.chip import matmul_time, pipeline
+from emulator.chip import MatmulTime, matmul_time, pipeline
 from emulator.chip.arguments import product_of
 from emulator.chip.tilings import shares_of
 from emulator.chip.vector import copy_time
@@ -259,6 +260,25 @@ def test_never_faster_than_physics(
     assert time.bound_s >= 2 * m * k * n / time.peak_flops_per_s
 
 
+def grown(
+    sizes: list[int],
+    which: int,
+    more: int,
+    machine: Machine,
+    layouts: tuple[str, str],
+    **options: Any,
+) -> MatmulTime:
+    """The time when one size is larger, which is not shorter."""
+    large = list(sizes)
+    large[which] += more
+    a, b = layouts
+    before, after = (
+        matmul_time(*s, machine, a_layout=a, b_layout=b, **options) for s in (sizes, large)
+    )
+    assert after.time_s >= before.time_s * (1 - 1e-12)
+    return after
+
+
 @settings(deadline=None, max_examples=300)
 @given(
     m=sizes,
@@ -284,13 +304,7 @@ def test_time_never_falls_with_size(
 ) -> None:
     """More work takes longer for a tiling, and for the quickest of all that the library has, if
     each row takes whole lines."""
-    small = [m, k, n]
-    large = list(small)
-    large[which] += more
-    a_layout, b_layout = layouts
-    options = {"a_layout": a_layout, "b_layout": b_layout, "tiling": tiling, "l2": l2}
-    before, after = (matmul_time(*s, machine, rows="padded", **options) for s in (small, large))
-    assert after.time_s >= before.time_s * (1 - 1e-12)
+    grown([m, k, n], which, more, machine, layouts, tiling=tiling, l2=l2, rows="padded")
 
 
 @settings(deadline=None, max_examples=300)
@@ -320,13 +334,8 @@ def test_time_of_packed_rows_never_falls_while_they_start_alike(
     dtype = (
         "tf32" if dtype == "float32" and machine is not DIE and machine is not PACKAGE else dtype
     )
-    small = [m, k, n]
-    large = list(small)
-    large[which] += 512 * more
-    a_layout, b_layout = layouts
-    options = {"a_layout": a_layout, "b_layout": b_layout, "tiling": tiling, "rows": "packed"}
-    before, after = (matmul_time(*s, machine, dtype, **options) for s in (small, large))
-    assert after.time_s >= before.time_s * (1 - 1e-12)
+    options = {"dtype": dtype, "tiling": tiling, "rows": "packed"}
+    after = grown([m, k, n], which, 512 * more, machine, layouts, **options)
     assert after.time_s >= after.bound_s
 
 

@@ -175,6 +175,11 @@ def _schedules(settings: Any, mesh: FoldedMesh, eqn: Any, nbytes: int) -> tuple[
     return distinct, which
 
 
+def _nbytes(value: Folded) -> int:
+    """What each device sends of a value."""
+    return math.prod(value.local_shape) * int(jnp.result_type(value.array).itemsize)
+
+
 def groups_differ(settings: Any, mesh: FoldedMesh, eqn: Any) -> bool:
     """Whether the groups of a reduction add in different orders, for any of its operands."""
     return any(
@@ -187,8 +192,7 @@ def _run(
     settings: Any, value: Folded, mesh: FoldedMesh, eqn: Any, runner: Any
 ) -> tuple[Layout, Array]:
     """Runs `runner(array [ranks, batch, *local], schedule)`; its result has the batch likewise."""
-    nbytes = math.prod(value.local_shape) * jnp.result_type(value.array).itemsize
-    schedules, which = _schedules(settings, mesh, eqn, nbytes)
+    schedules, which = _schedules(settings, mesh, eqn, _nbytes(value))
     layout = Layout(value, mesh, eqn, everywhere=len(schedules) > 1)
     groups, ranks, batch = layout.array.shape[:3]
     array = jnp.moveaxis(layout.array, 0, 1).reshape(ranks, groups * batch, *layout.local)
@@ -238,8 +242,7 @@ def _in_place(
     at = full.index(axes[0])
     if eqn.params.get("axis_index_groups") is not None or full[at : at + len(axes)] != axes:
         return None
-    nbytes = math.prod(value.local_shape) * jnp.result_type(value.array).itemsize
-    schedules, _ = _schedules(settings, mesh, eqn, nbytes)
+    schedules, _ = _schedules(settings, mesh, eqn, _nbytes(value))
     if len(schedules) > 1:
         return None
     before, after = full[:at], full[at + len(axes) :]
