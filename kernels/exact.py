@@ -8,7 +8,7 @@ block of k goes one of three ways:
 - checked otherwise: each element bounds its FP64 error and asks whether the rounding to FP32 could
   depend on it (Ziv's test);
 - split (`kernels.split`) for a block with an element that the test does not pass. Rows with an
-  element that even these sums leave in doubt are added up exactly (`kernels.distill`).
+  element that even these sums leave in doubt are added up exactly (`kernels.fixed_point`).
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import distill, floats, split
+from kernels import fixed_point, floats, split
 from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
 from kernels.blocks import outer
@@ -30,7 +30,7 @@ _GROUP = 16  # products of a block, if a step has fewer
 _TILE = 1 << 17  # elements of a tile
 _WIDTH = 512  # columns of a tile of many rows: a block of b stays in the first-level cache
 _LEAST = 2.0**-126  # of the normal numbers
-_ROWS, _COLUMNS = 16, 16  # added up exactly at once
+_ROWS, _COLUMNS = 4, 64  # added up exactly at once: doubts mostly share a row
 
 _PLAIN, _CHECKED, _SPLIT, _DONE = range(4)
 """Ways of a block, and that it has gone one."""
@@ -296,7 +296,7 @@ def _go(
 
     def split_up(going: Going) -> Going:
         way, state = going
-        words = _split(state.words, *here(way), arithmetic)
+        words = _split(state.words, *here(way), wide, arithmetic)
         return jnp.full_like(way, _DONE), state._replace(words=words)
 
     going = way, state
@@ -422,44 +422,41 @@ def _checked(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmeti
 # Split.
 
 
-def _split(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
+def _split(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic) -> Array:
     """The steps of a block, whatever it holds."""
     found = split.steps(words, x, y, arithmetic)
     mark = split.unknown_word(arithmetic)
     batch, height, width = words.shape
     rows, columns = min(_ROWS, batch * height), min(_COLUMNS, width)
 
-    def doubtful_rows(found: Array) -> Array:
-        return jnp.any(found == mark, axis=2).reshape(-1)
+    def doubts(found: Array) -> Array:
+        """How far from the end of each row its first doubtful element is; 0 without one."""
+        left = width - lax.broadcasted_iota(jnp.int32, words.shape, 2)
+        return jnp.max(jnp.where(found == mark, left, 0), axis=2).reshape(-1)
 
     def resolved(state: tuple[Array, Array]) -> tuple[Array, Array]:
         """In each of some rows, the columns about the first doubtful one."""
-        doubtful, found = state
-        _, chosen = lax.top_k(doubtful.astype(jnp.float32), rows)
+        left, found = state
+        first, chosen = lax.top_k(left, rows)
         at = chosen // height, chosen % height
-        first = lax.argmax(found[at] == mark, 1, jnp.int32)
-        column = jnp.minimum(first // columns * columns, width - columns)
-
-        def part(of: Array, start: Array) -> Array:
-            return lax.dynamic_slice_in_dim(of, start, columns, of.ndim - 1)
-
-        c = jax.vmap(part)(words[at], column).reshape(-1)
-        terms = x[at][:, :, None] * jax.vmap(part)(y[at[0]], column)  # [row, k, column]
-        terms = terms.swapaxes(0, 1).reshape(-1, arithmetic.products, rows * columns)
-        exact = distill.steps(c, terms, arithmetic).reshape(rows, columns)
+        column = jnp.minimum((width - first) // columns * columns, width - columns)
         places = column[:, None] + jnp.arange(columns, dtype=jnp.int32)
+        c = words[at[0][:, None], at[1][:, None], places].reshape(-1)
+        terms = x[at][:, None, :] * y[at[0][:, None], :, places]  # [row, column, k]
+        terms = terms.transpose(2, 0, 1).reshape(-1, arithmetic.products, rows * columns)
+        exact = fixed_point.steps(c, terms, wide, arithmetic).reshape(rows, columns)
         found = found.at[at[0][:, None], at[1][:, None], places].set(exact)
-        return doubtful_rows(found), found
+        return doubts(found), found
 
     # Within a conditional that is always taken, because XLA would compute the words twice.
-    doubtful = lax.cond(
+    left = lax.cond(
         (words[0, 0, 0] | np.uint32(1)) != 0,
-        doubtful_rows,
-        lambda found: jnp.zeros(batch * height, jnp.bool_),
+        doubts,
+        lambda found: jnp.zeros(batch * height, jnp.int32),
         found,
     )
 
     def unresolved(state: tuple[Array, Array]) -> Array:  # on two values, see `accumulate`
         return jnp.any(state[0]) | (state[1][0, 0, 0] == mark)
 
-    return lax.while_loop(unresolved, resolved, (doubtful, found))[1]
+    return lax.while_loop(unresolved, resolved, (left, found))[1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import Arithmetic, arithmetic, distill, exact, operands, split
+from kernels import Arithmetic, arithmetic, exact, fixed_point, operands, split
 from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
 
 ASCEND = kernels.ASCEND_910C
@@ -99,7 +99,7 @@ def test_exact_sums_alone(record, dtype):
                 for v in (a, b)
             )
             products = (x * y).transpose(1, 2, 0)
-            return distill.steps(kernels.floats.bits32(c.reshape(-1)), products, mode)
+            return fixed_point.steps(kernels.floats.bits32(c.reshape(-1)), products, dtype == FP32, mode)
 
     assert (np.asarray(jax.jit(sums)(a, b, c)) == expected.reshape(-1)).all()
 
@@ -145,7 +145,7 @@ def ways(a, b, record=ASCEND) -> dict[str, int]:
             ("plain", exact, "_plain"),
             ("checked", exact, "_checked"),
             ("split", split, "steps"),
-            ("exact", distill, "steps"),
+            ("exact", fixed_point, "steps"),
         ):
             patch.setattr(module, attribute, counted(name, getattr(module, attribute)))
         out = jax.jit(lambda x, y: exact.accumulate(x, y, None, mode))(a[None], b[None])
