@@ -107,10 +107,9 @@ def over_tiles(
         size: products of a block.
         arithmetic: how operands are read.
         solve: `solve(words, walk)` gives the last FP32 words `[g, r, s]` of a tile's accumulators
-            from the first ones. `walk(state, advance, *plan)` goes through the blocks:
-            `advance(state, x, y, *entries)` takes words `[g, r, size]` and `[g, size, s]` of a
-            block's operands and that block's entries of the arrays in `plan`, and gives the
-            state after it.
+            from the first ones. `walk(state, advance)` goes through the blocks: `advance(state, x,
+            y, index)` takes words `[g, r, size]` and `[g, size, s]` of the operands of block
+            `index` and gives the state after it; `walk(..., start, stop)` through some of them.
         finish: `finish(words, place)` gives a tile's results from its last words; `place` is where
             it starts and its shape.
 
@@ -141,15 +140,19 @@ def over_tiles(
         column = jnp.minimum(index % counts[2] * columns, n - columns)
         corner = first, row, column
 
-        def walk(state: Array, advance: Callable[..., Array], *plan: Array) -> Array:
-            def body(state: Array, block: tuple[Array, ...]) -> tuple[Array, None]:
-                start, *entries = block
-                x = part(a_words, a, (first, row, start), (group, rows, size))
-                y = part(b_words, b, (first, start, column), (group, size, columns))
-                return advance(state, x, y, *entries), None
+        def walk(
+            state: Array,
+            advance: Callable[..., Array],
+            start: Array | int = 0,
+            stop: Array | int | None = None,
+        ) -> Array:
+            def body(index: Array, state: Array) -> Array:
+                x = part(a_words, a, (first, row, index * size), (group, rows, size))
+                y = part(b_words, b, (first, index * size, column), (group, size, columns))
+                return advance(state, x, y, index)
 
-            starts = jnp.arange(0, k, size, dtype=jnp.int32)
-            return lax.scan(body, state, (starts, *plan))[0]
+            stop = k // size if stop is None else stop
+            return lax.fori_loop(jnp.int32(start), jnp.int32(stop), body, state)
 
         words = jnp.full(shape, nothing)
         if c is not None:

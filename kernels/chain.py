@@ -1,8 +1,8 @@
 """The twin for chains of fused multiply-adds onto C: `[batch, m, k] x [batch, k, n]`.
 
-Each block of K takes one of the ways of `extents`. Where all take the same one and FP32 serves it,
-a tile's accumulators stay as they are scaled from the first block to the last. NaNs are told apart
-in the end: which operand's NaN wins depends on positions alone.
+One way of `extents` is chosen for all of K. Where FP32 serves, a tile's accumulators stay as they
+are scaled from the first block to the last; FP64 takes the tiles that this leaves in doubt. NaNs
+are told apart in the end: which operand's NaN wins depends on positions alone.
 """
 
 from collections.abc import Callable
@@ -41,29 +41,10 @@ def _accumulate(
         return _accumulate(*args, arithmetic, nans).swapaxes(1, 2)
     size = blocks.size_of(a.shape[-1], arithmetic.products)
     a, b = blocks.pad(a, b, size, arithmetic)
-    bits = sum(_bits(x, arithmetic) for x in (a, b))
-    narrow = bits <= 24
-    extent = extents.extents(a, b, c, size, arithmetic)
-    way, scale, a_scale = extents.ways(extent, arithmetic)
-    firm, deep = extents.firm(extent, way, scale, arithmetic), extents.deep(extent)
-    plan = way, scale, a_scale, firm, deep
-
-    def advance(
-        c: Array,
-        x: Array,
-        y: Array,
-        way: Array,
-        scale: Array,
-        a_scale: Array,
-        firm: Array,
-        deep: Array,
-    ) -> Array:
-        x, y = (_in_order(v, axis, arithmetic) for v, axis in ((x, 2), (y, 1)))
-        left = extents.scaled(x, a_scale)
-        right = extents.scaled(y, scale - a_scale)
-        c = singles.entering(c, arithmetic)
-        way = jnp.minimum(way, extents.WIDE) if narrow else way
-        return lax.switch(way, _branches(arithmetic, bits), c, x, y, left, right, scale, firm, deep)
+    narrow = sum(_bits(x, arithmetic) for x in (a, b)) <= 24
+    extent = extents.whole(extents.extents(a, b, c, size, arithmetic))
+    way, scale, a_scale, limit = _plan(extent, narrow, arithmetic)
+    count = a.shape[-1] // size
 
     def finish(words: Array, place: blocks.Place) -> Array:
         magnitude = words & floats.MAGNITUDE
@@ -72,63 +53,112 @@ def _accumulate(
         nan = _nan_of(place, c, nans, arithmetic)
         return jnp.where(magnitude > floats.INF, nan, words)
 
-    method = _method(way, extent, scale, firm, arithmetic)
+    def ordered(x: Array, y: Array) -> tuple[Array, Array]:
+        return _in_order(x, 2, arithmetic), _in_order(y, 1, arithmetic)
+
+    def lifted(x: Array, y: Array) -> tuple[Array, Array]:
+        """A block's operands as FP32 numbers whose products are 2^scale times as large."""
+        x, y = ordered(x, y)
+        left, right = extents.scaled(x, a_scale), extents.scaled(y, scale - a_scale)
+        return lax.optimization_barrier((left, right))  # else formed again for each product
 
     def solve(words: Array, walk: blocks.Walk) -> Array:
-        def plainly() -> Array:
-            return floats.bits32(walk(floats.from_bits32(words), partial(_unscaled, arithmetic)))
+        words = singles.entering(words, arithmetic)
 
-        def wholly(steps: Steps, start: Callable[..., Array] = singles.scale_up) -> Array:
-            state = start(singles.entering(words, arithmetic), scale[0])
-            state = walk(state, partial(_scaled, arithmetic, scale[0], steps), a_scale)
-            return singles.scale_down(state, scale[0])
+        def plainly() -> Array:
+            def block(c: Array, x: Array, y: Array, index: Array) -> Array:
+                x, y = (floats.from_bits32(v) for v in ordered(x, y))
+                return _plain(c, *lax.optimization_barrier((x, y)))
+
+            return floats.bits32(walk(floats.from_bits32(words), block))
+
+        def wholly(steps: Steps) -> Array:
+            def block(c: Array, x: Array, y: Array, index: Array) -> Array:
+                return steps(c, *lifted(x, y))
+
+            start = singles.scale_up(words, scale)
+            return singles.scale_down(walk(start, block), scale)
 
         def deeply() -> Array:
-            middle = 1.5 * singles.scaled_least(scale[0])
-            state = singles.scale_up(words, scale[0]) + middle
-            last = jnp.arange(way.size) == way.size - 1
-            state = walk(state, partial(_deep_block, arithmetic, scale[0], middle), a_scale, last)
-            return singles.scale_down(state, scale[0])
+            middle = 1.5 * singles.scaled_least(scale)
 
-        high = partial(_high, scale=scale[0], arithmetic=arithmetic)
-        low = partial(_flushing, least=singles.scaled_least(scale[0]), arithmetic=arithmetic)
-        flushes = arithmetic.subnormal_results == "flush"
-        methods: list[Callable[[], Array]] = [lambda: words, plainly, partial(wholly, _plain)]
-        methods += [partial(wholly, high), partial(wholly, low) if flushes else deeply]
-        methods += [partial(wholly, partial(_firmly, scale=scale[0]), _firm_start)]
-        found = lax.switch(method, methods)
-        tries = method == _FIRM
-        if not flushes:
-            tries |= method == _LOW
-        again = tries & jnp.any((found & floats.MAGNITUDE) > floats.INF)
-        again |= method == _BLOCKWISE
-        return lax.cond(again, lambda: walk(words, advance, *plan), lambda: found)
+            def block(c: Array, x: Array, y: Array, index: Array) -> Array:
+                return _plain(c, *lifted(x, y))
+
+            def ending(c: Array, x: Array, y: Array, index: Array) -> Array:
+                return _deep_end(c, *lifted(x, y), middle, arithmetic)
+
+            found = walk(singles.scale_up(words, scale) + middle, block, 0, count - 1)
+            return singles.scale_down(walk(found, ending, count - 1, count), scale)
+
+        def closely() -> Array:
+            def block(c: Array, x: Array, y: Array, index: Array) -> Array:
+                return _close(c, *ordered(x, y))
+
+            return walk(words, block)
+
+        def careful(firm: Array) -> Array:
+            """FP64 in the first block, and also in the others unless `firm`."""
+
+            def block(c: Array, x: Array, y: Array, index: Array) -> Array:
+                return _settled_or_wide(c, *ordered(x, y), arithmetic, narrow)
+
+            def firm_block(
+                steps: Callable[..., Array], c: Array, x: Array, y: Array, index: Array
+            ) -> Array:
+                return steps(c, *lifted(x, y), scale, limit)
+
+            found = walk(words, block, 0, jnp.where(firm, 1, count))
+            state = _firm_start(found, scale, limit)
+            for steps, here in ((_firmly, scale >= 0), (_firmly_large, scale < 0)):
+                stop = jnp.where(firm & here, count, 1)
+                state = walk(state, partial(firm_block, steps), 1, stop)
+            return jnp.where(firm, singles.scale_down(state, scale), found)
+
+        high = partial(_high, scale=scale, arithmetic=arithmetic)
+        low = partial(_low, least=singles.scaled_least(scale), arithmetic=arithmetic)
+        ways: dict[int, Callable[[], Array]] = {
+            extents.PLAIN: plainly,
+            extents.SCALED: partial(wholly, _plain),
+            extents.LOW: partial(wholly, low),
+            extents.HIGH: partial(wholly, high),
+        }
+        if arithmetic.subnormal_results == "keep":
+            ways[_DEEP] = deeply
+        if not narrow:
+            ways[extents.CLOSE] = closely
+        branches = [list(ways).index(w) if w in ways else len(ways) for w in range(_WAYS)]
+        found = lax.switch(jnp.array(branches)[way], [*ways.values(), lambda: words])
+
+        def attempt(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            number, _ = state
+            found = careful(number == 1)
+            return jnp.where((number == 1) & _any_nan(found), 2, 3), found
+
+        # 1: `_firmly` is to be tried; 2: FP64 takes all blocks; 3: the tile is done.
+        todo = jnp.where(way == _FIRM, 1, jnp.where(way == extents.WIDE, 2, 3))
+        todo = jnp.where((way == _DEEP) & _any_nan(found), 2, todo)
+        return lax.while_loop(lambda state: state[0] < 3, attempt, (todo, found))[1]
 
     return blocks.over_tiles(a, b, c, size, arithmetic, solve, finish)
 
 
-_BLOCKWISE, _PLAIN, _SCALED, _HIGH, _LOW, _FIRM = range(6)
+_DEEP, _FIRM, _WAYS = range(6, 9)
+"""Ways besides those of `extents`: see `_deep_end` and `_firmly`."""
 
 
-def _method(
-    way: Array, extent: extents.Extent, scale: Array, firm: Array, arithmetic: Arithmetic
-) -> Array:
-    """How to compute a tile: block by block, or all blocks with the same FP32 operations."""
-    low = jnp.full_like(way, _LOW)
-    if arithmetic.subnormal_results == "keep":
-        keeps = arithmetic.subnormal_inputs == "keep"
-        low = jnp.where(extents.deep(extent) & keeps, _LOW, _BLOCKWISE)
-    # Where sums are scaled down, the first ones are likely to be too small for `_firmly`.
-    firmly = (way == extents.WIDE) & jnp.all(firm) & (scale >= 0)
-    method = jnp.where(firmly, _FIRM, _BLOCKWISE)
-    for key, choice in (
-        (extents.PLAIN, _PLAIN),
-        (extents.SCALED, _SCALED),
-        (extents.HIGH, _HIGH),
-        (extents.LOW, low),
-    ):
-        method = jnp.where(way == key, choice, method)
-    return jnp.where(jnp.all(way == way[0]), method[0], _BLOCKWISE)
+def _plan(
+    extent: extents.Extent, narrow: bool, arithmetic: Arithmetic
+) -> tuple[Array, Array, Array, Array]:
+    """The way to take, S, the part of S that goes to `a`, and the limit of `_firmly`."""
+    way, scale, a_scale = extents.ways(extent, arithmetic)
+    way = jnp.minimum(way, extents.WIDE) if narrow else way
+    if arithmetic.subnormal_inputs == arithmetic.subnormal_results == "keep":
+        way = jnp.where((way == extents.LOW) & extents.deep(extent), _DEEP, way)
+    firm = extents.firm(extent, arithmetic)
+    way = jnp.where((way == extents.WIDE) & firm.possible, _FIRM, way)
+    scale = jnp.where(way == _FIRM, firm.scale, scale)
+    return way, scale, jnp.where(way == _FIRM, firm.a_scale, a_scale), firm.limit
 
 
 def _bits(x: Array, arithmetic: Arithmetic) -> int:
@@ -147,253 +177,40 @@ def _in_order(x: Array, axis: int, arithmetic: Arithmetic) -> Array:
     return jnp.flip(steps, axis + 1).reshape(shape)
 
 
-def _unscaled(arithmetic: Arithmetic, c: Array, x: Array, y: Array) -> Array:
-    x, y = (_in_order(v, axis, arithmetic) for v, axis in ((x, 2), (y, 1)))
-    x, y = lax.optimization_barrier((floats.from_bits32(x), floats.from_bits32(y)))
-    return _plain(c, x, y)
-
-
-def _scaled(
-    arithmetic: Arithmetic, scale: Array, steps: Steps, c: Array, x: Array, y: Array, a_scale: Array
-) -> Array:
-    x, y = (_in_order(v, axis, arithmetic) for v, axis in ((x, 2), (y, 1)))
-    return steps(c, *_lifted(x, y, scale, a_scale))
-
-
-def _deep_block(
-    arithmetic: Arithmetic,
-    scale: Array,
-    middle: Array,
-    c: Array,
-    x: Array,
-    y: Array,
-    a_scale: Array,
-    last: Array,
-) -> Array:
-    """Accumulators times 2^scale plus `middle`, where no sum reaches 2^-127.
-
-    Sums are multiples of 2^-149, as numbers from 2^-126 to 2^-125 are; so all is added onto
-    `middle`, 1.5 * 2^-126. The last block takes it away, and finds the signs of zeros; NaN where
-    only more steps could tell one.
-    """
-    x, y = (_in_order(v, axis, arithmetic) for v, axis in ((x, 2), (y, 1)))
-    x, y = _lifted(x, y, scale, a_scale)
-
-    def ending() -> Array:
-        final = x.shape[-1] - 1
-        lifted = _plain(c, x[..., :final], y)
-        before, product = lifted - middle, blocks.outer(x, y, final)
-        sign = singles.sign_of(before + product)  # no sum is lost: its last place is a product's
-        total = (lifted + product) - middle
-        total = jnp.where(total == 0, singles.with_sign(jnp.zeros_like(total), sign), total)
-        doubt = (before == 0) & (product == 0) & (arithmetic.zero == "ieee")
-        return jnp.where(doubt, jnp.float32(jnp.nan), total)
-
-    return lax.cond(last, ending, lambda: _plain(c, x, y))
-
-
-def _lifted(x: Array, y: Array, scale: Array, a_scale: Array) -> tuple[Array, Array]:
-    """A block's operands as FP32 numbers whose products are 2^scale times as large."""
-    left, right = extents.scaled(x, a_scale), extents.scaled(y, scale - a_scale)
-    return lax.optimization_barrier((left, right))  # else formed again for each product
-
-
-def _branches(arithmetic: Arithmetic, bits: int) -> list[Callable[..., Array]]:
-    """What takes a block each way: words of C, x and y; x and y scaled; S; whether `_firm` or
-    `_shallow` and `_deep` may be tried. `bits`: of the significands of x and y together.
-    """
-    narrow = bits <= 24
-    flush = arithmetic.subnormal_inputs == arithmetic.subnormal_results == "flush"
-
-    def plain(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
-        return floats.bits32(_plain(floats.from_bits32(c), left, right))
-
-    def scaled(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
-        return singles.scale_down(_plain(singles.scale_up(c, scale), left, right), scale)
-
-    def low(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
-        def careful() -> Array:
-            found = _low(singles.scale_up(c, scale, flush), left, right, scale, arithmetic)
-            return singles.scale_down(found, scale, flush)
-
-        def shallow() -> Array:
-            if arithmetic.subnormal_results == "flush":  # as fast
-                return careful()
-            tried = lambda: _shallow(c, left, right, scale, min(bits, 22))  # noqa: E731
-            return _unless_nan(firm, tried, c, careful)
-
-        if arithmetic.subnormal_inputs != arithmetic.subnormal_results:
-            return shallow()
-        tried = lambda: _deep(c, left, right, scale, arithmetic)  # noqa: E731
-        return _unless_nan(deep, tried, c, shallow)
-
-    def high(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
-        found = _high(singles.scale_up(c, scale), left, right, scale, arithmetic)
-        return singles.scale_down(found, scale)
-
-    def close(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
-        return _close(c, x, y)
-
-    def wide(c, x, y, left, right, scale, firm, deep):  # type: ignore[no-untyped-def]
-        # Accumulators that are infinite or NaN only see which operands are.
-        settled = jnp.all((c & floats.MAGNITUDE) >= floats.INF)
-        settled &= arithmetic.product_overflow == "keep"
-        return lax.cond(
-            settled,
-            lambda: floats.bits32(_plain(floats.from_bits32(c), *_kinds(x, y))),
-            lambda: _unless_nan(
-                firm,
-                lambda: _firm(c, left, right, scale),
-                c,
-                lambda: _wide(c, x, y, arithmetic, narrow),
-            ),
-        )
-
-    return [plain, scaled, low, high, wide, *([] if narrow else [close])]
-
-
-def _unless_nan(
-    possible: Array, tried: Callable[[], Array], c: Array, careful: Callable[[], Array]
-) -> Array:
-    """The words of `tried` where it is possible and gives no NaN, else those of `careful`."""
-    found = lax.cond(possible, tried, lambda: jnp.full_like(c, floats.QUIET_NAN))
-    again = jnp.any((found & floats.MAGNITUDE) > floats.INF)
-    return lax.cond(again, careful, lambda: found)
-
-
-def _firm(c: Array, x: Array, y: Array, scale: Array) -> Array:
-    """A block as `_firmly` does it, from words to words; NaN where that does not serve."""
-    start = _firm_start(c, scale)
-    found = lax.cond(
-        scale < 0,
-        lambda: _firmly_large(start, x, y, scale=scale),
-        lambda: _firmly(start, x, y, scale=scale),
-    )
-    return singles.scale_down(found, scale)
-
-
-def _firm_start(words: Array, scale: Array) -> Array:
-    """Accumulators times 2^scale; NaN where one is no normal number there (subnormals are, from
-    2^24 on).
-    """
-    lowest = jnp.where(scale >= 24, 0, 1 + jnp.maximum(-scale, 0)).astype(jnp.uint32) << 23
-    magnitude = words & floats.MAGNITUDE
-    lost = (magnitude != 0) & (magnitude < lowest)
-    return jnp.where(lost, jnp.float32(jnp.nan), singles.scale_up(words, scale))
-
-
-def _firmly(c: Array, x: Array, y: Array, scale: Array) -> Array:
-    """As `_plain` on data times 2^scale, where no accumulator comes below 2^-100 there nor below
-    2^-125; else NaN.
-
-    A product that FP32 loses, being below 2^-126, is then less than half a last place.
-    """
-    limit = _firm_limit(scale)
-    for index in range(x.shape[-1]):
-        c = _nan_below(limit, c + blocks.outer(x, y, index))  # RNE
-    return c
-
-
-def _firmly_large(c: Array, x: Array, y: Array, scale: Array) -> Array:
-    """As `_firmly` where sums may overflow; `scale` is negative."""
-    limit, up, down = _firm_limit(scale), singles.power32(-scale), singles.power32(scale)
-    for index in range(x.shape[-1]):
-        total = c + blocks.outer(x, y, index)  # RNE
-        c = _nan_below(limit, (total * up) * down)  # from 2^128 on the first is infinite
-    return c
-
-
-def _firm_limit(scale: Array) -> Array:
-    return jnp.maximum(2.0 * singles.scaled_least(scale), jnp.float32(2.0**-100))
-
-
-def _nan_below(limit: Array, x: Array) -> Array:
-    doubt = -(jnp.abs(x) < limit).astype(jnp.uint32)  # all ones, which are a NaN
-    return floats.from_bits32(floats.bits32(x) | doubt)
-
-
-def _shallow(c: Array, x: Array, y: Array, scale: Array, bits: int) -> Array:
-    """As `_plain` on data times 2^scale, where no sum below 2^-126 has a product with bits below
-    2^-149 in it; else NaN. `bits`: the most that a significand of a product has.
-    """
-    least = floats.bits32(singles.scaled_least(scale))
-    fine = least - np.uint32((24 - bits) << 23)  # 2^(bits - 150): products from there on are coarse
-    c = singles.scale_up(c, scale)
-    for index in range(x.shape[-1]):
-        product = blocks.outer(x, y, index)
-        c = c + product  # RNE
-        of_sum, of_product = (floats.bits32(v) & floats.MAGNITUDE for v in (c, product))
-        doubt = (of_sum < least) & (of_product - 1 < fine - 1)
-        c = jnp.where(doubt, jnp.float32(jnp.nan), c)
-    return singles.scale_down(c, scale)
-
-
 def _plain(c: Array, x: Array, y: Array) -> Array:
     for index in range(x.shape[-1]):
         c = c + blocks.outer(x, y, index)  # RNE; the product is exact
     return c
 
 
-def _low(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> Array:
-    """Accumulators times 2^scale; results below 2^-126 are rounded to multiples of 2^-149 or
-    flushed.
+def _low(c: Array, x: Array, y: Array, least: Array, arithmetic: Arithmetic) -> Array:
+    """Accumulators times 2^scale; results below `least`, which is 2^-126 times that, are rounded to
+    multiples of 2^-149 or flushed.
     """
-    least = singles.scaled_least(scale)
-    if arithmetic.subnormal_results == "flush":
-        return _flushing(c, x, y, least, arithmetic)
-
-    def body(c: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
-        c = singles.read(c, arithmetic, least)
-        product = operands[0][:, :, None] * operands[1][:, None, :]
+    flush = arithmetic.subnormal_results == "flush"
+    c = singles.read(c, arithmetic, least)
+    for index in range(x.shape[-1]):
+        if not (flush and arithmetic.subnormal_inputs == "flush"):
+            c = singles.read(c, arithmetic, least)
+        product = blocks.outer(x, y, index)
         total = c + product  # RNE to 24 bits, tininess seen after it
         sign = singles.sign_of(total)
+        if flush:
+            zero = lax.bitcast_convert_type(sign, jnp.float32)
+            c = jnp.where(jnp.abs(total) < least, zero, total)
+            continue
         # A product of at most 22 bits with lower ones than 2^-149 is below 2^-127; if it is
         # larger, a `total` below 2^-126 is exact. If it is smaller, C is below 2^-125. From
         # 2^-126 to there the last place of FP32 is 2^-149, and there C plus or minus `grid`
         # lies (exactly, that is), and `total` plus or minus it.
         grid = jnp.where(jnp.abs(c) < least, least, -2 * least)
         grid = lax.bitcast_convert_type(singles.bits(grid) ^ sign, jnp.float32)
-        tiny = ((c + grid) + product) - grid
+        tiny = (jnp.abs(total) < least) & (jnp.abs(product) < least)
+        grid = jnp.where(tiny, grid, 0.0)
+        c = ((c + grid) + product) - grid
         if arithmetic.zero == "ieee":
-            tiny = singles.with_sign(tiny, sign)
-        tiny = jnp.where(jnp.abs(product) < least, tiny, total)
-        return jnp.where(jnp.abs(total) < least, tiny, total), None
-
-    # One step in each pass: in one that has more of them they wait for each other.
-    return lax.scan(body, c, (x.transpose(2, 0, 1), y.transpose(1, 0, 2)))[0]
-
-
-def _flushing(c: Array, x: Array, y: Array, least: Array, arithmetic: Arithmetic) -> Array:
-    """As `_low` where results below `least`, seen after rounding, become zeros."""
-    c = singles.read(c, arithmetic, least)
-    for index in range(x.shape[-1]):
-        if arithmetic.subnormal_inputs == "plus_zero":
-            c = singles.read(c, arithmetic, least)
-        total = c + blocks.outer(x, y, index)  # RNE
-        zero = lax.bitcast_convert_type(singles.sign_of(total), jnp.float32)
-        c = jnp.where(jnp.abs(total) < least, zero, total)
+            c = lax.bitcast_convert_type(singles.bits(c) | sign, jnp.float32)
     return c
-
-
-def _deep(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> Array:
-    """Words of the results where no sum reaches 2^-127; NaN where a zero's sign is in doubt.
-
-    Sums are multiples of 2^-149, as numbers from 2^-126 to 2^-125 are; so all is added onto
-    1.5 * 2^-126. Where subnormal results are flushed nothing is left but the sign of a zero.
-    """
-    flush = arithmetic.subnormal_results == "flush"
-    middle = 1.5 * singles.scaled_least(scale)
-    final = x.shape[-1] - 1
-    if flush:
-        before = jnp.zeros(c.shape, jnp.float32)
-    else:
-        before = _plain(singles.scale_up(c, scale) + middle, x[..., :final], y) - middle
-    product = blocks.outer(x, y, final)
-    sign = singles.sign_of(before + product)  # no sum is lost: its last place is a product's
-    total = jnp.zeros_like(before) if flush else ((before + middle) + product) - middle
-    total = jnp.where(total == 0, singles.with_sign(jnp.zeros_like(total), sign), total)
-    doubt = (before == 0) & (product == 0) & (arithmetic.zero == "ieee")
-    return jnp.where(doubt, np.uint32(floats.QUIET_NAN), singles.scale_down(total, scale))
 
 
 def _high(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> Array:
@@ -401,6 +218,70 @@ def _high(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) ->
     for index in range(x.shape[-1]):
         c = singles.overflowed(c + blocks.outer(x, y, index), scale, arithmetic)
     return c
+
+
+def _deep_end(c: Array, x: Array, y: Array, middle: Array, arithmetic: Arithmetic) -> Array:
+    """The last block where no sum reaches 2^-127, times 2^scale; NaN where only more steps could
+    tell a zero's sign.
+
+    Sums are multiples of 2^-149, as numbers from 2^-126 to 2^-125 are; so all was added onto
+    `middle`, 1.5 * 2^-126. Now it is taken away.
+    """
+    final = x.shape[-1] - 1
+    lifted = _plain(c, x[..., :final], y)
+    before, product = lifted - middle, blocks.outer(x, y, final)
+    sign = singles.sign_of(before + product)  # no sum is lost: its last place is a product's
+    total = (lifted + product) - middle
+    total = jnp.where(total == 0, singles.with_sign(jnp.zeros_like(total), sign), total)
+    doubt = (before == 0) & (product == 0) & (arithmetic.zero == "ieee")
+    return jnp.where(doubt, jnp.float32(jnp.nan), total)
+
+
+def _firm_start(words: Array, scale: Array, limit: Array) -> Array:
+    """Accumulators times 2^scale; NaN where they are below `limit` there."""
+    subnormal = (scale < 24) & ((words & floats.MAGNITUDE) < (1 + jnp.maximum(-scale, 0)) << 23)
+    start = _nan_below(limit, singles.scale_up(words, scale))
+    return jnp.where(subnormal, jnp.float32(jnp.nan), start)
+
+
+def _firmly(c: Array, x: Array, y: Array, scale: Array, limit: Array) -> Array:
+    """As `_plain` on data times 2^scale, where no accumulator comes below `limit`; else NaN.
+
+    Operands and products that FP32 loses are then less than half a last place.
+    """
+    del scale
+    for index in range(x.shape[-1]):
+        c = _nan_below(limit, c + blocks.outer(x, y, index))  # RNE
+    return c
+
+
+def _firmly_large(c: Array, x: Array, y: Array, scale: Array, limit: Array) -> Array:
+    """As `_firmly` where sums may overflow; `scale` is negative."""
+    up, down = singles.power32(-scale), singles.power32(scale)
+    for index in range(x.shape[-1]):
+        total = c + blocks.outer(x, y, index)  # RNE
+        c = _nan_below(limit, (total * up) * down)  # from 2^128 on the first is infinite
+    return c
+
+
+def _nan_below(limit: Array, x: Array) -> Array:
+    doubt = -(jnp.abs(x) < limit).astype(jnp.uint32)  # all ones, which are a NaN
+    return floats.from_bits32(floats.bits32(x) | doubt)
+
+
+def _any_nan(words: Array) -> Array:
+    return jnp.any((words & floats.MAGNITUDE) > floats.INF)
+
+
+def _settled_or_wide(c: Array, x: Array, y: Array, arithmetic: Arithmetic, narrow: bool) -> Array:
+    """`_wide`, unless all accumulators are infinite or NaN: those only see which operands are."""
+    settled = jnp.all((c & floats.MAGNITUDE) >= floats.INF)
+    settled &= arithmetic.product_overflow == "keep"
+    return lax.cond(
+        settled,
+        lambda: floats.bits32(_plain(floats.from_bits32(c), *_kinds(x, y))),
+        lambda: _wide(c, x, y, arithmetic, narrow),
+    )
 
 
 def _parts(x: Array, y: Array) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import blocks, floats, operands
+from kernels import blocks, floats, operands, singles
 from kernels.arithmetic import Arithmetic
 
 PLAIN, SCALED, LOW, HIGH, WIDE, CLOSE = range(6)
@@ -24,6 +24,7 @@ PLAIN, SCALED, LOW, HIGH, WIDE, CLOSE = range(6)
 
 _ABSENT = 0x7FFFFFFF  # smallest magnitude of zeros alone
 _NO_LIMIT = 1 << 12  # last place of a zero
+_SCALES = 252  # exponents of the largest power of two in two FP32 factors
 
 
 class Extent(NamedTuple):
@@ -82,6 +83,16 @@ def extents(a: Array, b: Array, c: Array | None, size: int, arithmetic: Arithmet
         last=jnp.full_like(last, jnp.minimum(jnp.min(last), start_last), shape=sums.shape),
         width=most(a_width + b_width),
     )
+
+
+def whole(extent: Extent) -> Extent:
+    """The extent of all blocks together, scalars."""
+    lows = {"a_low", "b_low", "low", "last"}
+    found = {
+        name: (jnp.min if name in lows else jnp.max)(value)
+        for name, value in extent._asdict().items()
+    }
+    return Extent(**found)
 
 
 def _ranges(x: Array, axis: int, arithmetic: Arithmetic | None) -> tuple[Array, Array, Array]:
@@ -161,30 +172,61 @@ def ways(extent: Extent, arithmetic: Arithmetic) -> tuple[Array, Array, Array]:
     for possible, choice in (*choices, (raised & exact, SCALED), (plain, PLAIN)):
         way = jnp.where(possible, choice, way)
     scale = jnp.where(way == PLAIN, 0, jnp.where(way == HIGH, down, up))
-    return way, scale, jnp.where(way == PLAIN, 0, _share(extent))
+    return way, scale, jnp.where(way == PLAIN, 0, _share(extent, scale))
 
 
-def _share(extent: Extent) -> Array:
-    """The part of S that brings the largest of `a` to about 2^63."""
-    return 63 - exponent(jnp.where(extent.a_top == 0, 1.0, extent.a_top))
-
-
-def firm(extent: Extent, way: Array, scale: Array, arithmetic: Arithmetic) -> Array:
-    """Whether FP32 times 2^scale serves a `WIDE` block as long as accumulators stay large: then
-    products that are lost are too small to matter. Or whether a `LOW` one's products are so large
-    that hardly any sum below 2^-126 will need rounding.
+def _share(extent: Extent, scale: Array) -> Array:
+    """The part of S that goes to `a`, such that operands are normal numbers below 2^127: the middle
+    of what is possible, or else so much that only small ones are lost, those of the wider.
     """
-    possible = (extent.width <= 24) & (arithmetic.rounding == "nearest_even")
-    possible &= (extent.reach >= 2.0**-100) & _operands_fit(extent, scale)
-    # Where sums are scaled down, products of 2^128 are no infinities; sums become some by a power
-    # of two that must be a normal number.
-    inf = arithmetic.overflow == "inf" and arithmetic.product_overflow == "keep"
-    possible &= (scale >= 0) | ((scale >= -126) & inf)
-    return jnp.where(way == LOW, extent.top >= 2.0**-113, possible)
+    a_top, b_top = (exponent(jnp.where(x == 0, 1.0, x)) for x in (extent.a_top, extent.b_top))
+    a_low, b_low = (exponent(jnp.where(jnp.isinf(x), 1.0, x)) for x in (extent.a_low, extent.b_low))
+    least, most = scale - 127 + b_top, 127 - a_top
+    low, high = jnp.maximum(least, -125 - a_low), jnp.minimum(most, scale + 125 + b_low)
+    lossy = jnp.where(a_top - a_low >= b_top - b_low, most, least)
+    share = jnp.where(low <= high, (low + high) // 2, lossy)
+    return jnp.clip(share, jnp.maximum(scale, 0) - _SCALES, jnp.minimum(scale, 0) + _SCALES)
+
+
+class Firm(NamedTuple):
+    """How to compute with FP32 numbers times 2^scale that are not all in its range."""
+
+    possible: Array
+    scale: Array
+    a_scale: Array
+    limit: Array
+    """Scaled accumulators from here on do not notice what FP32 loses of operands and products."""
+
+
+def firm(extent: Extent, arithmetic: Arithmetic) -> Firm:
+    """Whether FP32 serves as long as accumulators stay large."""
+    top, reach = exponent(extent.top), exponent(extent.reach)
+    # Where sums may overflow, products must not.
+    scale = jnp.where(top <= 127, 0, 127 - top)
+    scale = jnp.where(reach <= 126, jnp.minimum(126 - reach, 120), scale)
+    a_scale = _share(extent, scale)
+    to_a, to_b = power(a_scale), power(scale - a_scale)
+    least, most = 2.0**-126, 2.0**127
+    lost = jnp.full_like(extent.top, least)
+    for low, to_it, other in (
+        (extent.a_low, to_a, extent.b_top * to_b),
+        (extent.b_low, to_b, extent.a_top * to_a),
+    ):
+        lost = jnp.maximum(lost, jnp.where(low * to_it < least, least * other, 0.0))
+    # A quarter of the last place of `limit` is 2^-25 or 2^-26 of it.
+    limit = jnp.maximum(lost * 2.0**27, 2 * least * power(scale))
+    possible = (extent.width <= 24) & (arithmetic.rounding == "nearest_even") & (scale >= -126)
+    possible &= (extent.a_top * to_a < most) & (extent.b_top * to_b < most)
+    possible &= extent.reach * power(scale) >= limit * 2.0**20
+    if arithmetic.overflow != "inf" or arithmetic.specials == "saturate":
+        possible &= reach <= 126
+    if arithmetic.product_overflow != "keep":
+        possible &= scale >= 0
+    return Firm(possible, scale, a_scale, limit.astype(jnp.float32))
 
 
 def deep(extent: Extent) -> Array:
-    """Whether a `LOW` block's sums are so small that all are multiples of 2^-149 below 2^-127."""
+    """Whether all sums of `LOW` blocks are multiples of 2^-149 below 2^-127."""
     return extent.reach < 2.0**-127
 
 
@@ -194,7 +236,7 @@ def _fits(extent: Extent, scale: Array) -> Array:
 
 
 def _operands_fit(extent: Extent, scale: Array) -> Array:
-    share = _share(extent)
+    share = _share(extent, scale)
     to_a, to_b = power(share), power(scale - share)
     least, limit = 2.0**-126, 2.0**127
     small = (extent.a_low * to_a >= least) & (extent.b_low * to_b >= least)
@@ -203,5 +245,15 @@ def _operands_fit(extent: Extent, scale: Array) -> Array:
 
 
 def scaled(words: Array, scale: Array) -> Array:
-    """FP32 words times 2^scale, as FP32 numbers; exact where `ways` chose the scale."""
-    return (floats.to_float64(words) * power(scale)).astype(jnp.float32)
+    """FP32 words times 2^scale, as FP32 numbers; exact where `ways` chose the scale, from -252 to
+    252. Numbers that become subnormal are lost.
+    """
+
+    def times(x: Array, e: Array) -> Array:
+        return (x * singles.power32(e // 2)) * singles.power32(e - e // 2)
+
+    magnitude = words & floats.MAGNITUDE
+    count = magnitude.astype(jnp.int32).astype(jnp.float32)  # of 2^-149, if it is subnormal
+    subnormal = floats.bits32(times(count, scale - 149)) | (words & floats.SIGN)
+    normal = floats.bits32(times(floats.from_bits32(words), scale))
+    return floats.from_bits32(jnp.where(magnitude < (1 << 23), subnormal, normal))

@@ -30,10 +30,13 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
         a, b = blocks.pad(a, b, size, arithmetic)
         way, scale, a_scale = extents.ways(extents.extents(a, b, c, size, arithmetic), arithmetic)
         plan = jnp.minimum(way, extents.WIDE), scale, a_scale
-        advance, finish = partial(_advance, arithmetic), partial(_finish, arithmetic)
+        finish = partial(_finish, arithmetic)
+
+        def advance(c: Array, x: Array, y: Array, index: Array) -> Array:
+            return _advance(arithmetic, c, x, y, *(entry[index] for entry in plan))
 
         def solve(words: Array, walk: blocks.Walk) -> Array:
-            return walk(words, advance, *plan)
+            return walk(words, advance)
 
         return blocks.over_tiles(a, b, c, size, arithmetic, solve, finish)
 

@@ -278,15 +278,33 @@ def test_large_sums_that_a_product_is_lost_beside(arithmetic, largest):
     check(largest, a, b, None, arithmetic)
 
 
+def after_ones(a: list[float], b: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Products that come after a block of others, which FP64 takes."""
+    rest = [0.0] * (blocks.SIZE - len(a))
+    left, right = [1.0] * blocks.SIZE + a + rest, [1.0] * blocks.SIZE + b + rest
+    return np.array([left], FP32).astype(BF16), np.array([right], FP32).T.astype(BF16)
+
+
 def test_what_has_overflowed_does_not_come_back():
     """Beside a product that FP32 may lose, so that sums are scaled down and watched."""
     p = 1.875 * 2.0**63
-    a = np.array([[p, p, -p, 2.0**-100]], np.float32).astype(BF16)
-    b = np.array([[2.0**64], [2.0**64], [2.0**64], [2.0**-100]], np.float32).astype(BF16)
+    a, b = after_ones([p, p, -p, 2.0**-100], [2.0**64, 2.0**64, 2.0**64, 2.0**-100])
     assert ways_of(a, b, None, FP32_FMA_CHAIN) == {extents.WIDE}
     for arithmetic in (FP32_FMA_CHAIN, X86_AVX512_BF16):
         assert np.isposinf(np.asarray(kernels.matmul(a, b, arithmetic=arithmetic))), arithmetic
         check("overflow", a, b, None, arithmetic)
+
+
+def test_operands_that_fp32_loses_count_beside_small_sums():
+    """One row's numbers leave no room for another row's subnormals, whose sums need them."""
+    rng = np.random.default_rng(1)
+    a = np.ones((3, 64), FP32)
+    a[0, 20:] = 2.0**126
+    a[1] = signed(rng, np.full(64, 2.0**-112))
+    a[1, 20:] = signed(rng, np.full(44, 2.0**-129))
+    a, b = a.astype(BF16), signed(rng, np.ones((64, 16))).astype(BF16)
+    for arithmetic in (FP32_FMA_CHAIN, MIXED[3]):
+        check("lost", a, b, None, arithmetic)
 
 
 @pytest.mark.parametrize("arithmetic", MIXED, ids=lambda x: x.name)

@@ -99,7 +99,8 @@ def test_exact_sums_alone(record, dtype):
                 for v in (a, b)
             )
             products = (x * y).transpose(1, 2, 0)
-            return fixed_point.steps(kernels.floats.bits32(c.reshape(-1)), products, dtype == FP32, mode)
+            start = kernels.floats.bits32(c.reshape(-1))
+            return fixed_point.steps(start, products, dtype == FP32, mode)
 
     assert (np.asarray(jax.jit(sums)(a, b, c)) == expected.reshape(-1)).all()
 
