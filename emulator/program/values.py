@@ -138,7 +138,7 @@ class Evaluator:
     def each_device(self, eqn: Any, values: list[Folded]) -> list[Folded]:
         """Any other primitive: the equation on every device's local arrays."""
         bind = _binder(eqn)
-        if _one_by_one(eqn) and (axes := union_axes(self.mesh, values)):
+        if _one_by_one(eqn, values) and (axes := union_axes(self.mesh, values)):
             sizes = self.mesh.shape(axes)
             everywhere = [spread(v, axes, self.mesh).array for v in values]
             flat = tuple(a.reshape(math.prod(sizes), *a.shape[len(axes) :]) for a in everywhere)
@@ -277,7 +277,10 @@ class Evaluator:
             (out,) = frame.jaxpr(
                 test, [*cond_consts, *map(Folded, carried, carry_axes)], path + ".cond"
             )
-            return spread(out, divergent, self.mesh).array
+            return spread(out, divergent, self.mesh).array & arrived
+
+        # Devices that have not come here need not end it: what they hold is thrown away.
+        arrived = jnp.expand_dims(self._arrived(divergent), tuple(len(divergent) + i for i in each))
 
         def body(state: Any) -> Any:
             carried, trips, counts, active = state
@@ -296,16 +299,17 @@ class Evaluator:
                     self._where(active, divergent, n, o, a)
                     for n, o, a in zip(new, carried, carry_axes, strict=True)
                 ]
-            counts = {site: counts[site] + frame.counts.get(site, 0) for site in counts}
-            return new, trips + 1, counts, predicate(frame, new) & active
+            active = predicate(frame, new) & active
+            return new, trips + 1, _added(counts, frame.counts), active
 
         init = [spread(v, axes, self.mesh).array for v, axes in zip(carry, carry_axes, strict=True)]
-        counts = self._zero_counts(body_jaxpr, path + ".body")
-        state = (init, jnp.int32(0), counts, predicate(self._frame(), init))
+        first = self._frame()
+        active = predicate(first, init)
+        counts = _added(self._zero_counts(eqn, path), first.counts)
         final, trips, counts, _ = lax.while_loop(
-            lambda state: any_of(self.mesh, state[3]), body, state
+            lambda state: any_of(self.mesh, state[3]), body, (init, jnp.int32(0), counts, active)
         )
-        self._count(path, jnp.stack([jnp.int32(1), trips]))
+        self._count(path, jnp.stack([self._arrived(()).astype(jnp.int32), trips]))
         for site, count in counts.items():
             self._count(site, count)
         return list(map(Folded, final, carry_axes))
@@ -331,9 +335,7 @@ class Evaluator:
                 here = self._of(Folded(which == i, index.axes))
                 frame = dataclasses.replace(self, here=here)  # counts go into the same dict
                 results.append(frame.jaxpr(branch, operands, f"{path}.{i}"))
-            every = gather(Folded(which, index.axes), index.axes, self.mesh).array
-            taken = (every[..., None] == jnp.arange(n)).reshape(-1, n)
-            self._count(path, taken.sum(0).astype(jnp.int32))
+            self._count_taken(path, Folded(which, index.axes), n)
             return [
                 self._choose(which, index.axes, list(column))
                 for column in zip(*results, strict=True)
@@ -348,15 +350,13 @@ class Evaluator:
                 arrays_out = [
                     spread(v, axes, self.mesh).array for v, axes in zip(outs, joined, strict=True)
                 ]
-                return arrays_out, {
-                    site: zero + frame.counts.get(site, 0) for site, zero in zeros.items()
-                }
+                return arrays_out, _added(zeros, frame.counts)
 
             return branch
 
         which = jnp.clip(jnp.asarray(index.array).astype(jnp.int32), 0, n - 1)
         arrays, counts = lax.switch(which, [run(i) for i in range(n)], *(v.array for v in operands))
-        self._count(path, (which == jnp.arange(n)).astype(jnp.int32))
+        self._count_taken(path, Folded(which), n)
         for site, count in counts.items():
             self._count(site, count)
         return list(map(Folded, arrays, joined))
@@ -403,6 +403,31 @@ class Evaluator:
         both = [spread(v, axes, self.mesh).array for v in (self.here, chosen)]
         return Folded(both[0] & both[1], axes)
 
+    def _arrived(self, axes: tuple[str, ...]) -> Array:
+        """Whether any device at each index of mesh `axes` is here, [*sizes of axes]."""
+        if self.here is None:
+            return jnp.ones(self.mesh.shape(axes), jnp.bool_)
+        others = [a for a in self.here.axes if a not in axes]
+        every = gather(self.here, others, self.mesh)
+        kept = tuple(a for a in every.axes if a in axes)
+        some = every.array.any(tuple(every.axes.index(a) for a in others))
+        return spread(Folded(some, kept), axes, self.mesh).array
+
+    def _count_taken(self, path: str, which: Folded, n: int) -> None:
+        """Counts which of `n` branches each device of the mesh takes, [devices x n]; those that are
+        not here take none.
+        """
+        if not self.settings.counting:
+            return
+        chosen = Folded(jnp.asarray(which.array)[..., None] == jnp.arange(n), which.axes)
+        if self.here is not None:
+            axes = union_axes(self.mesh, [chosen, self.here])
+            here = spread(self.here, axes, self.mesh).array[..., None]
+            chosen = Folded(spread(chosen, axes, self.mesh).array & here, axes)
+        every, whole = gather(chosen, self.mesh.names, self.mesh), self.mesh.whole(self.mesh.names)
+        table = spread(every, self.mesh.names, whole).array
+        self._count(path, table.astype(jnp.int32).reshape(-1))
+
     def _frame(self) -> Evaluator:
         return dataclasses.replace(self, counts={})
 
@@ -415,20 +440,15 @@ class Evaluator:
         if self.settings.counting:
             self._count(path, jnp.concatenate([jnp.ones(1, jnp.int32), what().reshape(-1)]))
 
-    def _zero_counts(self, body: Any, path: str) -> Counts:
-        """A zero for every site inside a body, or inside all bodies of an equation."""
+    def _zero_counts(self, eqn: Any, path: str) -> Counts:
+        """A zero for every site inside the bodies of an equation."""
         if not self.settings.counting:
             return {}
-        bodies = (
-            [(path, body)]
-            if not hasattr(body, "primitive")
-            else [(path + k, b) for k, b in sub_jaxprs(body)]
-        )
-        zeros: Counts = {}
-        for at, jaxpr in bodies:
-            for site, eqn, mesh in sites(jaxpr, at, self.mesh):
-                zeros[site] = jnp.zeros(width(eqn, mesh), jnp.int32)
-        return zeros
+        return {
+            site: jnp.zeros(width(inner, mesh), jnp.int32)
+            for label, body in sub_jaxprs(eqn)
+            for site, inner, mesh in sites(body, path + label, self.mesh)
+        }
 
 
 def _dot_general(self: Evaluator, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
@@ -479,6 +499,10 @@ RULES: Mapping[str, _Rule] = {
 }
 
 
+def _added(counts: Counts, more: Counts) -> Counts:
+    return {site: count + more.get(site, 0) for site, count in counts.items()}
+
+
 def _live_equations(jaxpr: core.Jaxpr) -> set[int]:
     """Indices of the equations whose results are used, or that have effects."""
     needed = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
@@ -498,10 +522,12 @@ def _binder(eqn: Any) -> Callable[..., Any]:
     return lambda *arrays: eqn.primitive.bind(*arrays, **params)
 
 
-def _one_by_one(eqn: Any) -> bool:
+def _one_by_one(eqn: Any, values: Sequence[Folded]) -> bool:
     """Whether `vmap` has no rule for an equation (or not for all its forms), or gives `rbg` keys
     other values.
     """
+    if eqn.primitive.name in ("reduce", "reduce_window"):  # none for initial values that differ
+        return any(v.axes for v in values[len(values) // 2 :])
     if eqn.primitive.name in ("rng_bit_generator", "cholesky_update", "ragged_dot_general"):
         return True
     impl = str(eqn.params.get("impl", "")) + "".join(
