@@ -682,6 +682,17 @@ def test_run_counts_what_only_values_tell() -> None:
     assert answer.time_s == told.time_s
 
 
+def test_run_counts_loops_that_nobody_reaches() -> None:
+    def f(n: Any, x: Any) -> Any:
+        rounds = lambda x: lax.fori_loop(0, n, lambda i, x: x @ x, x)  # noqa: E731
+        return lax.cond(n < 0, rounds, lambda x: x, x)
+
+    x = np.eye(64, dtype=np.float32)
+    answer = run(f, np.int32(3), x, on=POD)
+    assert answer.counts == {"cond_0": (1.0, 0.0), "while_0": 0.0}
+    assert estimate(f, np.int32(3), x, on=POD, counts=answer.counts).time_s == answer.time_s
+
+
 def test_a_call_to_the_host_takes_the_seconds_that_are_given() -> None:
     def f(x: Any) -> Any:
         return jax.pure_callback(lambda y: y + 1, x, x) * 2

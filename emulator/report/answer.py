@@ -129,11 +129,11 @@ def run(
     value, counted = evaluate_with_counts(
         program, args, on, arithmetic, algorithms, tiling=tiling, devices=devices
     )
-    counted = given | counted
+    counts |= counted
     if counted:
-        costs = _costs(program, args, on, algorithms, counts | counted, fusion)
+        costs = _costs(program, args, on, algorithms, counts, fusion)
     answer = _answer(costs, _name(fun), on, memory, overlap)
-    return Run(**answer, value=value, counts=counted)
+    return Run(**answer, value=value, counts=counts)
 
 
 def estimate_program(
