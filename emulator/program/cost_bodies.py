@@ -191,6 +191,11 @@ def cond(walker: Walker, frame: Frame, index: int, node: Node) -> None:
             f"counts[{site!r}]: expected {len(links)} shares that add up to 1, one per branch (or "
             "such a row for each device)"
         )
+    if ((table > 0) & (table < 1)).any():
+        walker.assume(
+            "a branch that is taken at times counts in the mean: where devices take it in turn, "
+            "the others do not wait"
+        )
     # Devices that come here more seldom than others have rows that add up to less.
     differ = len(table) == len(walker.groups.devices) > 1
     lives = []
