@@ -558,6 +558,53 @@ def test_counts_leave_out_devices_that_are_elsewhere() -> None:
     assert counts == {"while_0": 3.0, "cond_0": shares, "while_1": (3 + 2 + 1) / 3}
 
 
+@pytest.mark.parametrize("devices", [None, 1])
+def test_derivatives_of_a_branch_in_a_branch(devices: Any) -> None:
+    """JAX keeps the inner predicate for the derivative, as one that does not vary over x: on
+    devices that take the other branch it is nothing at all.
+    """
+
+    def inner(v: Any) -> Any:
+        return lax.cond(lax.axis_index("y") == 1, lambda v: v * v * v, lambda v: 5 / v, v)
+
+    def body(v: Any) -> Any:
+        return lax.cond(lax.axis_index("x") == 1, inner, lambda v: 2 * v, v)
+
+    program = jax.shard_map(
+        body, mesh=PACKAGE.mesh(x=2, y=2), in_specs=P(("x", "y")), out_specs=P(("x", "y"))
+    )
+    x = np.full(4, 2, np.float32)
+    real = None if devices is None else jax.devices()[:devices]
+    for gradient in (
+        em.emulate(jax.grad(lambda x: program(x).sum()), PACKAGE, devices=real),
+        jax.grad(lambda x: em.emulate(program, PACKAGE, devices=real)(x).sum()),
+    ):
+        assert np.array_equal(gradient(x), [2, 2, -5 / 4, 12])
+
+
+def test_what_types_hide_of_branches_is_refused() -> None:
+    """Two branches keep a predicate each in the same place, which does not vary over x by type."""
+
+    def gradient(varying: bool) -> Any:
+        def inner(k: int, v: Any) -> Any:
+            test = lax.axis_index("y") == k
+            test = lax.pcast(test, "x", to="varying") if varying else test
+            return lax.cond(test, lambda v: v * v * v, lambda v: 5 / v, v)
+
+        def body(v: Any) -> Any:
+            ways = functools.partial(inner, 0), functools.partial(inner, 1)
+            return lax.cond(lax.axis_index("x") == 1, *ways, v)
+
+        both = P(("x", "y"))
+        program = jax.shard_map(body, mesh=PACKAGE.mesh(x=2, y=2), in_specs=both, out_specs=both)
+        emulated = em.emulate(program, PACKAGE)
+        return jax.grad(lambda x: emulated(x).sum())(np.full(4, 2, np.float32))
+
+    with pytest.raises(NotImplementedError, match="lax.pcast"):
+        gradient(varying=False)
+    assert np.array_equal(gradient(varying=True), [-5 / 4, 12, 12, -5 / 4])
+
+
 # --- pmap -----------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ from emulator.program import (
     ragged_rules,
     vector,
 )
-from emulator.program.axes import infer_axes
+from emulator.program.axes import infer_axes, left_empty
 from emulator.program.calls import call_body, is_call, platform_branch
 from emulator.program.collective_rules import groups_differ
 from emulator.program.folded import Folded, FoldedMesh, merge_dims, split_dims, spread, union_axes
@@ -198,13 +198,35 @@ class Evaluator:
             entered.append(own_part(divided, named, self.mesh))
         outs = self.jaxpr(params["jaxpr"], entered, path)
         leaving = tuple(a for a in self.mesh.manual if a not in outside.manual)
-        left = []
+        left: list[Folded] = []
         for v, s in zip(outs, params["out_specs"], strict=True):
             spec = _spec(s, len(v.local_shape), "out_specs")
+            named = [name for names in spec for name in names]
+            if params["check_vma"] and not {*v.axes} & {*leaving} <= {*named}:
+                self._check_choices(params["jaxpr"], entered, len(left), {*leaving} - {*named})
             gone = [*leaving, *(name for names in spec for name in names)]
             gathered = gather(v, gone, self.mesh)
             left.append(merge_dims(gathered, spec, leaving, self.mesh.whole(gone)))
         return left
+
+    def _check_choices(
+        self, body: Any, entered: Sequence[Folded], out: int, axes: set[str]
+    ) -> None:
+        """Raises where a result of a `shard_map` that is taken to be the same along `axes` is not,
+        because devices take different branches: JAX's types do not say so, and what they keep for
+        derivatives would be one device's for all.
+        """
+        varying = [
+            infer_axes(self.mesh, body, [v.axes for v in entered], lambda *_: False, choices)[out]
+            for choices in (True, False)
+        ]
+        if chosen := axes.intersection(varying[0]) - {*varying[1]}:
+            raise NotImplementedError(
+                f"a 'cond' whose predicate differs over mesh axes {tuple(sorted(chosen))} gives a "
+                "value that leaves its shard_map, as a result or for a derivative, as one that is "
+                "the same along them, which JAX's types let pass; make what its branches choose "
+                "from, predicates of conds inside them among it, varying with lax.pcast"
+            )
 
     # Control flow. Carried values get the mesh axes that any iteration gives them.
 
@@ -336,9 +358,10 @@ class Evaluator:
                 frame = dataclasses.replace(self, here=here)  # counts go into the same dict
                 results.append(frame.jaxpr(branch, operands, f"{path}.{i}"))
             self._count_taken(path, Folded(which, index.axes), n)
+            empty = zip(*map(left_empty, branches), strict=True)
             return [
-                self._choose(which, index.axes, list(column))
-                for column in zip(*results, strict=True)
+                self._choose(which, index.axes, list(column), out)
+                for column, out in zip(zip(*results, strict=True), empty, strict=True)
             ]
 
         zeros = self._zero_counts(eqn, path)
@@ -387,11 +410,19 @@ class Evaluator:
         dims += [len(axes) + i for i in range(mask.ndim - len(mask_axes))]
         return lax.select(lax.broadcast_in_dim(mask, new.shape, dims), new, old)
 
-    def _choose(self, which: Array, axes: tuple[str, ...], column: list[Folded]) -> Folded:
-        everywhere = self.mesh.ordered({*axes, *(a for v in column for a in v.axes)})
-        arrays = [spread(v, everywhere, self.mesh).array for v in column]
-        picked = arrays[0]
-        for i, array in enumerate(arrays[1:], start=1):
+    def _choose(
+        self, which: Array, axes: tuple[str, ...], column: list[Folded], empty: Sequence[bool]
+    ) -> Folded:
+        """The result of each device's own branch; one that is `empty` may be any other branch's:
+        JAX says of what only one branch makes that it is the same on all devices, if it is there.
+        """
+        made = [i for i, nothing in enumerate(empty) if not nothing] or [0]
+        if len(made) == 1:
+            return column[made[0]]
+        everywhere = self.mesh.ordered({*axes, *(a for i in made for a in column[i].axes)})
+        picked = spread(column[made[0]], everywhere, self.mesh).array
+        for i in made[1:]:
+            array = spread(column[i], everywhere, self.mesh).array
             picked = self._where(which == i, axes, array, picked, everywhere)
         return Folded(picked, everywhere)
 
