@@ -198,13 +198,13 @@ class Evaluator:
             entered.append(own_part(divided, named, self.mesh))
         outs = self.jaxpr(params["jaxpr"], entered, path)
         leaving = tuple(a for a in self.mesh.manual if a not in outside.manual)
-        left: list[Folded] = []
-        for v, s in zip(outs, params["out_specs"], strict=True):
+        left = []
+        for out, (v, s) in enumerate(zip(outs, params["out_specs"], strict=True)):
             spec = _spec(s, len(v.local_shape), "out_specs")
             named = [name for names in spec for name in names]
             if params["check_vma"] and not {*v.axes} & {*leaving} <= {*named}:
-                self._check_choices(params["jaxpr"], entered, len(left), {*leaving} - {*named})
-            gone = [*leaving, *(name for names in spec for name in names)]
+                self._check_choices(params["jaxpr"], entered, out, {*leaving} - {*named})
+            gone = [*leaving, *named]
             gathered = gather(v, gone, self.mesh)
             left.append(merge_dims(gathered, spec, leaving, self.mesh.whole(gone)))
         return left
