@@ -101,11 +101,13 @@ class Needs:
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Loop:
     """A body that runs `trips` times; a fraction is a mean over executions (a branch taken half the
-    time). `needs` has one entry per step of the body.
+    time), and `device_trips` the fraction of each device where they differ (a branch that some of
+    them take); `trips` is then the mean. `needs` has one entry per step of the body.
     """
 
     name: str
     trips: float
+    device_trips: tuple[float, ...] = ()
     body: tuple[Step, ...]
     needs: tuple[Needs, ...] = ()
     kind: str = "loop"
@@ -210,7 +212,8 @@ class Player:
             return clocks
         if step.trips < 1:
             after = self.run(step.body, step.needs, clocks, depth)
-            return clocks + np.round((after - clocks) * step.trips).astype(np.int64)
+            trips = np.array(step.device_trips) if step.device_trips else step.trips
+            return clocks + np.round((after - clocks) * trips).astype(np.int64)
         partners = _partners(step.body, self.count)
         left = step.trips
         was_quiet = self.quiet

@@ -127,6 +127,16 @@ def test_fp64_means_every_equation(cloud: Machine) -> None:
     np.testing.assert_allclose(got["normal"], jax.random.normal(key, (4,)), rtol=1e-5)
 
 
+def test_a_function_at_indices_is_computed_in_its_own_type(cloud: Machine) -> None:
+    def f(x: Any) -> Any:
+        return x.at[np.array([1, 3])].apply(lambda v: v * 3 + 1).at[0].set(7)
+
+    x = np.arange(5, dtype=np.float32)
+    wide = in_fp64(trace_once(f, (x,)), (x,), cloud)
+    assert np.array_equal(wide.leaves[0], [7, 4, 2, 10, 4])
+    assert wide.leaves[0].dtype == np.float64 and wide.narrow == ("scatter",)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_an_ulp_is_the_spacing_of_the_type(dtype: Any) -> None:
     exact = np.array([1.0, 1.75, -2.0, 1000.0, float(ml_dtypes.finfo(dtype).smallest_normal) / 2])

@@ -214,6 +214,29 @@ def test_cond_needs_its_shares() -> None:
     assert flops[0, 1] + flops[1, 0] == 2 * flops[0.5, 0.5]
     with pytest.raises(ValueError, match="2 shares"):
         estimate(f, x, on=POD, counts={"cond_0": (0.5, 0.2)})
+    for row in ((1.0, 0.5), (0.5, 0.2)):  # for each device
+        with pytest.raises(ValueError, match="row for each device"):
+            estimate(f, x, on=POD, counts={"cond_0": (row, row)})
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_branch_that_one_device_takes_takes_its_time_there(overlap: bool) -> None:
+    def body(x: Any) -> Any:
+        x = lax.cond(lax.axis_index("dp") == 47, lambda x: x @ x, lambda x: x, x)
+        return lax.psum(x, "dp")
+
+    f = sharded(body, P("dp"), P(), check_vma=False)
+    x = np.zeros((48 * 256, 256), np.float32)
+    answer = run(f, x, on=POD, arithmetic="native", overlap=overlap)
+    shares = np.array(answer.counts["cond_0"]).reshape(48, 8, 2)
+    assert np.array_equal(shares[..., 1], np.arange(48)[:, None] == np.full(8, 47))
+    told = estimate(f, x, on=POD, counts=answer.counts, overlap=overlap)
+    always = estimate(f, x, on=POD, counts={"cond_0": (0, 1)}, overlap=overlap)
+    assert answer.time_s == told.time_s == always.time_s
+    assert answer.flops == always.flops / 48  # the mean of the devices
+    never = estimate(f, x, on=POD, counts={"cond_0": (1, 0)}, overlap=overlap)
+    (product,) = ops(always, "matmul")
+    assert always.time_s - never.time_s == pytest.approx(product.time_s, rel=1e-6)
 
 
 def test_counts_of_nothing_are_refused() -> None:
@@ -659,6 +682,17 @@ def test_run_counts_what_only_values_tell() -> None:
     assert answer.time_s == told.time_s
 
 
+def test_run_counts_loops_that_nobody_reaches() -> None:
+    def f(n: Any, x: Any) -> Any:
+        rounds = lambda x: lax.fori_loop(0, n, lambda i, x: x @ x, x)  # noqa: E731
+        return lax.cond(n < 0, rounds, lambda x: x, x)
+
+    x = np.eye(64, dtype=np.float32)
+    answer = run(f, np.int32(3), x, on=POD)
+    assert answer.counts == {"cond_0": (1.0, 0.0), "while_0": 0.0}
+    assert estimate(f, np.int32(3), x, on=POD, counts=answer.counts).time_s == answer.time_s
+
+
 def test_a_call_to_the_host_takes_the_seconds_that_are_given() -> None:
     def f(x: Any) -> Any:
         return jax.pure_callback(lambda y: y + 1, x, x) * 2
@@ -720,3 +754,10 @@ def test_the_garbage_collector_is_left_as_it_was(on: bool) -> None:
     finally:
         (gc.enable if was else gc.disable)()
     assert seen == [False]
+
+
+@pytest.mark.parametrize(("kind", "each"), [("fft", 5.0), ("rfft", 2.5)])
+def test_operations_of_a_fourier_transform(kind: str, each: float) -> None:
+    x = S((3, 1024), jnp.complex64 if kind == "fft" else F32)
+    (step,) = ops(estimate(getattr(jnp.fft, kind), x, on=POD), "vector")
+    assert step.flops == each * 3 * 1024 * 10

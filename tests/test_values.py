@@ -5,6 +5,7 @@ hand-written loops.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import subprocess
@@ -482,6 +483,128 @@ def test_counts_of_data_dependent_control_flow() -> None:
     assert same_bits(value, em.emulate(run, PACKAGE)(x))
 
 
+def test_counts_of_a_loop_in_a_condition() -> None:
+    """The condition is evaluated once more than the body."""
+
+    def rounds(n: Any) -> Any:
+        return lax.while_loop(lambda i: i < n, lambda i: i + 1, 0)
+
+    def f(n: Any) -> Any:
+        return lax.while_loop(lambda i: rounds(n + i) < 5, lambda i: i + 1, 0)
+
+    answer = em.run(f, np.int32(2), on=PACKAGE)
+    assert int(answer.value) == 3
+    assert answer.counts == {"while_0": 3.0, "while_1": (2 + 3 + 4 + 5) / 4}
+
+
+def _halved(n: Any) -> Any:
+    """Would never end for 0."""
+    even = lambda s: (s[0] % 2 == 0) & (s[1] < 1000)  # noqa: E731
+    return lax.while_loop(even, lambda s: (s[0] // 2, s[1] + 1), (n, 0))[0]
+
+
+def _in_branch(n: Any) -> Any:
+    return lax.cond(n > 0, _halved, lambda n: n, n)
+
+
+def _in_loop(n: Any) -> Any:
+    return lax.while_loop(lambda n: (n > 0) & (n % 2 == 0), _halved, n)
+
+
+def _in_condition(n: Any) -> Any:
+    def odd(n: Any) -> Any:
+        return lax.cond(n > 0, lambda n: _halved(n) > 1, lambda n: False, n)
+
+    return lax.while_loop(odd, lambda n: n - 1, n)
+
+
+@pytest.mark.parametrize(
+    ("f", "expected"),
+    [
+        (_in_branch, [0, 1, 1, 3, 1, 5, 3, 7]),
+        (_in_loop, [0, 1, 1, 3, 1, 5, 3, 7]),
+        (_in_condition, [0, 1, 2, 2, 4, 4, 4, 4]),
+    ],
+)
+def test_a_loop_waits_for_no_device_that_is_elsewhere(f: Any, expected: list[int]) -> None:
+    mesh, spec = PACKAGE.mesh(x=8), P("x")
+    program = jax.shard_map(
+        lambda x: f(x[0])[None], mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+    )
+    answer = em.run(program, np.arange(8), on=PACKAGE)
+    assert np.array_equal(answer.value, expected)
+    assert all(n < 8 for name, n in answer.counts.items() if name.startswith("while"))
+
+
+def test_counts_leave_out_devices_that_are_elsewhere() -> None:
+    """Device d makes d trips, each of 4 - d inner ones; in trip t those with d > t are there."""
+
+    def body(x: Any) -> Any:
+        d = lax.axis_index("x")
+
+        def inner(x: Any) -> Any:
+            x = lax.cond(d == 3, lambda x: x * 2, lambda x: x + 1, x)
+            return lax.while_loop(lambda s: s[0] < 4 - d, lambda s: (s[0] + 1, s[1] + 1), (0, x))[1]
+
+        return lax.while_loop(lambda s: s[0] < d, lambda s: (s[0] + 1, inner(s[1])), (0, x))[1]
+
+    run = jax.shard_map(
+        body, mesh=PACKAGE.mesh(x=4), in_specs=P("x"), out_specs=P("x"), check_vma=False
+    )
+    x = np.zeros((4, 1), np.float32)
+    value, counts = evaluate_with_counts(trace(run, (x,)), (x,), PACKAGE)
+    assert np.array_equal(value, [[0], [4], [6], [7]])
+    shares = ((0, 0), (1 / 3, 0), (2 / 3, 0), (0, 1))
+    assert counts == {"while_0": 3.0, "cond_0": shares, "while_1": (3 + 2 + 1) / 3}
+
+
+@pytest.mark.parametrize("devices", [None, 1])
+def test_derivatives_of_a_branch_in_a_branch(devices: Any) -> None:
+    """JAX keeps the inner predicate for the derivative, as one that does not vary over x: on
+    devices that take the other branch it is nothing at all.
+    """
+
+    def inner(v: Any) -> Any:
+        return lax.cond(lax.axis_index("y") == 1, lambda v: v * v * v, lambda v: 5 / v, v)
+
+    def body(v: Any) -> Any:
+        return lax.cond(lax.axis_index("x") == 1, inner, lambda v: 2 * v, v)
+
+    program = jax.shard_map(
+        body, mesh=PACKAGE.mesh(x=2, y=2), in_specs=P(("x", "y")), out_specs=P(("x", "y"))
+    )
+    x = np.full(4, 2, np.float32)
+    real = None if devices is None else jax.devices()[:devices]
+    for gradient in (
+        em.emulate(jax.grad(lambda x: program(x).sum()), PACKAGE, devices=real),
+        jax.grad(lambda x: em.emulate(program, PACKAGE, devices=real)(x).sum()),
+    ):
+        assert np.array_equal(gradient(x), [2, 2, -5 / 4, 12])
+
+
+def test_what_types_hide_of_branches_is_refused() -> None:
+    """Two branches keep a predicate each in the same place, which does not vary over x by type."""
+
+    def gradient(varying: bool) -> Any:
+        def inner(k: int, v: Any) -> Any:
+            test = lax.axis_index("y") == k
+            test = lax.pcast(test, "x", to="varying") if varying else test
+            return lax.cond(test, lambda v: v * v * v, lambda v: 5 / v, v)
+
+        def body(v: Any) -> Any:
+            ways = functools.partial(inner, 0), functools.partial(inner, 1)
+            return lax.cond(lax.axis_index("x") == 1, *ways, v)
+
+        both = P(("x", "y"))
+        program = jax.shard_map(body, mesh=PACKAGE.mesh(x=2, y=2), in_specs=both, out_specs=both)
+        emulated = em.emulate(program, PACKAGE)
+        return jax.grad(lambda x: emulated(x).sum())(np.full(4, 2, np.float32))
+
+    with pytest.raises(NotImplementedError, match="lax.pcast"):
+        gradient(varying=False)
+    assert np.array_equal(gradient(varying=True), [-5 / 4, 12, 12, -5 / 4])
+
+
 # --- pmap -----------------------------------------------------------------------------------------
 
 
@@ -727,6 +850,65 @@ def test_arguments_of_the_wrong_kind_are_named() -> None:
         chosen(np.ones(3))
     last = em.pmap(lambda v, n: v * n, on=PACKAGE, static_broadcasted_argnums=-1)
     assert np.array_equal(last(one, 3), 3 * one)
+    assert np.array_equal(em.emulate(chosen, PACKAGE)(one, 1), one + 10)
+    for n, expected in ((1, one + 10), (3, 3 * one)):
+        assert np.array_equal(em.run(chosen, one, n, on=PACKAGE).value, expected)
+        assert em.estimate(chosen, one, n, on=PACKAGE).time_s > 0
+        assert em.compare(chosen, one, n, on=[PACKAGE]).columns[0].rel_rms == 0
+
+
+def test_what_wraps_an_emulated_function_is_another_function() -> None:
+    """Wrappers, those of JAX among them, copy a function's attributes."""
+    x = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    square = em.emulate(lambda x: (x * x).sum(), PACKAGE)
+
+    @functools.wraps(square)
+    def twice(x: Any) -> Any:
+        return 2 * square(x)
+
+    for wrapped in (twice, jax.grad(square), jax.vmap(square), em.pmap(square, on=PACKAGE)):
+        assert np.array_equal(em.emulate(wrapped, PACKAGE)(x), wrapped(x))
+    assert np.array_equal(em.pmap(square, on=PACKAGE)(x), [5, 50])
+    with pytest.raises(ValueError, match="estimate the program that em.emulate was given"):
+        em.run(jax.grad(square), x, on=PACKAGE)
+
+
+def test_a_product_of_two_types_has_the_type_that_jax_gives_it() -> None:
+    a, b = np.ones((4, 8), BF16), np.ones((2, 8, 3), np.float16)
+    sizes = np.array([1, 3], np.int32)
+    for tiling in (None, "library"):
+        for f in (lambda a, b, n: a @ b[0], lambda a, b, n: lax.dot(a, b[0]), lax.ragged_dot):
+            expected = jax.eval_shape(f, a, b, sizes).dtype
+            assert em.emulate(f, PACKAGE, tiling=tiling)(a, b, sizes).dtype == expected
+
+
+def test_reductions_from_values_that_differ_between_devices() -> None:
+    def body(x: Any) -> Any:
+        start = lax.axis_index("x").astype(jnp.float32)
+        whole = lax.reduce(x, start, lambda a, b: a - b + 0, (0,))
+        return whole, lax.reduce_window(x, start, lambda a, b: a - b, (2,), (2,), "VALID")
+
+    run = jax.shard_map(
+        lambda x: jnp.concatenate([jnp.atleast_1d(r) for r in body(x)]),
+        mesh=PACKAGE.mesh(x=4),
+        in_specs=P("x"),
+        out_specs=P("x"),
+        check_vma=False,
+    )
+    out = em.emulate(run, PACKAGE)(np.ones(8, np.float32)).reshape(4, 2)
+    assert np.array_equal(out, np.arange(4.0)[:, None] - [2, 2])
+
+
+def test_groups_of_different_sizes_are_refused() -> None:
+    run = jax.shard_map(
+        lambda v: lax.psum(v, "x", axis_index_groups=[[0, 1, 2], [3]]),
+        mesh=PACKAGE.mesh(x=4),
+        in_specs=P("x"),
+        out_specs=P("x"),
+        check_vma=False,
+    )
+    with pytest.raises(NotImplementedError, match="psum over axis_index_groups of different"):
+        em.emulate(run, PACKAGE)(np.ones(4, np.float32))
 
 
 def test_broadcasts_and_reductions_of_a_vmap_have_values_and_time() -> None:

@@ -29,20 +29,44 @@ _INVARIANT = frozenset(
 
 
 def infer_axes(
-    mesh: FoldedMesh, jaxpr: Any, in_axes: Sequence[Axes], differ: Callable[[FoldedMesh, Any], bool]
+    mesh: FoldedMesh,
+    jaxpr: Any,
+    in_axes: Sequence[Axes],
+    differ: Callable[[FoldedMesh, Any], bool],
+    choices: bool = True,
 ) -> list[Axes]:
     """The axes of each output of `jaxpr`, given those of its inputs, in mesh order.
 
     `differ` says of a reduction whether its groups use different schedules, so that even a value
-    that is the same everywhere ends up different from group to group.
+    that is the same everywhere ends up different from group to group. Without `choices`, devices
+    that take different branches do not make a difference.
     """
-    return _Inference(mesh, differ).outputs(jaxpr, in_axes)
+    return _Inference(mesh, differ, choices).outputs(jaxpr, in_axes)
+
+
+def left_empty(branch: Any) -> list[bool]:
+    """Which results of a branch are arrays without content: what the derivative of another branch
+    keeps.
+    """
+    body = open_jaxpr(branch)
+    makers = {v: eqn for eqn in body.eqns for v in eqn.outvars}
+
+    def empty(v: Any) -> bool:
+        eqn = None if isinstance(v, core.Literal) else makers.get(v)
+        if eqn is None:
+            return False
+        if eqn.primitive.name in ("pvary", "broadcast_in_dim"):
+            return empty(eqn.invars[0])
+        return eqn.primitive.name in ("empty", "empty2")
+
+    return [empty(v) for v in body.outvars]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Inference:
     mesh: FoldedMesh
     differ: Callable[[FoldedMesh, Any], bool]
+    choices: bool
 
     def outputs(self, jaxpr: Any, in_axes: Sequence[Axes]) -> list[Axes]:
         body = open_jaxpr(jaxpr)
@@ -68,8 +92,14 @@ class _Inference:
             n_carry = len(ins) - n_cond - n_body
             return self.loop(params["body_jaxpr"], ins[n_cond:], n_body, n_carry, test)
         if name == "cond" and not is_call(eqn):
-            columns = zip(*(self.outputs(b, ins[1:]) for b in params["branches"]), strict=True)
-            return [self.union([ins[0], *column]) for column in columns]
+            branches = params["branches"]
+            columns = zip(*(self.outputs(b, ins[1:]) for b in branches), strict=True)
+            made = [list(out).count(False) for out in zip(*map(left_empty, branches), strict=True)]
+            index = ins[0] if self.choices else ()
+            return [
+                self.union([index if n > 1 else (), *column])
+                for n, column in zip(made, columns, strict=True)
+            ]
         if (call := call_body(eqn)) is not None:
             return self.outputs(call[0], [ins[i] for i in call[1]])
         if name in ("optimization_barrier", "shard_alike"):
@@ -94,7 +124,7 @@ class _Inference:
             for a, spec in zip(ins, params["in_specs"], strict=True)
         ]
         manual = self.mesh.ordered({*self.mesh.manual, *params["newly_manual_axes"]})
-        inner = _Inference(dataclasses.replace(self.mesh, manual=manual), self.differ)
+        inner = dataclasses.replace(self, mesh=dataclasses.replace(self.mesh, manual=manual))
         outs = inner.outputs(params["jaxpr"], entered)
         return [tuple(a for a in axes if a not in params["newly_manual_axes"]) for axes in outs]
 

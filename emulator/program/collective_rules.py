@@ -91,6 +91,17 @@ def collective_values(settings: Any, mesh: FoldedMesh, eqn: Any, value: Folded) 
     return together(rule, axes, mesh, [value])
 
 
+def _groups_of(eqn: Any) -> np.ndarray | None:
+    """Ranks [group, rank in it] of a collective over parts of its axes."""
+    groups = eqn.params.get("axis_index_groups")
+    if groups is not None and len({len(group) for group in groups}) > 1:
+        raise NotImplementedError(
+            f"{eqn.primitive.name} over axis_index_groups of different sizes, {groups}, is not "
+            "modelled; make all groups as large"
+        )
+    return None if groups is None else np.asarray(groups, np.int32)
+
+
 class Layout:
     """A value with the ranks of its collective in front: [groups, ranks in a group, batch, *local].
 
@@ -108,8 +119,7 @@ class Layout:
             )
         self.rest = tuple(a for a in value.axes if a not in self.axes)
         self.n = math.prod(mesh.shape(self.axes))
-        groups = eqn.params.get("axis_index_groups")
-        self.groups = None if groups is None else np.asarray(groups, dtype=np.int32)
+        self.groups = _groups_of(eqn)
         self.local = value.local_shape
         self.batch = math.prod(mesh.shape(self.rest))
         array = lead(value, self.axes, mesh).reshape(self.n, self.batch, *self.local)
@@ -149,8 +159,8 @@ def _devices(mesh: FoldedMesh, eqn: Any) -> np.ndarray:
     order = [mesh.names.index(a) for a in (*automatic, *others, *axes)]
     numbers = np.asarray(mesh.devices).reshape(mesh.sizes).transpose(order)
     table = numbers.reshape(math.prod(mesh.shape(automatic)), -1, math.prod(mesh.shape(axes)))[0]
-    groups = eqn.params.get("axis_index_groups")
-    return table[None] if groups is None else table[:, np.asarray(groups)].transpose(1, 0, 2)
+    groups = _groups_of(eqn)
+    return table[None] if groups is None else table[:, groups].transpose(1, 0, 2)
 
 
 def _schedules(settings: Any, mesh: FoldedMesh, eqn: Any, nbytes: int) -> tuple[Any, np.ndarray]:

@@ -6,6 +6,9 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from emulator.memory import Lifetimes
 from emulator.program import layout as layouts_
 from emulator.program.graph import Graph, Node
@@ -182,24 +185,49 @@ def cond(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     shares = count(walker, node, "shares of the branches")
     site = walker.sites[node.path]
     links = layouts_.body_links(node)
-    try:
-        shares = [float(s) for s in shares]
-    except (TypeError, ValueError):
-        shares = []
-    if len(shares) != len(links) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    table = _shares(shares, len(links))
+    if table is None:
         raise ValueError(
-            f"counts[{site!r}]: expected {len(links)} shares that add up to 1, one per branch"
+            f"counts[{site!r}]: expected {len(links)} shares that add up to 1, one per branch (or "
+            "such a row for each device)"
         )
+    if ((table > 0) & (table < 1)).any():
+        walker.assume(
+            "a branch that is taken at times counts in the mean: where devices take it in turn, "
+            "the others do not wait"
+        )
+    # Devices that come here more seldom than others have rows that add up to less.
+    differ = len(table) == len(walker.groups.devices) > 1
     lives = []
-    for i, ((branch, ins, _), share) in enumerate(zip(links, shares, strict=True)):
+    for i, ((branch, ins, _), column) in enumerate(zip(links, table.T, strict=True)):
+        share = float(column.mean())
         sub = inner(walker, frame, node, branch, ins, frozenset())
         lives.append(life(walker, sub, frozenset()))
         if share and sub.steps:
             name = f"{site} branch {i} ({share:.0%})"
             frame.steps.append(
-                Loop(name=name, trips=share, body=tuple(sub.steps), needs=tuple(sub.needs))
+                Loop(
+                    name=name,
+                    trips=share,
+                    device_trips=tuple(column.tolist()) if differ else (),
+                    body=tuple(sub.steps),
+                    needs=tuple(sub.needs),
+                )
             )
     walker.moment(frame, at(site, node), node.ins, (), results=node.outs, inner=tuple(lives))
+
+
+def _shares(given: Any, branches: int) -> NDArray[np.float64] | None:
+    """The shares of the branches, [devices or 1, branches]; None if they are none."""
+    try:
+        table = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        return None
+    rows = table[None] if table.ndim == 1 else table
+    if rows.ndim != 2 or rows.shape[1] != branches or not (rows >= 0).all():
+        return None
+    total = rows.sum(1)
+    return rows if total.size and abs(total.max() - 1) <= 1e-6 else None
 
 
 def count(walker: Walker, node: Node, what: str) -> Any:

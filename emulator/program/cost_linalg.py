@@ -39,7 +39,7 @@ def linear_algebra(walker: Walker, frame: Frame, index: int, node: Node) -> None
     walker.assume(_NOTE)
     v = node.ins[0] if node.ins[0] is not None else node.outs[0]
     shape = walker.shape(frame, v)
-    complex_ = 4 if "complex" in str(walker.dtype(frame, v)) else 1
+    complex_ = 4 if "complex" in str(walker.dtype(frame, v)) and node.name != "fft" else 1
     ops = complex_ * _operations(walker, frame, node, shape)
     traffic = walker.read_bytes(frame, node) + walker.write_bytes(frame, node)
     walker.emit(frame, walker.kernel(node.name, "vector", ops, traffic, node), node)
@@ -47,15 +47,16 @@ def linear_algebra(walker: Walker, frame: Frame, index: int, node: Node) -> None
 
 def _operations(walker: Walker, frame: Frame, node: Node, shape: tuple[int, ...]) -> float:
     name = node.name
-    if name == "fft":  # 5 n log2 n real operations of a complex transform of n points
+    if name == "fft":  # 5 n log2 n real operations of a complex transform of n points, or half
         points = math.prod(node.params["fft_lengths"])
         rank = len(node.params["fft_lengths"])
         batch = math.prod(shape[: len(shape) - rank])
-        return 5 * batch * points * math.log2(max(points, 2))
+        each = 2.5 if "RFFT" in node.params["fft_type"].name else 5.0
+        return each * batch * points * math.log2(max(points, 2))
     if name == "triangular_solve":  # n^2 for each right-hand side
         n = shape[-1]
         return float(n * walker.size(frame, node.outs[0]))
-    if name in ("tridiagonal_solve", "lu_pivots_to_permutation", "cholesky_update"):
+    if name in ("tridiagonal_solve", "lu_pivots_to_permutation"):
         return 8.0 * walker.size(frame, node.outs[0])
     if name == "cholesky_update":
         return 4.0 * math.prod(shape)

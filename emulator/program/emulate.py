@@ -26,9 +26,13 @@ from emulator.program.sites import said, sites
 from emulator.program.trace import (
     DIVIDED,
     EMULATED,
+    Made,
     Program,
     dynamic_sites,
+    held,
     is_array_like,
+    made,
+    program_of,
     trace,
     walk,
 )
@@ -80,18 +84,28 @@ def emulate(
             program contains a primitive without a meaning here.
     """
     settings = make_settings(on, arithmetic, algorithms, vector, tiling=tiling, devices=devices)
-    plain = getattr(fun, "program", fun)
+    plain = program_of(fun)
     if not callable(plain):
         raise TypeError(f"emulate: fun must be callable, got {type(fun).__name__}")
-    programs = _Programs(plain)
+    of = made(fun)
+    return emulated_with(settings, plain, None if of is None else of.hold)
 
-    @functools.wraps(plain)
+
+def emulated_with(
+    settings: Settings,
+    program: Callable[..., Any],
+    hold: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None,
+) -> Callable[..., Any]:
+    """As `emulate`; `hold` is that of `trace.Made`."""
+    programs = _Programs(program)
+
+    @functools.wraps(program)
     def emulated(*args: Any, **kwargs: Any) -> Any:
-        program, inputs = programs.of(args, kwargs)
-        outs = evaluate(program.jaxpr, inputs, settings)[0]
-        return jax.tree.unflatten(program.out_tree, _as_weak(program.jaxpr, outs))
+        traced, inputs = programs.of(held(emulated, args), kwargs)
+        outs = evaluate(traced.jaxpr, inputs, settings)[0]
+        return jax.tree.unflatten(traced.out_tree, _as_weak(traced.jaxpr, outs))
 
-    emulated.program = plain  # type: ignore[attr-defined]
+    Made(by=emulated, program=program, hold=hold).note()
     return emulated
 
 
@@ -126,7 +140,7 @@ def trace_once(fun: Callable[..., Any], args: Sequence[Any]) -> Program:
     """`fun(*args)` traced, or what was traced before for this function and equal shapes, which as
     under `jax.jit` is what is compiled already.
     """
-    plain = getattr(fun, "program", fun)
+    plain = program_of(fun)
     known = isinstance(plain, Hashable) and callable(plain)
     return (_programs_of(plain) if known else _Programs(plain)).of(args, {})[0]
 

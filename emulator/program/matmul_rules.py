@@ -37,7 +37,7 @@ def dot_general(
         mesh,
         arithmetic,
         precision=params["precision"],
-        preferred_element_type=params["preferred_element_type"],
+        preferred_element_type=eqn.outvars[0].aval.dtype,
     )
 
 
@@ -122,7 +122,7 @@ def _dies(a: Array, b: Array, dtype: str, batch: int, eqn: Any, settings: Any) -
             arithmetic=settings.arithmetic,
             tiling=tiling,
             precision=eqn.params["precision"],
-            preferred_element_type=eqn.params["preferred_element_type"],
+            preferred_element_type=eqn.outvars[0].aval.dtype,
         )
 
     if die_m < m:
@@ -176,7 +176,7 @@ def conv_general_dilated(
     left = _local(patches, lambda x: x.reshape(n_groups, batch * math.prod(space), taps * c_in))
     kernel_shape = (taps * c_in, n_groups, c_out // n_groups)
     right = _local(kernel, lambda w: lax.transpose(w.reshape(kernel_shape), (1, 0, 2)))
-    options = {"precision": p["precision"], "preferred_element_type": p["preferred_element_type"]}
+    options = {"precision": p["precision"], "preferred_element_type": eqn.outvars[0].aval.dtype}
     out = _dot(left, right, (((2,), (1,)), ((0,), (0,))), mesh, arithmetic, **options)
     out = _local(out, lambda y: lax.transpose(y, (1, 0, 2)).reshape(batch, *space, c_out))
     out_spec = _last(numbers.out_spec)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 import kernels
 from emulator.machines import Machine
-from emulator.program.emulate import emulate
+from emulator.program.emulate import emulated_with, make_settings
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,6 +77,13 @@ def pmap(
                 )
         return {i % len(args) for i in static}
 
+    def hold(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        fixed = positions(args)
+        return tuple(
+            _Static(type(a), a) if i in fixed and not isinstance(a, _Static) else a
+            for i, a in enumerate(args)
+        )
+
     def program(*args: Any, **kwargs: Any) -> Any:
         fixed = positions(args)
         args = tuple(a.value if isinstance(a, _Static) else a for a in args)
@@ -129,17 +136,8 @@ def pmap(
         return jax.tree.unflatten(out_tree, placed)
 
     functools.update_wrapper(program, fun)
-    emulated = emulate(program, on, arithmetic, algorithms, vector, tiling, devices)
-    if not static:
-        return emulated
-
-    @functools.wraps(emulated)
-    def mapped(*args: Any, **kwargs: Any) -> Any:
-        fixed = positions(args)
-        given = (_Static(type(a), a) if i in fixed else a for i, a in enumerate(args))
-        return emulated(*given, **kwargs)
-
-    return mapped
+    settings = make_settings(on, arithmetic, algorithms, vector, tiling=tiling, devices=devices)
+    return emulated_with(settings, program, hold if static else None)
 
 
 def _axis_size(flat: list[Any], axes: list[Any], given: int | None) -> int:

@@ -38,7 +38,7 @@ def ragged_dot_general(
     arrays = [spread(v, axes, mesh).array for v in values]
     sizes = mesh.shape(axes)
     flat = [jnp.asarray(a).reshape(math.prod(sizes), *a.shape[len(axes) :]) for a in arrays]
-    out = _grouped(eqn.params, flat, arithmetic)
+    out = _grouped(eqn.params, flat, arithmetic, eqn.outvars[0].aval.dtype)
     return Folded(out.reshape(*sizes, *out.shape[1:]), axes)
 
 
@@ -59,7 +59,9 @@ def mode_of(params: Any) -> tuple[str, int]:
     return ("k" if ragged in contract else "batch" if ragged in batch else "rows"), ragged
 
 
-def _grouped(params: Any, arrays: list[Array], arithmetic: kernels.Arithmetic) -> Array:
+def _grouped(
+    params: Any, arrays: list[Array], arithmetic: kernels.Arithmetic, out_type: Any
+) -> Array:
     """[devices, ...] of each operand -> [devices, ...] of the result."""
     lhs, rhs, sizes = arrays
     numbers = params["ragged_dot_dimension_numbers"]
@@ -77,7 +79,7 @@ def _grouped(params: Any, arrays: list[Array], arithmetic: kernels.Arithmetic) -
     n = math.prod(shape(rhs, columns))
     a = _ordered(lhs, (*lhs_batch, *rows, *lhs_contract)).reshape(n_dev * b, m, k)
     c = _ordered(rhs, (*rhs_batch, *group_dims, *rhs_contract, *columns))
-    product = _Product(params, arithmetic, jnp.dtype(lhs.dtype), jnp.dtype(rhs.dtype))
+    product = _Product(params["precision"], arithmetic, {lhs.dtype.name, rhs.dtype.name}, out_type)
     batch_shape, out_shape = shape(lhs, lhs_batch), [*shape(lhs, rows), *shape(rhs, columns)]
 
     if mode == "batch":
@@ -108,12 +110,12 @@ def _grouped(params: Any, arrays: list[Array], arithmetic: kernels.Arithmetic) -
 class _Product:
     """A batched matmul with the equation's options. K may be cut at multiples of `step`."""
 
-    def __init__(self, params: Any, arithmetic: kernels.Arithmetic, left: Any, right: Any) -> None:
-        self.options = {"arithmetic": arithmetic, "precision": params["precision"]}
-        self.out_type = jnp.dtype(
-            params["preferred_element_type"] or jnp.promote_types(left, right)
-        )
-        on_unit = {left.name, right.name} <= set(kernels.floats.FLOAT_DTYPES)
+    def __init__(
+        self, precision: Any, arithmetic: kernels.Arithmetic, types: set[str], out_type: Any
+    ) -> None:
+        self.options = {"arithmetic": arithmetic, "precision": precision}
+        self.out_type = jnp.dtype(out_type)
+        on_unit = types <= set(kernels.floats.FLOAT_DTYPES)
         others = (arithmetic.fp16, arithmetic.fp32, arithmetic.fp32_full, arithmetic.fp32_reduced)
         self.step = math.lcm(arithmetic.products, *(m.products for m in others if m is not None))
         self.accumulator = jnp.dtype(jnp.float32) if on_unit else self.out_type

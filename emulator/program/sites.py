@@ -3,7 +3,8 @@
 What is counted while values are computed, and how it is said in `counts=`:
 
 - `while_0`: executions and trips; said as the mean trips of an execution.
-- `cond_0`: how often each branch was taken; said as the share of each branch.
+- `cond_0`: how often each device took each branch; said as the share of each branch of the
+  executions, one row for all devices alike or one for each.
 - `ragged_dot_0`: executions, and the length of each group on each device; said as the lengths of
   the groups, one row for all devices alike or one row for each.
 - `ragged_all_to_all_0`: executions, and rows from each rank to each rank; said as a table
@@ -43,7 +44,7 @@ def width(eqn: Any, mesh: FoldedMesh) -> int:
     if name == "while":
         return 2
     if name == "cond":
-        return len(eqn.params["branches"])
+        return math.prod(_shape(eqn, mesh))
     return 1 + math.prod(_shape(eqn, mesh))
 
 
@@ -52,22 +53,29 @@ def said(eqn: Any, mesh: FoldedMesh, counted: Any) -> Any:
     numbers = np.asarray(counted, dtype=np.float64)
     name = eqn.primitive.name
     if name == "cond":
-        total = numbers.sum()
-        return tuple(float(x) for x in numbers / total) if total > 0 else None
-    if numbers[0] <= 0:
+        taken = numbers.reshape(_shape(eqn, mesh))
+        executions = taken.sum(1).max()
+        if executions <= 0:
+            return None
+        table = taken / executions
+    elif numbers[0] <= 0:
         return None
-    means = numbers[1:] / numbers[0]
-    if name == "while":
-        return float(means[0])
-    table = means.reshape(_shape(eqn, mesh))
+    elif name == "while":
+        return float(numbers[1] / numbers[0])
+    else:
+        table = (numbers[1:] / numbers[0]).reshape(_shape(eqn, mesh))
     if (table == table[0]).all():
         table = table[0]
     return _tuples(table)
 
 
 def _shape(eqn: Any, mesh: FoldedMesh) -> tuple[int, ...]:
-    """[devices, groups] of a ragged_dot; [parts, source, destination] of an exchange."""
+    """[devices, branches] of a cond, [devices, groups] of a ragged_dot; [parts, source,
+    destination] of an exchange.
+    """
     devices = math.prod(mesh.sizes)
+    if eqn.primitive.name == "cond":
+        return devices, len(eqn.params["branches"])
     if eqn.primitive.name == "ragged_dot_general":
         return devices, eqn.invars[2].aval.shape[-1]
     parts = eqn.params["axis_index_groups"]

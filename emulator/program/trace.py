@@ -40,6 +40,41 @@ class Program:
     dynamic: tuple[bool, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Made:
+    """What `em.emulate` or `em.pmap` made the function `by` from: the program, and what its
+    arguments are to be before they are flattened, if anything else.
+
+    It stands in an attribute of the function. Whoever wraps that (`jax.grad`, `functools.wraps`)
+    copies the attribute to a function that is another.
+    """
+
+    by: Callable[..., Any]
+    program: Callable[..., Any]
+    hold: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
+
+    def note(self) -> None:
+        self.by.__dict__["cm384_made"] = self
+
+
+def made(fun: Any) -> Made | None:
+    """What `em.emulate` or `em.pmap` made `fun` from; None if it is of neither."""
+    found = getattr(fun, "cm384_made", None)
+    return found if isinstance(found, Made) and found.by is fun else None
+
+
+def program_of(fun: Any) -> Any:
+    """The program that `fun` was made from, or `fun`."""
+    of = made(fun)
+    return fun if of is None else of.program
+
+
+def held(fun: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`args` of a call of `fun`, static ones as what is no array of the program."""
+    of = made(fun)
+    return args if of is None or of.hold is None else of.hold(args)
+
+
 def trace(
     fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
 ) -> Program:
@@ -54,7 +89,7 @@ def trace(
     """
     if not callable(fun):
         raise TypeError(f"fun must be a function to trace, got {type(fun).__name__}: {fun!r}")
-    fun = getattr(fun, "program", fun)
+    fun = program_of(fun)
     leaves, in_tree = jax.tree.flatten((tuple(args), dict(kwargs or {})))
     dynamic = tuple(is_array_like(leaf) for leaf in leaves)
     out_tree: list[Any] = []

@@ -31,7 +31,7 @@ from emulator.program import (
     ragged_rules,
     vector,
 )
-from emulator.program.axes import infer_axes
+from emulator.program.axes import infer_axes, left_empty
 from emulator.program.calls import call_body, is_call, platform_branch
 from emulator.program.collective_rules import groups_differ
 from emulator.program.folded import Folded, FoldedMesh, merge_dims, split_dims, spread, union_axes
@@ -138,7 +138,7 @@ class Evaluator:
     def each_device(self, eqn: Any, values: list[Folded]) -> list[Folded]:
         """Any other primitive: the equation on every device's local arrays."""
         bind = _binder(eqn)
-        if _one_by_one(eqn) and (axes := union_axes(self.mesh, values)):
+        if _one_by_one(eqn, values) and (axes := union_axes(self.mesh, values)):
             sizes = self.mesh.shape(axes)
             everywhere = [spread(v, axes, self.mesh).array for v in values]
             flat = tuple(a.reshape(math.prod(sizes), *a.shape[len(axes) :]) for a in everywhere)
@@ -199,12 +199,34 @@ class Evaluator:
         outs = self.jaxpr(params["jaxpr"], entered, path)
         leaving = tuple(a for a in self.mesh.manual if a not in outside.manual)
         left = []
-        for v, s in zip(outs, params["out_specs"], strict=True):
+        for out, (v, s) in enumerate(zip(outs, params["out_specs"], strict=True)):
             spec = _spec(s, len(v.local_shape), "out_specs")
-            gone = [*leaving, *(name for names in spec for name in names)]
+            named = [name for names in spec for name in names]
+            if params["check_vma"] and not {*v.axes} & {*leaving} <= {*named}:
+                self._check_choices(params["jaxpr"], entered, out, {*leaving} - {*named})
+            gone = [*leaving, *named]
             gathered = gather(v, gone, self.mesh)
             left.append(merge_dims(gathered, spec, leaving, self.mesh.whole(gone)))
         return left
+
+    def _check_choices(
+        self, body: Any, entered: Sequence[Folded], out: int, axes: set[str]
+    ) -> None:
+        """Raises where a result of a `shard_map` that is taken to be the same along `axes` is not,
+        because devices take different branches: JAX's types do not say so, and what they keep for
+        derivatives would be one device's for all.
+        """
+        varying = [
+            infer_axes(self.mesh, body, [v.axes for v in entered], lambda *_: False, choices)[out]
+            for choices in (True, False)
+        ]
+        if chosen := axes.intersection(varying[0]) - {*varying[1]}:
+            raise NotImplementedError(
+                f"a 'cond' whose predicate differs over mesh axes {tuple(sorted(chosen))} gives a "
+                "value that leaves its shard_map, as a result or for a derivative, as one that is "
+                "the same along them, which JAX's types let pass; make what its branches choose "
+                "from, predicates of conds inside them among it, varying with lax.pcast"
+            )
 
     # Control flow. Carried values get the mesh axes that any iteration gives them.
 
@@ -277,7 +299,10 @@ class Evaluator:
             (out,) = frame.jaxpr(
                 test, [*cond_consts, *map(Folded, carried, carry_axes)], path + ".cond"
             )
-            return spread(out, divergent, self.mesh).array
+            return spread(out, divergent, self.mesh).array & arrived
+
+        # Devices that have not come here need not end it: what they hold is thrown away.
+        arrived = jnp.expand_dims(self._arrived(divergent), tuple(len(divergent) + i for i in each))
 
         def body(state: Any) -> Any:
             carried, trips, counts, active = state
@@ -296,16 +321,17 @@ class Evaluator:
                     self._where(active, divergent, n, o, a)
                     for n, o, a in zip(new, carried, carry_axes, strict=True)
                 ]
-            counts = {site: counts[site] + frame.counts.get(site, 0) for site in counts}
-            return new, trips + 1, counts, predicate(frame, new) & active
+            active = predicate(frame, new) & active
+            return new, trips + 1, _added(counts, frame.counts), active
 
         init = [spread(v, axes, self.mesh).array for v, axes in zip(carry, carry_axes, strict=True)]
-        counts = self._zero_counts(body_jaxpr, path + ".body")
-        state = (init, jnp.int32(0), counts, predicate(self._frame(), init))
+        first = self._frame()
+        active = predicate(first, init)
+        counts = _added(self._zero_counts(eqn, path), first.counts)
         final, trips, counts, _ = lax.while_loop(
-            lambda state: any_of(self.mesh, state[3]), body, state
+            lambda state: any_of(self.mesh, state[3]), body, (init, jnp.int32(0), counts, active)
         )
-        self._count(path, jnp.stack([jnp.int32(1), trips]))
+        self._count(path, jnp.stack([self._arrived(()).astype(jnp.int32), trips]))
         for site, count in counts.items():
             self._count(site, count)
         return list(map(Folded, final, carry_axes))
@@ -331,12 +357,11 @@ class Evaluator:
                 here = self._of(Folded(which == i, index.axes))
                 frame = dataclasses.replace(self, here=here)  # counts go into the same dict
                 results.append(frame.jaxpr(branch, operands, f"{path}.{i}"))
-            every = gather(Folded(which, index.axes), index.axes, self.mesh).array
-            taken = (every[..., None] == jnp.arange(n)).reshape(-1, n)
-            self._count(path, taken.sum(0).astype(jnp.int32))
+            self._count_taken(path, Folded(which, index.axes), n)
+            empty = zip(*map(left_empty, branches), strict=True)
             return [
-                self._choose(which, index.axes, list(column))
-                for column in zip(*results, strict=True)
+                self._choose(which, index.axes, list(column), out)
+                for column, out in zip(zip(*results, strict=True), empty, strict=True)
             ]
 
         zeros = self._zero_counts(eqn, path)
@@ -348,15 +373,13 @@ class Evaluator:
                 arrays_out = [
                     spread(v, axes, self.mesh).array for v, axes in zip(outs, joined, strict=True)
                 ]
-                return arrays_out, {
-                    site: zero + frame.counts.get(site, 0) for site, zero in zeros.items()
-                }
+                return arrays_out, _added(zeros, frame.counts)
 
             return branch
 
         which = jnp.clip(jnp.asarray(index.array).astype(jnp.int32), 0, n - 1)
         arrays, counts = lax.switch(which, [run(i) for i in range(n)], *(v.array for v in operands))
-        self._count(path, (which == jnp.arange(n)).astype(jnp.int32))
+        self._count_taken(path, Folded(which), n)
         for site, count in counts.items():
             self._count(site, count)
         return list(map(Folded, arrays, joined))
@@ -387,11 +410,19 @@ class Evaluator:
         dims += [len(axes) + i for i in range(mask.ndim - len(mask_axes))]
         return lax.select(lax.broadcast_in_dim(mask, new.shape, dims), new, old)
 
-    def _choose(self, which: Array, axes: tuple[str, ...], column: list[Folded]) -> Folded:
-        everywhere = self.mesh.ordered({*axes, *(a for v in column for a in v.axes)})
-        arrays = [spread(v, everywhere, self.mesh).array for v in column]
-        picked = arrays[0]
-        for i, array in enumerate(arrays[1:], start=1):
+    def _choose(
+        self, which: Array, axes: tuple[str, ...], column: list[Folded], empty: Sequence[bool]
+    ) -> Folded:
+        """The result of each device's own branch; one that is `empty` may be any other branch's:
+        JAX says of what only one branch makes that it is the same on all devices, if it is there.
+        """
+        made = [i for i, nothing in enumerate(empty) if not nothing] or [0]
+        if len(made) == 1:
+            return column[made[0]]
+        everywhere = self.mesh.ordered({*axes, *(a for i in made for a in column[i].axes)})
+        picked = spread(column[made[0]], everywhere, self.mesh).array
+        for i in made[1:]:
+            array = spread(column[i], everywhere, self.mesh).array
             picked = self._where(which == i, axes, array, picked, everywhere)
         return Folded(picked, everywhere)
 
@@ -402,6 +433,31 @@ class Evaluator:
         axes = union_axes(self.mesh, [self.here, chosen])
         both = [spread(v, axes, self.mesh).array for v in (self.here, chosen)]
         return Folded(both[0] & both[1], axes)
+
+    def _arrived(self, axes: tuple[str, ...]) -> Array:
+        """Whether any device at each index of mesh `axes` is here, [*sizes of axes]."""
+        if self.here is None:
+            return jnp.ones(self.mesh.shape(axes), jnp.bool_)
+        others = [a for a in self.here.axes if a not in axes]
+        every = gather(self.here, others, self.mesh)
+        kept = tuple(a for a in every.axes if a in axes)
+        some = every.array.any(tuple(every.axes.index(a) for a in others))
+        return spread(Folded(some, kept), axes, self.mesh).array
+
+    def _count_taken(self, path: str, which: Folded, n: int) -> None:
+        """Counts which of `n` branches each device of the mesh takes, [devices x n]; those that are
+        not here take none.
+        """
+        if not self.settings.counting:
+            return
+        chosen = Folded(jnp.asarray(which.array)[..., None] == jnp.arange(n), which.axes)
+        if self.here is not None:
+            axes = union_axes(self.mesh, [chosen, self.here])
+            here = spread(self.here, axes, self.mesh).array[..., None]
+            chosen = Folded(spread(chosen, axes, self.mesh).array & here, axes)
+        every, whole = gather(chosen, self.mesh.names, self.mesh), self.mesh.whole(self.mesh.names)
+        table = spread(every, self.mesh.names, whole).array
+        self._count(path, table.astype(jnp.int32).reshape(-1))
 
     def _frame(self) -> Evaluator:
         return dataclasses.replace(self, counts={})
@@ -415,20 +471,15 @@ class Evaluator:
         if self.settings.counting:
             self._count(path, jnp.concatenate([jnp.ones(1, jnp.int32), what().reshape(-1)]))
 
-    def _zero_counts(self, body: Any, path: str) -> Counts:
-        """A zero for every site inside a body, or inside all bodies of an equation."""
+    def _zero_counts(self, eqn: Any, path: str) -> Counts:
+        """A zero for every site inside the bodies of an equation."""
         if not self.settings.counting:
             return {}
-        bodies = (
-            [(path, body)]
-            if not hasattr(body, "primitive")
-            else [(path + k, b) for k, b in sub_jaxprs(body)]
-        )
-        zeros: Counts = {}
-        for at, jaxpr in bodies:
-            for site, eqn, mesh in sites(jaxpr, at, self.mesh):
-                zeros[site] = jnp.zeros(width(eqn, mesh), jnp.int32)
-        return zeros
+        return {
+            site: jnp.zeros(width(inner, mesh), jnp.int32)
+            for label, body in sub_jaxprs(eqn)
+            for site, inner, mesh in sites(body, path + label, self.mesh)
+        }
 
 
 def _dot_general(self: Evaluator, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
@@ -479,6 +530,10 @@ RULES: Mapping[str, _Rule] = {
 }
 
 
+def _added(counts: Counts, more: Counts) -> Counts:
+    return {site: count + more.get(site, 0) for site, count in counts.items()}
+
+
 def _live_equations(jaxpr: core.Jaxpr) -> set[int]:
     """Indices of the equations whose results are used, or that have effects."""
     needed = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
@@ -498,10 +553,12 @@ def _binder(eqn: Any) -> Callable[..., Any]:
     return lambda *arrays: eqn.primitive.bind(*arrays, **params)
 
 
-def _one_by_one(eqn: Any) -> bool:
+def _one_by_one(eqn: Any, values: Sequence[Folded]) -> bool:
     """Whether `vmap` has no rule for an equation (or not for all its forms), or gives `rbg` keys
     other values.
     """
+    if eqn.primitive.name in ("reduce", "reduce_window"):  # none for initial values that differ
+        return any(v.axes for v in values[len(values) // 2 :])
     if eqn.primitive.name in ("rng_bit_generator", "cholesky_update", "ragged_dot_general"):
         return True
     impl = str(eqn.params.get("impl", "")) + "".join(

@@ -64,7 +64,7 @@ class _WideEvaluator(Evaluator):
 
     def equation(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
         name = eqn.primitive.name
-        if name in _OF_BITS or name in _IN_ITS_OWN_TYPE or eqn.params.get("name") == EMULATED:
+        if name in _OF_BITS or _in_its_own_type(eqn):
             if name not in _OF_BITS:
                 self.narrow.add(name)
             values = [_as(v, atom.aval.dtype) for v, atom in zip(values, eqn.invars, strict=True)]
@@ -74,6 +74,12 @@ class _WideEvaluator(Evaluator):
             return values
         wide = eqn.replace(params=_widened(eqn))
         return [_widen(v) for v in Evaluator.equation(self, wide, values, path)]
+
+
+def _in_its_own_type(eqn: Any) -> bool:
+    """Whether an equation carries a function of the program's types."""
+    applies = eqn.primitive.name == "scatter" and eqn.params.get("update_jaxpr") is not None
+    return applies or eqn.primitive.name in _IN_ITS_OWN_TYPE or eqn.params.get("name") == EMULATED
 
 
 def _widened(eqn: Any) -> dict[str, Any]:

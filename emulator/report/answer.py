@@ -16,7 +16,14 @@ from emulator.machines import Machine
 from emulator.memory import MemoryUse, communicator_bytes, peak
 from emulator.program.auto_sharded import trace_divided
 from emulator.program.costs import Costs, cost
-from emulator.program.trace import Program, dynamic_sites, host_sites, is_array_like, walk
+from emulator.program.trace import (
+    Program,
+    dynamic_sites,
+    held,
+    host_sites,
+    is_array_like,
+    walk,
+)
 from emulator.report.result import Bound, Estimate, Run
 from emulator.timeline import Op, Step, each, play
 
@@ -57,8 +64,8 @@ def estimate(
         on: the machine.
         algorithms: collective operation -> algorithm name or callable; default is the machine's
             choice.
-        counts: what only values can tell: "while_0" -> trips, "cond_0" -> shares of the branches,
-            "ragged_dot_0" -> rows of each group (or such a row for each device),
+        counts: what only values can tell: "while_0" -> trips, "cond_0" -> shares of the branches
+            (or such a row for each device), "ragged_dot_0" -> rows of each group (likewise),
             "ragged_all_to_all_0" -> rows [source][destination] (or such a table for each group of
             devices). `run(...).counts` is of this form. A call to the host takes the seconds that
             are given for it: "pure_callback_0", "io_callback_0".
@@ -75,6 +82,7 @@ def estimate(
         NotImplementedError: an operation without a cost rule, by name.
         ValueError: a mesh that the machine cannot hold, or a count that only values can tell.
     """
+    args = held(fun, args)
     with _no_collections():
         program = _trace("estimate", fun, args, on)
         costs = _costs(program, args, on, algorithms, counts, fusion)
@@ -106,6 +114,7 @@ def run(
     # Imported here because an estimate needs nothing of the values reading.
     from emulator.program.emulate import evaluate_with_counts, trace_once
 
+    args = held(fun, args)
     program = _trace("run", fun, args, on, trace_once)
     given = dict(counts or {})
     if others := set(given) - set(host_sites(program.jaxpr).values()):
@@ -120,11 +129,11 @@ def run(
     value, counted = evaluate_with_counts(
         program, args, on, arithmetic, algorithms, tiling=tiling, devices=devices
     )
-    counted = given | counted
+    counts |= counted
     if counted:
-        costs = _costs(program, args, on, algorithms, counts | counted, fusion)
+        costs = _costs(program, args, on, algorithms, counts, fusion)
     answer = _answer(costs, _name(fun), on, memory, overlap)
-    return Run(**answer, value=value, counts=counted)
+    return Run(**answer, value=value, counts=counts)
 
 
 def estimate_program(

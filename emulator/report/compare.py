@@ -16,7 +16,7 @@ import kernels
 from emulator.machines import Machine, cloudmatrix384, gb200_nvl72
 from emulator.program.auto_sharded import trace_divided
 from emulator.program.emulate import trace_once
-from emulator.program.trace import walk
+from emulator.program.trace import held, walk
 from emulator.program.wide import Wide, in_fp64
 from emulator.report.answer import estimate, run
 from emulator.report.errors import Errors, differing, errors
@@ -173,6 +173,7 @@ def compare_prepared(
     columns: list[Column] = []
     for machine, listed in zip(machines, units, strict=True):
         fun, args = prepare(machine)
+        args = held(fun, args)
         program = (trace_once if values else trace_divided)(fun, args)
         _check_fits(program.jaxpr, machine)
         if not values:
