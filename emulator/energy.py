@@ -105,11 +105,11 @@ class _Work:
     links: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def _work(steps: Sequence[Step]) -> _Work:
+def _work(steps: Sequence[Step], num_devices: int) -> _Work:
     work = _Work()
     for step, times in each(steps):
         if isinstance(step, Op):
-            work.busy_s += times * step.time_s
+            work.busy_s += times * step.mean_s(num_devices)
             work.matmul_s += times * step.matmul_s
             work.vector_s += times * step.vector_s
             work.memory_bytes += times * step.bytes
@@ -124,7 +124,7 @@ def _work(steps: Sequence[Step]) -> _Work:
 
 def energy(steps: Sequence[Step], time_s: float, num_devices: int, on: Machine) -> Energy:
     """Energy in joules of `steps` that take `time_s` on `num_devices` devices of `on`."""
-    work = _work(steps)
+    work = _work(steps, num_devices)
     links_j = _links_j(work.links, on)
     # Power is known by the package; a device may be one die of it.
     packages = num_devices * on.packages / on.num_devices

@@ -498,7 +498,7 @@ def collective_op(positions: list[list[int]], seconds: float) -> CollectiveOp:
         nbytes=1,
         dtype="float32",
         groups=((table, np.full(len(table), seconds)),),
-        bound_s=0.0,
+        bounds_s=(np.zeros(len(table)),),
         link_bytes=(),
     )
 
@@ -513,6 +513,32 @@ def test_collective_waits_for_the_last_of_its_group() -> None:
     assert line.clocks_ps.tolist() == [10**6, 3 * 10**6, 3 * 10**6, 0]
     assert line.time_ps == 3 * 10**6
     assert sorted(map(len, line.lanes())) == [1, 1, 1, 1]
+
+
+def test_bound_is_that_of_one_device_whatever_its_groups() -> None:
+    """Two collectives in turn, of different devices: nobody takes part in both."""
+    halves = [[*range(8)], [*range(8, 16)]]
+
+    def f(x: Any) -> Any:
+        for joined, apart in (halves, halves[::-1]):
+            x = lax.psum(x, "x", axis_index_groups=[joined, *([d] for d in apart)])
+        return x
+
+    g = jax.shard_map(f, mesh=POD.mesh(x=16), in_specs=P("x"), out_specs=P("x"), check_vma=False)
+    answer = estimate(g, S((16, 2**26), F32), on=POD)
+    first, second = answer.collectives
+    assert answer.time_s == pytest.approx(first.time_s) == pytest.approx(second.time_s)
+    assert answer.bound.links_s == first.bound_s == second.bound_s <= answer.time_s
+    assert answer.by_kind()["collective"] == pytest.approx(answer.time_s)
+
+
+def test_slow_devices_work_longer_and_do_not_wait() -> None:
+    """Half the rate on every device is twice the work, none of it waiting."""
+    x = S((4, 2**20), F32)
+    f = jax.shard_map(lambda x: x + 1, mesh=POD.mesh(x=4), in_specs=P("x"), out_specs=P("x"))
+    slow = estimate(f, x, on=POD.degrade(devices=dict.fromkeys(range(4), 0.5)))
+    assert slow.by_kind()["vector"] == pytest.approx(slow.time_s)
+    assert slow.time_s == pytest.approx(2 * estimate(f, x, on=POD).time_s)
 
 
 def test_loop_equals_its_unrolled_body() -> None:

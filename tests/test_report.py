@@ -101,6 +101,32 @@ def test_trace_is_what_perfetto_reads(answer: Estimate, tmp_path: Path) -> None:
     assert collectives and all("algorithm" in e["args"] for e in collectives)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_slices_of_a_track_lie_inside_one_another(overlap: bool, tmp_path: Path) -> None:
+    """Also those of branches and loops that run less than once on average."""
+
+    def f(x: Any) -> Any:
+        def grow(x: Any) -> Any:
+            return lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ c + 1, x)
+
+        return lax.cond(x.sum() > 0, grow, lambda x: jnp.tanh(x @ x), x) @ x
+
+    counts = {"cond_0": (0.3, 0.7), "while_0": 2.5}
+    x = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+    e = estimate(f, x, on=POD, counts=counts, overlap=overlap)
+    events = json.loads(e.to_perfetto(tmp_path / "t.json").read_text())["traceEvents"]
+    slices = [
+        (round(s["ts"] * 1e6), round((s["ts"] + s["dur"]) * 1e6)) for s in events if s["ph"] == "X"
+    ]
+    assert len(slices) > 6
+    outer: list[int] = []
+    for start, end in sorted(slices, key=lambda s: (s[0], -s[1])):
+        while outer and outer[-1] <= start:
+            outer.pop()
+        assert end <= min(outer, default=e.timeline.time_ps)
+        outer.append(end)
+
+
 class Tags(HTMLParser):
     """Counts tags and checks that they close."""
 

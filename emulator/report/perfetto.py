@@ -1,7 +1,8 @@
 """An estimate as a trace in the Chrome JSON format, which Perfetto opens.
 
 Devices with the same clocks throughout share one track, or two where collectives overlap with
-kernels. A loop is a slice over all its trips; inside it the first trip is shown in detail.
+kernels. A loop is a slice over all its trips; inside it the first trip is shown in detail, and what
+runs less than once on average as short as it is on average.
 """
 
 from __future__ import annotations
@@ -82,13 +83,16 @@ def _slice(span: Span, device: int, track: int) -> dict[str, Any] | None:
         "tid": track,
         "ts": start / 1e6,
         "dur": (end - start) / 1e6,
-        "args": _args(span.step, end - start),
+        "args": _args(span.step, device, end - start),
     }
 
 
-def _args(step: Op | CollectiveOp | Loop, duration_ps: int) -> dict[str, Any]:
+def _args(step: Op | CollectiveOp | Loop, device: int, duration_ps: int) -> dict[str, Any]:
     if isinstance(step, Loop):
-        return {"trips": step.trips, "shown": "first trip"}
+        shown = "first trip" if step.trips >= 1 else "mean of executions"
+        return {"trips": step.trips, "shown": shown}
+    if isinstance(step, Op):
+        step = step.on(device)
     args: dict[str, Any] = {
         "where": step.where,
         "detail": step.detail,
@@ -101,7 +105,7 @@ def _args(step: Op | CollectiveOp | Loop, duration_ps: int) -> dict[str, Any]:
             "memory traffic": quantity(step.bytes, "B"),
         }
     else:
-        waited = duration_ps / 1e12 - step.time_s
+        waited = duration_ps / 1e12 - step.group_s(device)
         args |= {
             "op": step.op,
             "algorithm": step.algorithm,

@@ -42,7 +42,9 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """Equal steps of one kind summed up: `count` executions, seconds per device."""
+    """Equal steps of one kind summed up: `count` executions, seconds on the device that takes
+    longest.
+    """
 
     name: str
     kind: str
@@ -108,12 +110,15 @@ class Estimate:
         return tuple(s for s, _ in each(self.steps) if isinstance(s, CollectiveOp))
 
     def by_kind(self) -> dict[str, float]:
-        """Seconds on one device by kind of work, largest first; waiting for others is what is left
-        of `time_s`.
+        """Seconds on one device, on average, by kind of work, largest first; waiting for others is
+        what is left of `time_s`.
         """
+        count = len(self.devices)
+        slow = sum(self.machine.slowness(self.devices)) / count
         total: dict[str, float] = {}
         for step, times in each(self.steps):
-            total[step.kind] = total.get(step.kind, 0.0) + times * step.time_s
+            time_s = times * step.mean_s(count) * (slow if isinstance(step, Op) else 1.0)
+            total[step.kind] = total.get(step.kind, 0.0) + time_s
         return dict(sorted(total.items(), key=lambda item: -item[1]))
 
     @property
