@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PS_PER_S = 10**12
+LONGEST_S = 2**63 / PS_PER_S  # what a clock of 64 bits holds
 
 # Kinds of kernels whose operations are those of the matrix unit.
 ON_MATRIX = ("matmul", "attention")
@@ -186,6 +187,9 @@ def play(
 ) -> Timeline:
     """Runs `steps` on devices that all start at zero. `slowness` says how many times longer kernels
     take on each device.
+
+    Raises:
+        ValueError: it takes longer than a clock can hold.
     """
     return Player(devices, slowness).play(steps, ())
 
@@ -202,6 +206,13 @@ class Player:
         self.quiet = False
 
     def play(self, steps: Sequence[Step], needs: Sequence[Needs]) -> Timeline:
+        most_s = sum(n * step.time_s for step, n in each(steps)) * float(self.slow.max(initial=1.0))
+        if not most_s < LONGEST_S:
+            raise ValueError(
+                f"the program takes up to {most_s:.3g} s, but clocks in picoseconds end at "
+                f"{LONGEST_S:.3g} s ({LONGEST_S / 86400:.0f} days): let it do less, such as fewer "
+                "trips of its loops"
+            )
         clocks = self.run(steps, needs, np.zeros(self.count, np.int64), 0)
         return Timeline(devices=self.devices, clocks_ps=clocks, spans=tuple(self.spans))
 

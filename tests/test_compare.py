@@ -225,6 +225,7 @@ def test_shapes_are_enough_without_values(cloud: Machine, rack: Machine) -> None
         ({"mesh": "dp"}, TypeError, "must be a function of the machine"),
         ({"mesh": mesh_of, "arithmetics": "native"}, TypeError, "a list of names"),
         ({"mesh": mesh_of, "arithmetics": ["A100"]}, ValueError, "unknown arithmetic 'A100'"),
+        ({"mesh": mesh_of, "arithmetics": ["own", 3]}, TypeError, "3.*expected a name, a file"),
         ({"mesh": mesh_of, "counts": {"while_0": 1}}, ValueError, "leave it out"),
         ({"mesh": mesh_of, "values": False, "arithmetics": ["own"]}, ValueError, "do not depend"),
         ({"mesh": lambda on: em.cloudmatrix384().mesh(dp=48, tp=8)}, ValueError, "72"),

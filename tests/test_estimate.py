@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from typing import Any
 
 import jax
@@ -214,6 +215,26 @@ def test_cond_needs_its_shares() -> None:
     assert flops[0, 1] + flops[1, 0] == 2 * flops[0.5, 0.5]
     with pytest.raises(ValueError, match="2 shares"):
         estimate(f, x, on=POD, counts={"cond_0": (0.5, 0.2)})
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"while_0": math.inf}, "at least 0; got inf"),
+        ({"while_0": math.nan}, "at least 0; got nan"),
+        ({"while_0": 1e13}, "clocks in picoseconds end at 9.22e"),
+    ],
+)
+def test_trips_that_no_clock_can_hold(counts: dict[str, float], words: str) -> None:
+    f = lambda x: lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x)  # noqa: E731
+    with pytest.raises(ValueError, match=words):
+        estimate(f, S((8,), F32), on=POD, counts=counts)
+
+
+def test_shares_are_numbers() -> None:
+    f = lambda x: lax.cond(x[0] < 9, lambda c: c + 1, lambda c: c, x)  # noqa: E731
+    with pytest.raises(ValueError, match="2 shares that add up to 1.*got .nan, 1"):
+        estimate(f, S((8,), F32), on=POD, counts={"cond_0": (math.nan, 1)})
 
 
 def test_counts_of_nothing_are_refused() -> None:

@@ -153,6 +153,7 @@ def test_mesh() -> None:
         ({"x": 2}, {"devices": []}, "devices is empty"),
         ({"x": 2}, {"axis_types": "Auto"}, "axis_types must be one jax.sharding.AxisType"),
         ({"x": 2}, {"axis_types": (AxisType.Auto,) * 2}, "for each of the 1 axes"),
+        ({"x": 2}, {"axis_types": 3}, "axis_types must be one jax.sharding.AxisType.*got 3"),
     ],
 )
 def test_mesh_errors(sizes: dict, extra: dict, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +17,8 @@ from rich.console import Console
 
 from emulator.machines import cloudmatrix384
 from emulator.report import Estimate, estimate
-from emulator.report.html import _lanes
+from emulator.report.html import _lanes, page
+from emulator.timeline import Timeline
 from emulator.units import count, quantity, seconds
 
 POD = cloudmatrix384()
@@ -188,7 +190,37 @@ def test_seconds(value: float, text: str) -> None:
     assert seconds(value) == text
 
 
+def test_a_failure_leaves_no_half_file(answer: Estimate, tmp_path: Path, monkeypatch: Any) -> None:
+    old = tmp_path / "t.json"
+    old.write_text("old")
+    monkeypatch.setattr(Path, "replace", lambda *_: 1 / 0)  # as if interrupted after writing
+    for write in (answer.to_perfetto, answer.to_html):
+        with pytest.raises(ZeroDivisionError):
+            write(old)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.json"] and old.read_text() == "old"
+
+
+def test_page_says_how_many_lanes_it_leaves_out() -> None:
+    mesh = POD.mesh(x=20)
+    f = jax.shard_map(lambda x: x + 1, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+    slow = POD.degrade(devices={d: (d + 1) / 40 for d in range(20)})
+    e = estimate(f, jax.ShapeDtypeStruct((20, 2**20), jnp.float32), on=slow)
+    assert "12 of 20 are drawn" in page(e)
+    assert "are drawn" not in page(dataclasses.replace(e, timeline=answer_of_one(e)))
+
+
+def answer_of_one(e: Estimate) -> Timeline:
+    """The same timeline of its first device alone."""
+    spans = tuple(
+        dataclasses.replace(s, start_ps=s.start_ps[:1], end_ps=s.end_ps[:1])
+        for s in e.timeline.spans
+    )
+    return Timeline(devices=e.devices[:1], clocks_ps=e.timeline.clocks_ps[:1], spans=spans)
+
+
 def test_quantities() -> None:
+    assert quantity(0.0421, "J") == "42.1 mJ"
+    assert quantity(0.0, "J") == "0.00 J"
     assert quantity(353.9e12, "FLOP/s") == "354 TFLOP/s"
     assert quantity(0.85, "") == "0.85 "
     assert (count(3.0), count(2.5)) == ("3", "2.50")

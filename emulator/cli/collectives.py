@@ -14,8 +14,8 @@ from rich import box
 from rich.progress import track
 from rich.table import Table
 
+from emulator import files
 from emulator.cli import choose
-from emulator.cli.files import write_text
 from emulator.cli.show import err, out, whole
 from emulator.fabric import Collective, collective
 from emulator.fabric.arguments import ITEM_BYTES
@@ -71,9 +71,8 @@ def collectives(
     names: list[str | None] = [None]
     if algorithm is not None:
         names = [*choose.names("--algorithm", algorithm)]
-    for path in (plot, None if table in (None, "-") else Path(table)):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}")
+    files.check("--plot", plot)
+    files.check("--csv", None if table in (None, "-") else Path(table))
     pairs = None
     if op == "permute":
         pairs = tuple(zip(group, (*group[1:], group[0]), strict=True))
@@ -106,7 +105,7 @@ def collectives(
         if table == "-":
             sys.stdout.write(text)
             return
-        write_text(Path(table), text)
+        files.write(Path(table), text)
         err.print(f"written to {table}", soft_wrap=True)
     _print(rows, names, _title(op, group, on))
 

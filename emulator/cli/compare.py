@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from emulator import files
 from emulator.cli import choose
-from emulator.cli.files import write_text
 from emulator.cli.kept import keep_compiled
 from emulator.cli.show import err, out
 from emulator.machines import Machine
@@ -64,9 +64,8 @@ def compare(
     if arithmetic is not None:
         names = choose.names("--arithmetic", arithmetic)
         arithmetics = "candidates" if names == ["candidates"] else names
-    for file in (json, csv):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ValueError(f"{file}: there is no folder {file.parent}")
+    files.check("--json", json)
+    files.check("--csv", csv)
 
     from emulator.report.compare import compare_prepared
 
@@ -78,9 +77,9 @@ def compare(
         found = compare_prepared(program, prepare, machines, arithmetics, not estimate, how)
     out.print(found.table())
     if json is not None:
-        write_text(json, found.to_json())
+        files.write(json, found.to_json())
     if csv is not None:
-        write_text(csv, found.to_csv())
+        files.write(csv, found.to_csv())
 
 
 def _machine_names(text: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from emulator import files
 from emulator.cli import choose
 from emulator.cli import real_devices as cluster
 from emulator.cli.kept import keep_compiled
@@ -79,8 +79,12 @@ def run(
     coordinator: Annotated[
         str | None, typer.Option(help="HOST:PORT of the first of several processes.")
     ] = None,
-    processes: Annotated[int | None, typer.Option(help="How many processes there are.")] = None,
-    process: Annotated[int | None, typer.Option(help="Which of them this one is, from 0.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many processes there are.")
+    ] = None,
+    process: Annotated[
+        int | None, typer.Option(min=0, help="Which of them this one is, from 0.")
+    ] = None,
 ) -> None:
     """Run a program on the virtual machine and say what it computes and how long it takes there.
 
@@ -92,13 +96,17 @@ def run(
     on = choose.machine(machine)
     if fusion not in FUSIONS:
         raise ValueError(f"--fusion {fusion}: expected one of {', '.join(FUSIONS)}")
-    if trace is not None and not trace.parent.is_dir():
-        raise ValueError(f"--trace {trace}: there is no folder {trace.parent}")
+    if estimate and arithmetic is not None:
+        raise ValueError(
+            f"--arithmetic {arithmetic} --estimate: times do not depend on how matmuls sum; leave "
+            "one of the two out"
+        )
+    files.check("--trace", trace)
     if chakra is not None and (chakra.exists() or not chakra.absolute().parent.is_dir()):
         raise ValueError(f"--chakra {chakra}: name a new folder in one that exists")
     how: dict[str, Any] = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
     how["algorithms"] = choose.algorithms(algorithms)
-    devices = cluster.real_devices(real_devices, coordinator, processes, process)
+    devices = cluster.real_devices(real_devices, coordinator, processes, process, on)
     if devices is None and not estimate:
         keep_compiled()
     if program == "transformer":
@@ -117,9 +125,7 @@ def run(
     if out.quiet:
         return  # of several processes, the first writes
     if trace is not None:
-        part = trace.with_name(trace.name + ".part")
-        answer.to_perfetto(part)
-        os.replace(part, trace)
+        answer.to_perfetto(trace)
         out.print(f"trace written to {trace}; open it at https://ui.perfetto.dev")
     if chakra is not None:
         answer.to_chakra(chakra)
@@ -324,9 +330,19 @@ def _own(
     for column in ("output", "dtype", "shape", "value"):
         table.add_column(column)
     for path, leaf in jax.tree_util.tree_leaves_with_path(answer.value):
-        mean = "" if leaf.size == 1 else "mean "
-        value = mean + f"{float(leaf.mean()):.6g}" if leaf.size else "empty"
         name = jax.tree_util.keystr(path) or "result"
-        table.add_row(name, str(leaf.dtype), str(leaf.shape), value)
+        table.add_row(name, str(leaf.dtype), str(leaf.shape), _in_brief(leaf))
     out.print(table)
     return answer
+
+
+def _in_brief(leaf: Any) -> str:
+    """One number that tells values apart."""
+    import jax
+
+    if not leaf.size:
+        return "empty"
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return str(jax.random.key_data(leaf).reshape(-1).tolist()[:4])
+    mean = "" if leaf.size == 1 else "mean "
+    return mean + f"{leaf.mean().item():.6g}"

@@ -184,7 +184,7 @@ def _entry(where: str, entry: str, values: dict[str, Any]) -> None:
     number, unit = _quantity(where, entry)
     scale = _rate_unit(unit)
     if not unit:
-        if number != int(number):
+        if not number.is_integer():
             raise ValueError(f"{where}: a size must be a whole number; got {entry!r}")
         values["sizes"] += (int(number),)
     elif scale is not None:

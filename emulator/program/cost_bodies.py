@@ -146,10 +146,10 @@ def while_(walker: Walker, frame: Frame, index: int, node: Node) -> None:
         trips = float(trips)
     except (TypeError, ValueError):
         trips = math.nan
-    if not trips >= 0:
+    if not 0 <= trips < math.inf:
         raise ValueError(
             f"counts[{walker.sites[node.path]!r}]: expected the trips of the loop, a number "
-            "of at least 0"
+            f"of at least 0; got {walker.counts[walker.sites[node.path]]!r}"
         )
     (body, ins, _), (cond, cond_ins, _) = layouts_.body_links(node)
     nc = node.params["body_nconsts"]
@@ -186,9 +186,11 @@ def cond(walker: Walker, frame: Frame, index: int, node: Node) -> None:
         shares = [float(s) for s in shares]
     except (TypeError, ValueError):
         shares = []
-    if len(shares) != len(links) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    fine = len(shares) == len(links) and all(s >= 0 for s in shares)
+    if not (fine and abs(sum(shares) - 1) <= 1e-6):
         raise ValueError(
-            f"counts[{site!r}]: expected {len(links)} shares that add up to 1, one per branch"
+            f"counts[{site!r}]: expected {len(links)} shares that add up to 1, one per branch; got "
+            f"{walker.counts[site]!r}"
         )
     lives = []
     for i, ((branch, ins, _), share) in enumerate(zip(links, shares, strict=True)):

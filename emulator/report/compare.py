@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -285,6 +286,11 @@ def _units(arithmetics: Any, machine: Machine) -> list[tuple[str, Any]]:
         elif isinstance(each, str) and each == "native":
             found["native XLA"] = each
         else:
+            if not isinstance(each, str | os.PathLike | kernels.Arithmetic):
+                raise TypeError(
+                    f"compare(arithmetics=[..., {each!r}]): expected a name, a file, a "
+                    'kernels.Arithmetic, "own" or "native"'
+                )
             unit = (
                 each
                 if isinstance(each, kernels.Arithmetic)

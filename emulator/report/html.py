@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from emulator import files
 from emulator.report.perfetto import lane_name
 from emulator.report.result import Estimate
 from emulator.timeline import Loop, Span
@@ -34,7 +35,7 @@ COLOURS = {
 
 
 def write(estimate: Estimate, path: Path) -> Path:
-    path.write_text(page(estimate), encoding="utf-8")
+    files.write(path, page(estimate))
     return path
 
 
@@ -56,6 +57,7 @@ def page(estimate: Estimate) -> str:
         power=interval(*estimate.energy.power_w, "W"),
         device=interval(*estimate.energy.device_w, "W"),
         lanes=_lanes(estimate),
+        lane_count=len(estimate.timeline.lanes()),
         colours=COLOURS,
         alive=estimate.memory.alive[:TOP],
     )

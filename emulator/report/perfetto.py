@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from emulator import files
 from emulator.report.result import Estimate
 from emulator.timeline import CollectiveOp, Loop, Op, Span
 from emulator.units import quantity, seconds
@@ -19,7 +20,7 @@ MAX_TRACKS = 64
 
 
 def write(estimate: Estimate, path: Path) -> Path:
-    path.write_text(json.dumps(trace(estimate)))
+    files.write(path, json.dumps(trace(estimate)))
     return path
 
 
