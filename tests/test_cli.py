@@ -149,7 +149,8 @@ def test_values_of_every_type_are_shown(cm384: Command, tmp_path: Path) -> None:
     path = tmp_path / "types.py"
     path.write_text(
         "import jax, jax.numpy as jnp\n"
-        "def several(): return jnp.ones(2) * 2j, jax.random.key(7), jnp.zeros((0, 3)), jnp.int8(5)\n"
+        "key = jax.random.key(7)\n"
+        "def several(): return jnp.ones(2) * 2j, key, jnp.zeros((0, 3)), jnp.int8(5)\n"
     )
     answer = cm384("run", f"{path}:several")
     assert answer.code == 0, answer.err
