@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,16 @@ def test_refusals(options: dict[str, Any], kind: type[Exception], message: str) 
     args = np.ones((48, 128), ml_dtypes.bfloat16), np.ones((128, 5), ml_dtypes.bfloat16)
     with pytest.raises(kind, match=message):
         em.compare(layer, *args, **{"on": [em.gb200_nvl72()], **options})
+
+
+def test_json_has_no_infinities() -> None:
+    """In FP64 the result is 0, so an error has no share of it."""
+    x = jnp.asarray(np.linspace(1, 2, 16), jnp.bfloat16)
+    found = em.compare(lambda x: x * 3 - x - x - x, x, on=[em.gb200_nvl72()])
+    assert found.columns[0].errors[0].rel_rms == math.inf
+    text = found.to_json()
+    (output,) = json.loads(text, parse_constant=lambda name: 1 / 0)["columns"][0]["outputs"]
+    assert output["rel_rms"] is None and output["rms"] > 0
 
 
 PROGRAM = """

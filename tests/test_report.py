@@ -15,8 +15,9 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
-from emulator.machines import cloudmatrix384
+from emulator.machines import cloudmatrix384, custom_machine
 from emulator.report import Estimate, estimate
+from emulator.report.compare import compare
 from emulator.report.html import _lanes, page
 from emulator.timeline import Timeline
 from emulator.units import count, quantity, seconds
@@ -188,6 +189,21 @@ def test_empty_program_reports(tmp_path: Path) -> None:
 )
 def test_seconds(value: float, text: str) -> None:
     assert seconds(value) == text
+
+
+def test_names_are_no_markup() -> None:
+    """A key `[bias]` would be a style to rich and vanish, `[/b]` an error."""
+
+    class Key(str):
+        def __repr__(self) -> str:
+            return str(self)
+
+    named = custom_machine("ring(2, 1GB/s)", name="rack [/2]")
+    keys = (Key("bias"), Key("/b"))
+    trees = {key: jnp.ones(4) for key in keys}
+    found = compare(lambda tree: {k: 2 * v for k, v in tree.items()}, trees, on=[named])
+    for text in (str(found), str(found.columns[0].answer)):
+        assert "rack [/2]" in text and all(f"[{key}]" in text for key in keys)
 
 
 def test_a_failure_leaves_no_half_file(answer: Estimate, tmp_path: Path, monkeypatch: Any) -> None:

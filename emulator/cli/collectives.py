@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -159,7 +160,7 @@ def _print(rows: Rows, names: list[str | None], title: str) -> None:
             cells = [_cells(answer) for answer in answers]
             each = [part for c in cells for part in (c[3], c[5], c[8])]
             lines.append([str(size), cells[0][7], *each])
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
     for head in heads:
         table.add_column(
             head, justify="left" if head.startswith(("algorithm", "type")) else "right"

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from emulator import files
@@ -159,7 +160,7 @@ def _show(
     parted = f" in {len(time.groups)} groups" if time.groups else ""
     out.print(
         f"{times}({time.m} x {time.k}) @ ({time.k} x {time.n}){parted}, {time.dtype}, a as "
-        f"{a_layout}, b as {b_layout}, {l2} cache, on one {on.device_kind} of {on.name}",
+        f"{a_layout}, b as {b_layout}, {l2} cache, on one {on.device_kind} of {escape(on.name)}",
         soft_wrap=True,
     )
     split = f", K over {time.split_k} cores" if time.split_k > 1 else ""
@@ -194,7 +195,7 @@ def _show(
 def _table(series: Series, on: Machine, dtype: str) -> None:
     first = next(iter(series.values()))[0]
     out.print(
-        f"{dtype} matmuls on one {on.device_kind} of {on.name}: matrix unit "
+        f"{dtype} matmuls on one {on.device_kind} of {escape(on.name)}: matrix unit "
         f"{quantity(first.peak_flops_per_s, 'FLOP/s')}, memory "
         f"{quantity(first.memory_bytes_per_s, 'B/s')}",
         soft_wrap=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.markup import escape
 
 from emulator import files
 from emulator.cli import choose
@@ -159,7 +159,7 @@ def _transformer(
     tokens = dp * config.sequences * config.sequence
     out.print(
         f"[b]transformer {size}[/b]: {config.parameters:,} parameters, {config.layers} layers, "
-        f"{tokens:,} tokens a step, on dp={dp} x tp={tp} devices of {on.name}",
+        f"{tokens:,} tokens a step, on dp={dp} x tp={tp} devices of {escape(on.name)}",
         soft_wrap=True,
     )
     shapes = transformer.shapes(config, dp, tp)
@@ -251,7 +251,7 @@ def _matmul(
     product = matmul.blocks(on.mesh(x=x, y=y))
     out.print(
         f"[b]matmul[/b]: ({rows} x {rows}) @ ({rows} x {rows}) in BF16, in {x} x {y} blocks on the "
-        f"{x * y} devices of {on.name}",
+        f"{x * y} devices of {escape(on.name)}",
         soft_wrap=True,
     )
     if not shapes_only:
@@ -311,6 +311,7 @@ def _own(
     import jax
 
     import emulator as em
+    from emulator.report.literal import LiteralTable
     from emulator.workloads.load import load
 
     function, args = load(target, on)
@@ -322,11 +323,13 @@ def _own(
             f"{target}: arguments contain {len(shapes)} shapes without values; "
             f"return arrays, or add --estimate"
         )
-    with err.status(f"running {target} on {on.name}"):
+    with err.status(f"running {escape(target)} on {escape(on.name)}"):
         began = time.perf_counter()
         answer = em.run(function, *args, on=on, arithmetic=arithmetic, devices=devices, **how)
         wall_s = time.perf_counter() - began
-    table = Table(title=f"values, computed in {wall_s:.2f} s on this host", title_justify="left")
+    table = LiteralTable(
+        title=f"values, computed in {wall_s:.2f} s on this host", title_justify="left"
+    )
     for column in ("output", "dtype", "shape", "value"):
         table.add_column(column)
     for path, leaf in jax.tree_util.tree_leaves_with_path(answer.value):

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from emulator.report.compare import Column, Comparison, outputs
 from emulator.report.errors import QUANTILES, ULP_EDGES, differing
+from emulator.report.literal import LiteralTable
 from emulator.report.result import Estimate
 from emulator.units import capacity, interval, quantity, seconds
 
@@ -49,7 +50,9 @@ def _body(c: Comparison) -> Group:
 
 
 def _times(c: Comparison) -> Table:
-    table = Table(title=c.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = LiteralTable(
+        title=c.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
     table.add_column("")
     answers = [column.answer for column in c.machines]
     for answer in answers:
@@ -83,7 +86,7 @@ def _times_as_fast(first: Estimate, other: Estimate) -> str:
 
 
 def _values(c: Comparison) -> Group:
-    table = Table(
+    table = LiteralTable(
         title="Error against the same program in FP64",
         title_justify="left",
         title_style="bold",
@@ -201,7 +204,9 @@ def _against(first: Column, other: Column) -> list[int | None]:
 
 
 def record(column: Column) -> dict[str, Any]:
-    """Everything about a column as plain data; units are in the names."""
+    """Everything about a column as plain data; units are in the names. None stands for what is no
+    finite number.
+    """
     a = column.answer
     return {
         "machine": column.machine.name,
@@ -219,10 +224,19 @@ def record(column: Column) -> dict[str, Any]:
         "flops_per_j": list(a.energy.flops_per_j),
         "narrow": list(column.narrow),
         "outputs": [
-            dataclasses.asdict(e) | {"differing": n}
+            _finite(dataclasses.asdict(e)) | {"differing": n}
             for e, n in zip(column.errors, column.differing, strict=True)
         ],
     }
+
+
+def _finite(value: Any) -> Any:
+    """`value` without infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_json(c: Comparison) -> str:
@@ -233,7 +247,7 @@ def as_json(c: Comparison) -> str:
         "columns": [record(column) for column in c.columns],
         "conclusions": conclusions(c),
     }
-    return json.dumps(whole, indent=1)
+    return json.dumps(whole, indent=1, allow_nan=False)
 
 
 _PLAIN = ("machine", "arithmetic", "devices", "time_s", "bound_s", "limited_by", "flops",

@@ -9,6 +9,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from emulator.report.literal import LiteralTable
 from emulator.report.result import Estimate
 from emulator.timeline import CollectiveOp, each
 from emulator.units import capacity, count, interval, quantity, seconds
@@ -51,7 +52,7 @@ def _headline(e: Estimate) -> Text:
 
 
 def _grid(title: str, *columns: tuple[str, bool]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = LiteralTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name, right in columns:
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     return table

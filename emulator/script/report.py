@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emulator.machines import Machine
+from emulator.report.literal import LiteralTable
 from emulator.script.eager import Eager
 from emulator.script.steps import Steps
 from emulator.units import seconds
@@ -39,7 +40,7 @@ def show(answer: RenderableType) -> None:
 
 
 def _table(title: str, *columns: tuple[str, bool]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = LiteralTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name, right in columns:
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     return table
