@@ -222,6 +222,7 @@ def test_shapes_are_enough_without_values(cloud: Machine, rack: Machine) -> None
     [
         ({"on": []}, TypeError, "expected a list of machines"),
         ({"on": ["gb200_nvl72"]}, TypeError, "expected a list of machines"),
+        ({"on": [em.gb200_nvl72()] * 2}, ValueError, "GB200 NVL72 is listed more than once"),
         ({}, ValueError, "mesh=lambda machine"),
         ({"mesh": "dp"}, TypeError, "must be a function of the machine"),
         ({"mesh": mesh_of, "arithmetics": "native"}, TypeError, "a list of names"),
@@ -236,6 +237,25 @@ def test_refusals(options: dict[str, Any], kind: type[Exception], message: str) 
     args = np.ones((48, 128), ml_dtypes.bfloat16), np.ones((128, 5), ml_dtypes.bfloat16)
     with pytest.raises(kind, match=message):
         em.compare(layer, *args, **{"on": [em.gb200_nvl72()], **options})
+
+
+def test_machines_of_one_name_are_told_apart(cloud: Machine) -> None:
+    """A pod whole, with a fault, and of dies; and two fabrics whose names say nothing of rates."""
+    slow, fast = (em.custom_machine(f"ring(4, {rate}GB/s)") for rate in (50, 100))
+    on = [cloud, cloud.degrade(devices={0: 0.5}), em.cloudmatrix384(device="die"), slow, fast]
+    x = jax.ShapeDtypeStruct((2**24,), jnp.float32)
+    found = em.compare(lambda x: x + 1, x, on=on, values=False)
+    titles = [
+        "CloudMatrix 384 (packages)",
+        "CloudMatrix 384 (packages with faults)",
+        "CloudMatrix 384 (dies)",
+        "ring(4) (devices)",
+        "ring(4) (devices) #2",
+    ]
+    assert [column.title for column in found.machines] == titles
+    assert [entry["machine"] for entry in json.loads(found.to_json())["columns"]] == titles
+    assert all(title in " ".join(found.conclusions()) for title in titles)
+    assert [found.of(machine) for machine in on] == [(column,) for column in found.columns]
 
 
 def test_json_has_no_infinities() -> None:

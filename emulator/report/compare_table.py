@@ -55,8 +55,8 @@ def _times(c: Comparison) -> Table:
     )
     table.add_column("")
     answers = [column.answer for column in c.machines]
-    for answer in answers:
-        table.add_column(answer.machine.name, justify="right", overflow="fold")
+    for column in c.machines:
+        table.add_column(column.title, justify="right", overflow="fold")
     kinds = dict.fromkeys(kind for answer in answers for kind in answer.by_kind())
     rows: list[tuple[str, Callable[[Estimate], str]]] = [
         ("devices", _devices),
@@ -148,10 +148,10 @@ def conclusions(c: Comparison) -> tuple[str, ...]:
 def _faster(first: Column, other: Column) -> str:
     a, b = first.answer.time_s, other.answer.time_s
     if a == b:
-        return f"{first.machine.name} and {other.machine.name} take the same time."
+        return f"{first.title} and {other.title} take the same time."
     fast, slow = (first, other) if a < b else (other, first)
     ratio = max(a, b) / min(a, b) if min(a, b) else math.inf
-    return f"{fast.machine.name} is done {ratio:.3g} times sooner than {slow.machine.name}."
+    return f"{fast.title} is done {ratio:.3g} times sooner than {slow.title}."
 
 
 def _efficient(first: Column, other: Column) -> list[str]:
@@ -159,13 +159,13 @@ def _efficient(first: Column, other: Column) -> list[str]:
     if not (a[1] and b[1]):
         return []
     if a[0] <= b[1] and b[0] <= a[1]:
-        names = f"{first.machine.name} and {other.machine.name}"
+        names = f"{first.title} and {other.title}"
         return [f"Performance per watt: the intervals of {names} overlap."]
     better, worse = (first, other) if a[0] > b[1] else (other, first)
     low, high = (max(a, b)[0] / min(a, b)[1], max(a, b)[1] / min(a, b)[0])
     return [
-        f"Performance per watt: {better.machine.name} has {low:.3g} to {high:.3g} times that of "
-        f"{worse.machine.name}."
+        f"Performance per watt: {better.title} has {low:.3g} to {high:.3g} times that of "
+        f"{worse.title}."
     ]
 
 
@@ -173,7 +173,7 @@ def _nearer(one: Sequence[Column], two: Sequence[Column]) -> str:
     pairs = [(a, b) for a in one for b in two]
     nearer = sum(a.rel_rms < b.rel_rms for a, b in pairs)
     farther = sum(a.rel_rms > b.rel_rms for a, b in pairs)
-    names = one[0].machine.name, two[0].machine.name
+    names = one[0].title, two[0].title
     if nearer == farther == 0:
         return f"Error: {names[0]} and {names[1]} are equally near to FP64."
     if 0 in (nearer, farther):
@@ -191,7 +191,7 @@ def _spread(columns: Sequence[Column]) -> str:
     low, high = (f(columns, key=lambda c: c.rel_rms) for f in (min, max))
     changed = sum(any(n != 0 for n in _against(columns[0], c)) for c in columns[1:])
     return (
-        f"{columns[0].machine.name}: RMS error {low.rel_rms:.3g} ({low.arithmetic}) to "
+        f"{columns[0].title}: RMS error {low.rel_rms:.3g} ({low.arithmetic}) to "
         f"{high.rel_rms:.3g} ({high.arithmetic}) of the values; {changed} of "
         f"{len(columns) - 1} other arithmetics change bits."
     )
@@ -209,7 +209,7 @@ def record(column: Column) -> dict[str, Any]:
     """
     a = column.answer
     return {
-        "machine": column.machine.name,
+        "machine": column.title,
         "arithmetic": column.arithmetic,
         "devices": len(a.devices),
         "mesh": dict(a.mesh_shape),

@@ -17,6 +17,7 @@ from emulator.timeline import CollectiveOp, Loop, Op, Span
 from emulator.units import quantity, seconds
 
 MAX_TRACKS = 64
+PROCESS = 1  # 0 is the idle process of whoever reads traces
 
 
 def write(estimate: Estimate, path: Path) -> Path:
@@ -28,15 +29,15 @@ def trace(estimate: Estimate) -> dict[str, Any]:
     """The trace as a JSON object; times in microseconds."""
     timeline = estimate.timeline
     events: list[dict[str, Any]] = [
-        _meta("process_name", 0, None, f"{estimate.machine.name}: {estimate.name}")
+        _meta("process_name", None, f"{estimate.machine.name}: {estimate.name}")
     ]
     lanes = timeline.lanes()
     engines = ("", ", collectives") if estimate.overlap else ("",)
     for number, lane in enumerate(lanes[:MAX_TRACKS]):
         first = 1 + number * len(engines)
         for track, engine in enumerate(engines, start=first):
-            events.append(_meta("thread_name", 0, track, lane_name(estimate, lane) + engine))
-            events.append(_meta("thread_sort_index", 0, track, track))
+            events.append(_meta("thread_name", track, lane_name(estimate, lane) + engine))
+            events.append(_meta("thread_sort_index", track, track))
         for span in timeline.spans:
             apart = estimate.overlap and isinstance(span.step, CollectiveOp)
             event = _slice(span, lane[0], first + apart)
@@ -54,9 +55,9 @@ def trace(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def _meta(kind: str, pid: int, tid: int | None, value: str | int) -> dict[str, Any]:
+def _meta(kind: str, tid: int | None, value: str | int) -> dict[str, Any]:
     key = "sort_index" if kind.endswith("sort_index") else "name"
-    event: dict[str, Any] = {"ph": "M", "name": kind, "pid": pid, "args": {key: value}}
+    event: dict[str, Any] = {"ph": "M", "name": kind, "pid": PROCESS, "args": {key: value}}
     if tid is not None:
         event["tid"] = tid
     return event
@@ -80,7 +81,7 @@ def _slice(span: Span, device: int, track: int) -> dict[str, Any] | None:
         "ph": "X",
         "name": span.step.name,
         "cat": span.step.kind,
-        "pid": 0,
+        "pid": PROCESS,
         "tid": track,
         "ts": start / 1e6,
         "dur": (end - start) / 1e6,
