@@ -83,6 +83,12 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
         ),
         (["probe", "--out", "folder"], "--out folder: expected the name of a file"),
         (["run", "matmul", "--estimate", "--arithmetic", "native"], "leave one of the two out"),
+        (
+            ["run", "matmul", "--tp", "2", "--steps", "3"],
+            "--steps, --tp: of the program transformer",
+        ),
+        (["run", "program.py:mean", "--size", "tiny"], "--size tiny: of the programs transformer"),
+        (["compare", "matmul", "--dp", "2"], "--dp: of the program transformer; leave it out"),
         (["run", "matmul", "--real-devices", "385"], "has 384 devices to divide over them"),
     ],
 )

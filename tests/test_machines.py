@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from emulator.machines import Machine, Tier, build, cite, cloudmatrix384, gb200_nvl72
+from emulator.machines.chips import chip, chip_names
 from emulator.machines.fact import EVIDENCE
 from emulator.mesh import PodMesh, device_numbers
 
@@ -90,6 +91,13 @@ def test_a_changed_number_loses_its_source() -> None:
     assert by_name["chip.clock_hz"].source == "changed by the user"
     assert by_name["chip.cube_cores"].evidence == "documented"
     assert faster != machine
+
+
+@pytest.mark.parametrize("name", chip_names())
+def test_caches_are_two_to_four_times_as_fast_as_memory(name: str) -> None:
+    """The vendor's documents say three to four for Ascend."""
+    die = chip(name)
+    assert 2 <= die.l2_bytes_per_s / die.memory_bytes_per_s <= 4
 
 
 def test_records_are_checked() -> None:

@@ -39,7 +39,9 @@ def compare(
     size: Annotated[
         str | None, typer.Option(help="transformer: tiny, small, 7b, 70b. matmul: rows.")
     ] = None,
-    tp: Annotated[int, typer.Option(min=1, help="transformer: tensor-parallel devices.")] = 8,
+    tp: Annotated[
+        int | None, typer.Option(min=1, help="transformer: tensor-parallel devices (default: 8).")
+    ] = None,
     dp: Annotated[
         int | None, typer.Option(min=1, help="transformer: replicas (default: all devices).")
     ] = None,
@@ -60,6 +62,7 @@ def compare(
     function_args(machine) are called for each machine.
     """
     machines = [choose.machine(name) for name in _machine_names(machine)]
+    choose.check_belongs(program, transformer={"--tp": tp, "--dp": dp}, size=size)
     arithmetics: Any = None
     if arithmetic is not None:
         names = choose.names("--arithmetic", arithmetic)
@@ -71,7 +74,7 @@ def compare(
 
     if not estimate:
         keep_compiled()
-    prepare = _prepare(program, size, dp, tp, shapes_only=estimate)
+    prepare = _prepare(program, size, dp, tp or 8, shapes_only=estimate)
     how = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
     with err.status(f"comparing {program}"):
         found = compare_prepared(program, prepare, machines, arithmetics, not estimate, how)

@@ -43,11 +43,15 @@ def run(
         Path | None,
         typer.Option(help="Write Chakra execution traces, one a device, to this new folder."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="transformer: training steps.")] = 4,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="transformer: training steps (default: 4).")
+    ] = None,
     size: Annotated[
         str | None, typer.Option(help="transformer: tiny, small, 7b, 70b. matmul: rows.")
     ] = None,
-    tp: Annotated[int, typer.Option(min=1, help="transformer: tensor-parallel devices.")] = 8,
+    tp: Annotated[
+        int | None, typer.Option(min=1, help="transformer: tensor-parallel devices (default: 8).")
+    ] = None,
     dp: Annotated[
         int | None, typer.Option(min=1, help="transformer: replicas (default: all devices).")
     ] = None,
@@ -94,6 +98,7 @@ def run(
     machine.mesh(...).
     """
     on = choose.machine(machine)
+    choose.check_belongs(program, transformer={"--steps": steps, "--tp": tp, "--dp": dp}, size=size)
     if fusion not in FUSIONS:
         raise ValueError(f"--fusion {fusion}: expected one of {', '.join(FUSIONS)}")
     if estimate and arithmetic is not None:
@@ -110,7 +115,9 @@ def run(
     if devices is None and not estimate:
         keep_compiled()
     if program == "transformer":
-        answer = _transformer(on, size or "tiny", steps, dp, tp, estimate, arithmetic, devices, how)
+        answer = _transformer(
+            *(on, size or "tiny", steps or 4, dp, tp or 8, estimate, arithmetic, devices, how)
+        )
     elif program == "matmul":
         answer = _matmul(on, size, estimate, arithmetic, devices, how)
     elif ":" in program:

@@ -23,7 +23,9 @@ DECISIVE = frozenset(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Bound:
-    """Least seconds that physics allows one device, engines and links all overlapping perfectly."""
+    """Least seconds that physics allows one device: engines and links overlap perfectly, collectives
+    come one after the other.
+    """
 
     matmul_s: float
     vector_s: float
@@ -84,7 +86,9 @@ class Estimate:
 
     @property
     def bound_s(self) -> float:
-        """Seconds below which no schedule of this work on this machine can go."""
+        """Seconds below which no schedule of this work on this machine can go that runs its
+        collectives one after the other.
+        """
         return self.bound.time_s
 
     @property
