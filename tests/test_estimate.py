@@ -559,7 +559,13 @@ def test_slow_devices_work_longer_and_do_not_wait() -> None:
     f = jax.shard_map(lambda x: x + 1, mesh=POD.mesh(x=4), in_specs=P("x"), out_specs=P("x"))
     slow = estimate(f, x, on=POD.degrade(devices=dict.fromkeys(range(4), 0.5)))
     assert slow.by_kind()["vector"] == pytest.approx(slow.time_s)
-    assert slow.time_s == pytest.approx(2 * estimate(f, x, on=POD).time_s)
+    healthy = estimate(f, x, on=POD)
+    assert slow.time_s == pytest.approx(2 * healthy.time_s)
+
+    def control_j(answer: Estimate) -> float:
+        return next(p.high_j for p in answer.energy.parts if p.name == "clocks and control")
+
+    assert control_j(slow) == pytest.approx(2 * control_j(healthy))
 
 
 def test_loop_equals_its_unrolled_body() -> None:

@@ -23,8 +23,8 @@ DECISIVE = frozenset(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Bound:
-    """Least seconds that physics allows one device: engines and links overlap perfectly, collectives
-    come one after the other.
+    """Least seconds that physics allows one device: engines and links overlap perfectly, and
+    collectives come one after the other.
     """
 
     matmul_s: float
