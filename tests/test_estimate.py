@@ -710,6 +710,8 @@ def test_run_counts_what_only_values_tell() -> None:
     assert np.array_equal(answer.value, np.full((384 * 4, 4), 4 * 729.0**2, np.float32))
     told = estimate(f, x, on=POD, algorithms={"all_reduce": "ring"}, counts=answer.counts)
     assert answer.time_s == told.time_s
+    # Not the memory that was looked at beforehand, of loops that nothing comes to.
+    assert answer.memory == told.memory and "while_0 x0" not in answer.memory.at
 
 
 def test_a_call_to_the_host_takes_the_seconds_that_are_given() -> None:

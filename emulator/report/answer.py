@@ -124,6 +124,7 @@ def run(
     counted = given | counted
     if counted:
         costs = _costs(program, args, on, algorithms, counts | counted, fusion)
+        memory = _memory(costs, on, allow_oom)
     answer = _answer(costs, _name(fun), on, memory, overlap)
     return Run(**answer, value=value, counts=counted)
 
