@@ -151,8 +151,16 @@ def test_own_program(cm384: Command, program: Path) -> None:
     assert "all_reduce" in answer.out and "assum" in answer.out.lower()
 
 
+def test_an_error_of_the_users_own_says_where(cm384: Command, program: Path) -> None:
+    program.write_text("import jax\n\ndef wrong():\n    return jax.numpy.ones(2) + 'a'\n")
+    answer = cm384("run", f"{program}:wrong")
+    assert answer.code == 2 and answer.err.startswith("cm384: ")
+    assert answer.err.endswith(f"\n  in {program}, line 4, wrong\n")
+    assert "\n  in " not in cm384("run", "llama").err
+
+
 def test_values_of_every_type_are_shown(cm384: Command, tmp_path: Path) -> None:
-    path = tmp_path / "types.py"
+    path = tmp_path / "every_type.py"
     path.write_text(
         "import jax, jax.numpy as jnp\n"
         "key = jax.random.key(7)\n"

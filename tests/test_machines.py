@@ -130,7 +130,7 @@ def test_machines_are_cached_and_hashable() -> None:
         cloudmatrix384(device="core")
     with pytest.raises(ValueError, match=r"device must be .*; got \[\]"):
         cloudmatrix384([])  # type: ignore[arg-type]
-    for pods in ([], True, 1.0):  # though True == 1.0 == 1, for which an answer is kept
+    for pods in ([], 433, True, 1.0):  # though True == 1.0 == 1, for which an answer is kept
         with pytest.raises(ValueError, match=f"pods must be .*; got {re.escape(str(pods))}"):
             cloudmatrix384(pods=pods)  # type: ignore[arg-type]
 
