@@ -62,6 +62,11 @@ def count(value: float) -> str:
     return f"{value:.0f}" if abs(value - round(value)) < 1e-9 else f"{value:.2f}"
 
 
+def several(number: int, thing: str) -> str:
+    """How many of a thing: "1 package", "384 packages"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def _three(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:.0f}"

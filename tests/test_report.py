@@ -20,7 +20,7 @@ from emulator.report import Estimate, estimate
 from emulator.report.compare import compare
 from emulator.report.html import _lanes, page
 from emulator.timeline import Timeline
-from emulator.units import count, quantity, seconds
+from emulator.units import count, quantity, seconds, several
 
 POD = cloudmatrix384()
 
@@ -235,6 +235,7 @@ def answer_of_one(e: Estimate) -> Timeline:
 
 
 def test_quantities() -> None:
+    assert (several(1, "die"), several(16, "die")) == ("1 die", "16 dies")
     assert quantity(0.0421, "J") == "42.1 mJ"
     assert quantity(0.0, "J") == "0.00 J"
     assert quantity(353.9e12, "FLOP/s") == "354 TFLOP/s"

@@ -21,6 +21,7 @@ from emulator.cli.show import err, out, whole
 from emulator.fabric import Collective, collective
 from emulator.fabric.arguments import ITEM_BYTES
 from emulator.machines import Machine
+from emulator.units import several
 
 _COLUMNS = ("size", "count", "type", "time", "algbw", "busbw", "algorithm", "bound", "of bound")
 _UNITS = ("B", "", "", "us", "GB/s", "GB/s", "", "us", "%")
@@ -129,7 +130,7 @@ def _with_progress(sizes: list[int], answers: int) -> Iterable[int]:
 
 
 def _title(op: str, group: tuple[int, ...], on: Machine) -> str:
-    return f"{op} over {len(group)} {on.device_kind}s of {on.name}"
+    return f"{op} over {several(len(group), on.device_kind)} of {on.name}"
 
 
 def _cells(answer: Collective) -> list[str]:

@@ -334,9 +334,8 @@ def _own(
         began = time.perf_counter()
         answer = em.run(function, *args, on=on, arithmetic=arithmetic, devices=devices, **how)
         wall_s = time.perf_counter() - began
-    table = LiteralTable(
-        title=f"values, computed in {wall_s:.2f} s on this host", title_justify="left"
-    )
+    out.print(f"values, computed in {wall_s:.2f} s on this host")
+    table = LiteralTable()
     for column in ("output", "dtype", "shape", "value"):
         table.add_column(column)
     for path, leaf in jax.tree_util.tree_leaves_with_path(answer.value):

@@ -14,7 +14,7 @@ from emulator import files
 from emulator.report.perfetto import lane_name
 from emulator.report.result import Estimate
 from emulator.timeline import Loop, Span
-from emulator.units import capacity, count, interval, quantity, seconds
+from emulator.units import capacity, count, interval, quantity, seconds, several
 from emulator.units import fact as units_fact
 
 TOP = 25
@@ -44,7 +44,12 @@ def page(estimate: Estimate) -> str:
     template = resources.files("emulator.report").joinpath("page.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(
-        seconds=seconds, bytes=capacity, quantity=quantity, count=count, fact=units_fact
+        seconds=seconds,
+        bytes=capacity,
+        quantity=quantity,
+        count=count,
+        several=several,
+        fact=units_fact,
     )
     return environment.from_string(template).render(
         e=estimate,

@@ -12,7 +12,7 @@ from rich.text import Text
 from emulator.report.literal import LiteralTable
 from emulator.report.result import Estimate
 from emulator.timeline import CollectiveOp, each
-from emulator.units import capacity, count, interval, quantity, seconds
+from emulator.units import capacity, count, interval, quantity, seconds, several
 from emulator.units import fact as units_fact
 
 TOP = 12
@@ -45,7 +45,8 @@ def _headline(e: Estimate) -> Text:
     mesh = " x ".join(f"{name}={size}" for name, size in e.mesh_shape) or "one device"
     text = Text()
     text.append(f"{e.name}", style="bold")
-    text.append(f" on {e.machine.name}, mesh {mesh} ({len(e.devices)} {e.machine.device_kind}s)")
+    devices = several(len(e.devices), e.machine.device_kind)
+    text.append(f" on {e.machine.name}, mesh {mesh} ({devices})")
     if not e.memory.fits:
         text.append(f"\n{e.memory.message}", style="bold red")
     return text
@@ -178,7 +179,7 @@ def _memory(e: Estimate) -> Table:
 
 def _energy(e: Estimate) -> Table:
     table = _grid(
-        f"Energy of {len(e.devices)} devices",
+        f"Energy of {several(len(e.devices), 'device')}",
         ("part", False),
         ("low", True),
         ("high", True),

@@ -12,7 +12,7 @@ from emulator.machines import Machine
 from emulator.report.literal import LiteralTable
 from emulator.script.eager import Eager
 from emulator.script.steps import Steps
-from emulator.units import seconds
+from emulator.units import seconds, several
 
 TOP = 12
 _WIDEST = 160  # columns
@@ -25,7 +25,7 @@ def report(on: Machine, devices: int, steps: Steps, eager: Eager, wall_s: float)
     head.append("pod time", style="bold")
     slept = f" ({seconds(clock.slept_s)} of them asleep)" if clock.slept_s else ""
     head.append(f"  {seconds(clock.time_s)}{slept} on {on.name}, ")
-    head.append(f"{devices} {on.device_kind}s; ")
+    head.append(f"{several(devices, on.device_kind)}; ")
     head.append(f"{seconds(wall_s)} of wall time on this host")
     timed = any(function.last for function in steps.functions.values())
     table = (_steps(steps), Text("")) if timed else ()
