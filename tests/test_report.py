@@ -191,6 +191,16 @@ def test_seconds(value: float, text: str) -> None:
     assert seconds(value) == text
 
 
+def test_meshes_of_the_same_devices_are_two() -> None:
+    def f(x: Any) -> Any:
+        for mesh, spec in ((POD.mesh(x=8), P("x")), (POD.mesh(y=2, z=4), P(("y", "z")))):
+            x = jax.shard_map(jnp.tanh, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+        return x
+
+    e = estimate(f, jax.ShapeDtypeStruct((64,), jnp.float32), on=POD)
+    assert "mesh x=8; y=2 x z=4 (8 packages)" in str(e)
+
+
 def test_names_are_no_markup() -> None:
     """A key `[bias]` would be a style to rich and vanish, `[/b]` an error."""
 

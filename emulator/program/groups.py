@@ -30,8 +30,8 @@ class Groups:
             check_fits(mesh, on)
         numbers = dict.fromkeys(d for mesh in self.meshes for d in device_numbers(mesh))
         self.devices: tuple[int, ...] = tuple(numbers) or (0,)
-        self.mesh_shape = tuple(pair for mesh in self.meshes for pair in _shape(mesh))
-        self.sizes = dict(self.mesh_shape)
+        self.mesh_shapes = tuple(_shape(mesh) for mesh in self.meshes)
+        self.sizes = dict(pair for shape in self.mesh_shapes for pair in shape)
         self._place = {d: i for i, d in enumerate(self.devices)}
         self.assumptions: dict[str, None] = {}
         self._positions: dict[Any, list[NDArray[np.int64]]] = {}

@@ -207,7 +207,7 @@ def _answer(
     return {
         "name": name,
         "machine": on,
-        "mesh_shape": costs.mesh_shape,
+        "mesh_shapes": costs.mesh_shapes,
         "steps": costs.steps,
         "timeline": timeline,
         "memory": memory,

@@ -60,7 +60,7 @@ def _times(c: Comparison) -> Table:
     kinds = dict.fromkeys(kind for answer in answers for kind in answer.by_kind())
     rows: list[tuple[str, Callable[[Estimate], str]]] = [
         ("devices", _devices),
-        ("mesh", lambda a: " x ".join(f"{k}={n}" for k, n in a.mesh_shape) or "one device"),
+        ("mesh", lambda a: a.mesh),
         ("time", lambda a: seconds(a.time_s)),
         ("against the first", lambda a: _times_as_fast(answers[0], a)),
         ("bound", lambda a: f"{seconds(a.bound_s)} ({a.bound.limited_by})"),
@@ -212,7 +212,7 @@ def record(column: Column) -> dict[str, Any]:
         "machine": column.title,
         "arithmetic": column.arithmetic,
         "devices": len(a.devices),
-        "mesh": dict(a.mesh_shape),
+        "mesh": {name: size for shape in a.mesh_shapes for name, size in shape},
         "time_s": a.time_s,
         "bound_s": a.bound_s,
         "limited_by": a.bound.limited_by,

@@ -53,7 +53,6 @@ def page(estimate: Estimate) -> str:
     )
     return environment.from_string(template).render(
         e=estimate,
-        mesh=" x ".join(f"{n}={s}" for n, s in estimate.mesh_shape) or "one device",
         kinds=_kinds(estimate),
         rows=estimate.rows()[:TOP],
         row_count=len(estimate.rows()),

@@ -70,7 +70,7 @@ class Estimate:
 
     name: str
     machine: Machine
-    mesh_shape: tuple[tuple[str, int], ...]
+    mesh_shapes: tuple[tuple[tuple[str, int], ...], ...]
     steps: tuple[Step, ...]
     timeline: Timeline
     memory: MemoryUse
@@ -90,6 +90,12 @@ class Estimate:
         collectives one after the other.
         """
         return self.bound.time_s
+
+    @property
+    def mesh(self) -> str:
+        """The program's mesh as people read it, or its meshes: "dp=48 x tp=8", "x=8; y=2 x z=4"."""
+        shapes = (" x ".join(f"{name}={size}" for name, size in s) for s in self.mesh_shapes)
+        return "; ".join(shapes) or "one device"
 
     @property
     def devices(self) -> tuple[int, ...]:

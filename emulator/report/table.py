@@ -42,11 +42,10 @@ def _body(e: Estimate) -> Group:
 
 
 def _headline(e: Estimate) -> Text:
-    mesh = " x ".join(f"{name}={size}" for name, size in e.mesh_shape) or "one device"
     text = Text()
     text.append(f"{e.name}", style="bold")
     devices = several(len(e.devices), e.machine.device_kind)
-    text.append(f" on {e.machine.name}, mesh {mesh} ({devices})")
+    text.append(f" on {e.machine.name}, mesh {e.mesh} ({devices})")
     if not e.memory.fits:
         text.append(f"\n{e.memory.message}", style="bold red")
     return text

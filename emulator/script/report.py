@@ -62,7 +62,6 @@ def _steps(steps: Steps) -> Table:
         last = function.last
         if last is None:
             continue
-        mesh = " x ".join(f"{name}={size}" for name, size in last.mesh_shape) or "one device"
         table.add_row(
             function.name,
             function.where,
@@ -71,7 +70,7 @@ def _steps(steps: Steps) -> Table:
             seconds(function.time_s / function.calls),
             seconds(last.bound_s),
             last.bound.limited_by,
-            mesh,
+            last.mesh,
         )
     return table
 
