@@ -199,6 +199,18 @@ def test_meshes_of_the_same_devices_are_two() -> None:
 
     e = estimate(f, jax.ShapeDtypeStruct((64,), jnp.float32), on=POD)
     assert "mesh x=8; y=2 x z=4 (8 packages)" in str(e)
+    assert not [text for text in e.assumptions if "count on all" in text]
+
+
+def test_work_in_a_smaller_mesh_is_said_to_count_on_all_devices() -> None:
+    def f(x: Any) -> Any:
+        for mesh, spec in ((POD.mesh(x=8), P("x")), (POD.mesh(y=2), P("y"))):
+            x = jax.shard_map(jnp.tanh, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+        return x
+
+    e = estimate(f, jax.ShapeDtypeStruct((64,), jnp.float32), on=POD)
+    (said,) = (text for text in e.assumptions if "count on all" in text)
+    assert "a mesh of 2 devices count on all 8" in said
 
 
 def test_names_are_no_markup() -> None:

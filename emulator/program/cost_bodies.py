@@ -22,6 +22,11 @@ def shard_map(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     manual = frame.manual | frozenset(
         params.get("newly_manual_axes", params.get("manual_axes", walker.groups.sizes))
     )
+    if not manual & frame.manual and params["mesh"].size < len(walker.groups.devices):
+        walker.assume(
+            f"kernels over a mesh of {params['mesh'].size} devices count on all "
+            f"{len(walker.groups.devices)} of the program's, in time, operations and energy"
+        )
     seeds: dict[int, Layout] = {}
     moved: set[int] = set()
     for v, inner, spec in zip(node.ins, body.ins, params["in_specs"], strict=True):
