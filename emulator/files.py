@@ -22,5 +22,13 @@ def check(option: str, path: Path | None) -> None:
         return
     if not path.name or path.is_dir():
         raise ValueError(f"{option} {path}: expected the name of a file; this is a folder")
-    if not path.absolute().parent.is_dir():
+    check_folder(option, path)
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Raises ValueError if the folder that `path` is to be in is not there or not to be written."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise ValueError(f"{option} {path}: there is no folder {path.parent}")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{option} {path}: the folder {path.parent} may not be written to")

@@ -151,6 +151,15 @@ def test_own_program(cm384: Command, program: Path) -> None:
     assert "all_reduce" in answer.out and "assum" in answer.out.lower()
 
 
+def test_folders_that_cannot_be_written_are_said_at_once(
+    cm384: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    for option in ("--trace", "--chakra"):
+        answer = cm384("run", "matmul", "--estimate", option, tmp_path / "new")
+        assert answer.code == 2 and not answer.out and "may not be written to" in answer.err
+
+
 def test_an_error_of_the_users_own_says_where(cm384: Command, program: Path) -> None:
     program.write_text("import jax\n\ndef wrong():\n    return jax.numpy.ones(2) + 'a'\n")
     answer = cm384("run", f"{program}:wrong")

@@ -107,8 +107,10 @@ def run(
             "one of the two out"
         )
     files.check("--trace", trace)
-    if chakra is not None and (chakra.exists() or not chakra.absolute().parent.is_dir()):
-        raise ValueError(f"--chakra {chakra}: name a new folder in one that exists")
+    if chakra is not None:
+        if chakra.exists():
+            raise ValueError(f"--chakra {chakra}: name a new folder; this one is there already")
+        files.check_folder("--chakra", chakra)
     how: dict[str, Any] = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
     how["algorithms"] = choose.algorithms(algorithms)
     devices = cluster.real_devices(real_devices, coordinator, processes, process, on)
