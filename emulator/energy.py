@@ -105,11 +105,11 @@ class _Work:
     links: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def _work(steps: Sequence[Step]) -> _Work:
+def _work(steps: Sequence[Step], num_devices: int) -> _Work:
     work = _Work()
     for step, times in each(steps):
         if isinstance(step, Op):
-            work.busy_s += times * step.time_s
+            work.busy_s += times * step.mean_s(num_devices)
             work.matmul_s += times * step.matmul_s
             work.vector_s += times * step.vector_s
             work.memory_bytes += times * step.bytes
@@ -122,9 +122,13 @@ def _work(steps: Sequence[Step]) -> _Work:
     return work
 
 
-def energy(steps: Sequence[Step], time_s: float, num_devices: int, on: Machine) -> Energy:
-    """Energy in joules of `steps` that take `time_s` on `num_devices` devices of `on`."""
-    work = _work(steps)
+def energy(
+    steps: Sequence[Step], time_s: float, num_devices: int, on: Machine, slowness: float = 1.0
+) -> Energy:
+    """Energy in joules of `steps` that take `time_s` on `num_devices` devices of `on`, whose
+    kernels take `slowness` times as long as on healthy ones, on average.
+    """
+    work = _work(steps, num_devices)
     links_j = _links_j(work.links, on)
     # Power is known by the package; a device may be one die of it.
     packages = num_devices * on.packages / on.num_devices
@@ -137,7 +141,7 @@ def energy(steps: Sequence[Step], time_s: float, num_devices: int, on: Machine) 
             why=f"{_watts(on.power.idle_device_w)} each, all the time",
             per_device=True,
         ),
-        *_device_parts(work, min(work.busy_s, time_s), num_devices, packages, on),
+        *_device_parts(work, min(slowness * work.busy_s, time_s), num_devices, packages, on),
         EnergyPart(
             name="links",
             low_j=links_j[0],

@@ -237,6 +237,6 @@ def communicator_bytes(on: Machine) -> int:
     HCCL: two buffers of 200 MB (HCCL_BUFFSIZE) per communicator and die, documented. NCCL: 4 MiB
         (NCCL_BUFFSIZE) in each of 16 channels, in both directions, assumed.
     """
-    if on.arithmetic.startswith("ASCEND"):
+    if on.chip.name.startswith("Ascend"):
         return 2 * 200 * 10**6 * on.dies_per_device
     return 2 * 16 * 4 * 2**20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -46,7 +46,7 @@ def abstract_mesh(
     elif isinstance(axis_types, AxisType):
         types = (axis_types,) * len(names)
     else:
-        types = tuple(axis_types)
+        types = tuple(axis_types) if isinstance(axis_types, Iterable) else ()
     if len(types) != len(names) or not all(isinstance(t, AxisType) for t in types):
         raise ValueError(
             f"axis_types must be one jax.sharding.AxisType or one for each of the {len(names)} "

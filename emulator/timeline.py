@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PS_PER_S = 10**12
+LONGEST_S = 2**63 / PS_PER_S  # what a clock of 64 bits holds
 
 # Kinds of kernels whose operations are those of the matrix unit.
 ON_MATRIX = ("matmul", "attention")
@@ -33,7 +34,8 @@ class Op:
             write to the cache, if more; all per device.
         matmul_s, vector_s, memory_s: least seconds of each engine at its peak rate, for the bound.
         where: the line of the user's program.
-        device_s: seconds of each device where they differ; `time_s` is then the longest.
+        each: the kernel of each device where they differ: `time_s` and `bound_s` are then those of
+            the longest, the amounts and engines' seconds those of a mean device.
     """
 
     name: str
@@ -49,7 +51,15 @@ class Op:
     l2_bytes: int = 0
     where: str = ""
     detail: str = ""
-    device_s: tuple[float, ...] = ()
+    each: tuple[Op, ...] = ()
+
+    def on(self, position: int) -> Op:
+        """The kernel that the device at this position runs."""
+        return self.each[position] if self.each else self
+
+    def mean_s(self, count: int) -> float:
+        """Seconds of one of `count` devices on average."""
+        return sum(op.time_s for op in self.each) / count if self.each else self.time_s
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -57,8 +67,9 @@ class CollectiveOp:
     """One collective in all its groups at once.
 
     `groups` pairs device positions [group, rank] with seconds [group]; groups of different sizes
-    are separate pairs. `nbytes` follows nccl-tests; `link_bytes` is what crosses links, per tier,
-    all devices together; `pairs` are a permute's (source, destination) ranks.
+    are separate pairs, each with the groups' least seconds in `bounds_s` [group]. `nbytes` follows
+    nccl-tests; `link_bytes` is what crosses links, per tier, all devices together; `pairs` are a
+    permute's (source, destination) ranks.
     """
 
     name: str
@@ -68,7 +79,7 @@ class CollectiveOp:
     nbytes: int
     dtype: str
     groups: tuple[tuple[NDArray[np.int64], NDArray[np.float64]], ...]
-    bound_s: float
+    bounds_s: tuple[NDArray[np.float64], ...]
     link_bytes: tuple[tuple[str, int], ...]
     axes: tuple[str, ...] = ()
     where: str = ""
@@ -80,6 +91,22 @@ class CollectiveOp:
     def time_s(self) -> float:
         """The slowest group's seconds, when all its devices arrive together."""
         return max(float(seconds.max()) for _, seconds in self.groups)
+
+    @property
+    def bound_s(self) -> float:
+        """Least seconds of the group that needs most."""
+        return max(float(bounds.max()) for bounds in self.bounds_s)
+
+    def mean_s(self, count: int) -> float:
+        """Seconds of one of `count` devices on average, in a group that arrives together."""
+        return sum(p.shape[1] * float(seconds.sum()) for p, seconds in self.groups) / count
+
+    def group_s(self, position: int) -> float:
+        """Seconds of the group that the device at this position is in, 0 if it is in none."""
+        for positions, seconds in self.groups:
+            if len(found := np.nonzero(positions == position)[0]):
+                return float(seconds[found[0]])
+        return 0.0
 
     @property
     def ranks(self) -> int:
@@ -118,7 +145,9 @@ Step = Op | CollectiveOp | Loop
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """One step on all devices: start and end clocks in picoseconds. Loops show their first trip."""
+    """One step on all devices: start and end clocks in picoseconds. Loops show their first trip, or
+    the mean of executions if that is less than one trip.
+    """
 
     step: Step
     depth: int
@@ -160,6 +189,9 @@ def play(
 ) -> Timeline:
     """Runs `steps` on devices that all start at zero. `slowness` says how many times longer kernels
     take on each device.
+
+    Raises:
+        ValueError: it takes longer than a clock can hold.
     """
     return Player(devices, slowness).play(steps, ())
 
@@ -176,6 +208,13 @@ class Player:
         self.quiet = False
 
     def play(self, steps: Sequence[Step], needs: Sequence[Needs]) -> Timeline:
+        most_s = sum(n * step.time_s for step, n in each(steps)) * float(self.slow.max(initial=1.0))
+        if not most_s < LONGEST_S:
+            raise ValueError(
+                f"the program takes up to {most_s:.3g} s, but clocks in picoseconds end at "
+                f"{LONGEST_S:.3g} s ({LONGEST_S / 86400:.0f} days): let it do less, such as fewer "
+                "trips of its loops"
+            )
         clocks = self.run(steps, needs, np.zeros(self.count, np.int64), 0)
         return Timeline(devices=self.devices, clocks_ps=clocks, spans=tuple(self.spans))
 
@@ -201,8 +240,9 @@ class Player:
         return clocks
 
     def kernel_ps(self, step: Op) -> int | NDArray[np.int64]:
-        if step.device_s:
-            return np.ceil(np.array(step.device_s) * self.slow * PS_PER_S).astype(np.int64)
+        if step.each:
+            seconds = np.array([op.time_s for op in step.each])
+            return np.ceil(seconds * self.slow * PS_PER_S).astype(np.int64)
         if self.alike:
             return math.ceil(step.time_s * PS_PER_S)
         return np.ceil(step.time_s * self.slow * PS_PER_S).astype(np.int64)
@@ -211,9 +251,18 @@ class Player:
         if step.trips <= 0 or not step.body:
             return clocks
         if step.trips < 1:
+            first = len(self.spans)
             after = self.run(step.body, step.needs, clocks, depth)
             trips = np.array(step.device_trips) if step.device_trips else step.trips
-            return clocks + np.round((after - clocks) * trips).astype(np.int64)
+            self.spans[first:] = [
+                dataclasses.replace(
+                    span,
+                    start_ps=_part(clocks, span.start_ps, trips),
+                    end_ps=_part(clocks, span.end_ps, trips),
+                )
+                for span in self.spans[first:]
+            ]
+            return _part(clocks, after, trips)
         partners = _partners(step.body, self.count)
         left = step.trips
         was_quiet = self.quiet
@@ -227,8 +276,7 @@ class Player:
                 clocks = clocks + np.round(grown * left).astype(np.int64)
                 left = 0.0
         if left > 0:
-            after = self.run(step.body, step.needs, clocks, depth)
-            clocks = clocks + np.round((after - clocks) * left).astype(np.int64)
+            clocks = _part(clocks, self.run(step.body, step.needs, clocks, depth), left)
         self.quiet = was_quiet
         return clocks
 
@@ -241,6 +289,13 @@ def meet(step: CollectiveOp, clocks: NDArray[np.int64]) -> NDArray[np.int64]:
         end = start + np.ceil(seconds * PS_PER_S).astype(np.int64)
         clocks[positions] = end[:, None]
     return clocks
+
+
+def _part(
+    start: NDArray[np.int64], end: NDArray[np.int64], share: float | NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """The clocks after a share of the way from `start` to `end`, each device's own if they differ."""
+    return start + np.round((end - start) * share).astype(np.int64)
 
 
 def _partners(steps: Sequence[Step], count: int) -> NDArray[np.int64]:

@@ -17,8 +17,8 @@ def seconds(value: float) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number with a decimal prefix: "353.9 TFLOP", "1.2 GB"."""
-    for prefix, scale in _DECIMAL:
+    """A number with a decimal prefix: "354 TFLOP", "1.20 GB"; joules and watts below 1, too."""
+    for prefix, scale in (*_DECIMAL, *(_SECONDS if unit in ("J", "W") else ())):
         if abs(value) >= scale:
             return f"{_three(value / scale)} {prefix}{unit}"
     return f"{_three(value)} {unit}"
@@ -60,6 +60,11 @@ def capacity(nbytes: float) -> str:
 def count(value: float) -> str:
     """How often: whole if it is."""
     return f"{value:.0f}" if abs(value - round(value)) < 1e-9 else f"{value:.2f}"
+
+
+def several(number: int, thing: str) -> str:
+    """How many of a thing: "1 package", "384 packages"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _three(value: float) -> str:

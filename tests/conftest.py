@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +49,7 @@ def cm384(
     from emulator.cli import main
 
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("sys.path", [*sys.path])  # to which programs add their folders
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # nothing is kept from test to test
 
     def run(*words: str | Path) -> Answer:

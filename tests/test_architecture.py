@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each room may import itself and what stands before it; rooms on one line are independent.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("kernels",),
-    ("emulator.mesh", "emulator.units"),
+    ("emulator.files", "emulator.mesh", "emulator.units"),
     ("emulator.machines",),
     ("emulator.collectives",),
     ("emulator.fabric",),

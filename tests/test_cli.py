@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from emulator import units
-from emulator.cli import choose
+from emulator.cli import choose, show
 from emulator.machines import Machine
 from tests.conftest import Answer
 
@@ -68,6 +68,28 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
         (["collectives", "all_reduce", "--min", "2K", "--max", "1K"], "at most --max 1K"),
         (["matmul", "0", "16", "16"], "m"),
         (["matmul", "16", "16", "16", "--dtype", "bf15"], "bf15"),
+        (["matmul", "8", "8", "8", "--chip", "910B3", "--machine", "gb200_nvl72"], "give one of"),
+        (["matmul", "8", "8", "8", "--csv", "folder"], "--csv folder: expected the name of a file"),
+        (["matmul", "--sweep", "--plot", "folder"], "--plot folder: expected the name of a file"),
+        (["collectives", "all_reduce", "--csv", "folder"], "--csv folder: expected the name of a"),
+        (["collectives", "all_reduce", "--csv", "no/t.csv"], "--csv no/t.csv: there is no folder"),
+        (["collectives", "all_reduce", "--machine", "ring(1e999, 1GB/s)"], "whole number; got"),
+        (["compare", "matmul", "--estimate", "--json", "folder"], "--json folder: expected the"),
+        (["run", "matmul", "--estimate", "--trace", "folder"], "--trace folder: expected the name"),
+        (["run", "matmul", "--estimate", "--trace", ""], "expected the name of a file"),
+        (
+            ["exec", "--trace", "folder", "program.py"],
+            "--trace folder: expected the name of a file",
+        ),
+        (["probe", "--out", "folder"], "--out folder: expected the name of a file"),
+        (["run", "matmul", "--estimate", "--arithmetic", "native"], "leave one of the two out"),
+        (
+            ["run", "matmul", "--tp", "2", "--steps", "3"],
+            "--steps, --tp: of the program transformer",
+        ),
+        (["run", "program.py:mean", "--size", "tiny"], "--size tiny: of the programs transformer"),
+        (["compare", "matmul", "--dp", "2"], "--dp: of the program transformer; leave it out"),
+        (["run", "matmul", "--real-devices", "385"], "has 384 devices to divide over them"),
     ],
 )
 def test_refusals_are_one_message(
@@ -78,9 +100,11 @@ def test_refusals_are_one_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     answer = cm384(*words)
-    assert answer.code == 2
+    assert answer.code == 2 and not answer.out.strip().startswith("time")
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"program.py", "folder"}
     assert message in answer.err
     assert answer.err.startswith("cm384: ") and "Traceback" not in answer.err
 
@@ -125,6 +149,45 @@ def test_own_program(cm384: Command, program: Path) -> None:
     assert answer.code == 0, answer.err
     assert "float32" in answer.out and " 15 " in answer.out  # 120 / 8
     assert "all_reduce" in answer.out and "assum" in answer.out.lower()
+
+
+def test_folders_that_cannot_be_written_are_said_at_once(
+    cm384: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    for option in ("--trace", "--chakra"):
+        answer = cm384("run", "matmul", "--estimate", option, tmp_path / "new")
+        assert answer.code == 2 and not answer.out and "may not be written to" in answer.err
+
+
+def test_an_error_of_the_users_own_says_where(cm384: Command, program: Path) -> None:
+    program.write_text("import jax\n\ndef wrong():\n    return jax.numpy.ones(2) + 'a'\n")
+    answer = cm384("run", f"{program}:wrong")
+    assert answer.code == 2 and answer.err.startswith("cm384: ")
+    assert answer.err.endswith(f"\n  in {program}, line 4, wrong\n")
+    assert "\n  in " not in cm384("run", "llama").err
+
+
+def test_values_of_every_type_are_shown(cm384: Command, tmp_path: Path) -> None:
+    path = tmp_path / "every_type.py"
+    path.write_text(
+        "import jax, jax.numpy as jnp\n"
+        "key = jax.random.key(7)\n"
+        "def several(): return jnp.ones(2) * 2j, key, jnp.zeros((0, 3)), jnp.int8(5)\n"
+    )
+    answer = cm384("run", f"{path}:several")
+    assert answer.code == 0, answer.err
+    for words in ("mean 0+2j", "[0, 7]", "empty", "int8"):
+        assert words in answer.out, words
+
+
+def test_names_are_whole_on_a_narrow_terminal(
+    cm384: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show.out, "_width", 60)
+    answer = cm384("info")
+    assert "…" not in answer.out
+    assert "cycle" in answer.out
 
 
 def test_own_program_with_an_algorithm(cm384: Command, program: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,10 +232,12 @@ def test_shapes_are_enough_without_values(cloud: Machine, rack: Machine) -> None
     [
         ({"on": []}, TypeError, "expected a list of machines"),
         ({"on": ["gb200_nvl72"]}, TypeError, "expected a list of machines"),
+        ({"on": [em.gb200_nvl72()] * 2}, ValueError, "GB200 NVL72 is listed more than once"),
         ({}, ValueError, "mesh=lambda machine"),
         ({"mesh": "dp"}, TypeError, "must be a function of the machine"),
         ({"mesh": mesh_of, "arithmetics": "native"}, TypeError, "a list of names"),
         ({"mesh": mesh_of, "arithmetics": ["A100"]}, ValueError, "unknown arithmetic 'A100'"),
+        ({"mesh": mesh_of, "arithmetics": ["own", 3]}, TypeError, "3.*expected a name, a file"),
         ({"mesh": mesh_of, "counts": {"while_0": 1}}, ValueError, "leave it out"),
         ({"mesh": mesh_of, "values": False, "arithmetics": ["own"]}, ValueError, "do not depend"),
         ({"mesh": lambda on: em.cloudmatrix384().mesh(dp=48, tp=8)}, ValueError, "72"),
@@ -244,6 +247,35 @@ def test_refusals(options: dict[str, Any], kind: type[Exception], message: str) 
     args = np.ones((48, 128), ml_dtypes.bfloat16), np.ones((128, 5), ml_dtypes.bfloat16)
     with pytest.raises(kind, match=message):
         em.compare(layer, *args, **{"on": [em.gb200_nvl72()], **options})
+
+
+def test_machines_of_one_name_are_told_apart(cloud: Machine) -> None:
+    """A pod whole, with a fault, and of dies; and two fabrics whose names say nothing of rates."""
+    slow, fast = (em.custom_machine(f"ring(4, {rate}GB/s)") for rate in (50, 100))
+    on = [cloud, cloud.degrade(devices={0: 0.5}), em.cloudmatrix384(device="die"), slow, fast]
+    x = jax.ShapeDtypeStruct((2**24,), jnp.float32)
+    found = em.compare(lambda x: x + 1, x, on=on, values=False)
+    titles = [
+        "CloudMatrix 384 (packages)",
+        "CloudMatrix 384 (packages with faults)",
+        "CloudMatrix 384 (dies)",
+        "ring(4) (devices)",
+        "ring(4) (devices) #2",
+    ]
+    assert [column.title for column in found.machines] == titles
+    assert [entry["machine"] for entry in json.loads(found.to_json())["columns"]] == titles
+    assert all(title in " ".join(found.conclusions()) for title in titles)
+    assert [found.of(machine) for machine in on] == [(column,) for column in found.columns]
+
+
+def test_json_has_no_infinities() -> None:
+    """In FP64 the result is 0, so an error has no share of it."""
+    x = jnp.asarray(np.linspace(1, 2, 16), jnp.bfloat16)
+    found = em.compare(lambda x: x * 3 - x - x - x, x, on=[em.gb200_nvl72()])
+    assert found.columns[0].errors[0].rel_rms == math.inf
+    text = found.to_json()
+    (output,) = json.loads(text, parse_constant=lambda name: 1 / 0)["columns"][0]["outputs"]
+    assert output["rel_rms"] is None and output["rms"] > 0
 
 
 PROGRAM = """

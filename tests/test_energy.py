@@ -49,7 +49,7 @@ def wire(**crossed: int) -> CollectiveOp:
         nbytes=1,
         dtype="float32",
         groups=(),
-        bound_s=0.0,
+        bounds_s=(),
         link_bytes=tuple(crossed.items()),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from typing import Any
 
 import jax
@@ -237,6 +238,26 @@ def test_a_branch_that_one_device_takes_takes_its_time_there(overlap: bool) -> N
     never = estimate(f, x, on=POD, counts={"cond_0": (1, 0)}, overlap=overlap)
     (product,) = ops(always, "matmul")
     assert always.time_s - never.time_s == pytest.approx(product.time_s, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"while_0": math.inf}, "at least 0; got inf"),
+        ({"while_0": math.nan}, "at least 0; got nan"),
+        ({"while_0": 1e13}, "clocks in picoseconds end at 9.22e"),
+    ],
+)
+def test_trips_that_no_clock_can_hold(counts: dict[str, float], words: str) -> None:
+    f = lambda x: lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x)  # noqa: E731
+    with pytest.raises(ValueError, match=words):
+        estimate(f, S((8,), F32), on=POD, counts=counts)
+
+
+def test_shares_are_numbers() -> None:
+    f = lambda x: lax.cond(x[0] < 9, lambda c: c + 1, lambda c: c, x)  # noqa: E731
+    with pytest.raises(ValueError, match="2 shares that add up to 1.*got .nan, 1"):
+        estimate(f, S((8,), F32), on=POD, counts={"cond_0": (math.nan, 1)})
 
 
 def test_counts_of_nothing_are_refused() -> None:
@@ -521,7 +542,7 @@ def collective_op(positions: list[list[int]], seconds: float) -> CollectiveOp:
         nbytes=1,
         dtype="float32",
         groups=((table, np.full(len(table), seconds)),),
-        bound_s=0.0,
+        bounds_s=(np.zeros(len(table)),),
         link_bytes=(),
     )
 
@@ -536,6 +557,38 @@ def test_collective_waits_for_the_last_of_its_group() -> None:
     assert line.clocks_ps.tolist() == [10**6, 3 * 10**6, 3 * 10**6, 0]
     assert line.time_ps == 3 * 10**6
     assert sorted(map(len, line.lanes())) == [1, 1, 1, 1]
+
+
+def test_bound_is_that_of_one_device_whatever_its_groups() -> None:
+    """Two collectives in turn, of different devices: nobody takes part in both."""
+    halves = [[*range(8)], [*range(8, 16)]]
+
+    def f(x: Any) -> Any:
+        for joined, apart in (halves, halves[::-1]):
+            x = lax.psum(x, "x", axis_index_groups=[joined, *([d] for d in apart)])
+        return x
+
+    g = jax.shard_map(f, mesh=POD.mesh(x=16), in_specs=P("x"), out_specs=P("x"), check_vma=False)
+    answer = estimate(g, S((16, 2**26), F32), on=POD)
+    first, second = answer.collectives
+    assert answer.time_s == pytest.approx(first.time_s) == pytest.approx(second.time_s)
+    assert answer.bound.links_s == first.bound_s == second.bound_s <= answer.time_s
+    assert answer.by_kind()["collective"] == pytest.approx(answer.time_s)
+
+
+def test_slow_devices_work_longer_and_do_not_wait() -> None:
+    """Half the rate on every device is twice the work, none of it waiting."""
+    x = S((4, 2**20), F32)
+    f = jax.shard_map(lambda x: x + 1, mesh=POD.mesh(x=4), in_specs=P("x"), out_specs=P("x"))
+    slow = estimate(f, x, on=POD.degrade(devices=dict.fromkeys(range(4), 0.5)))
+    assert slow.by_kind()["vector"] == pytest.approx(slow.time_s)
+    healthy = estimate(f, x, on=POD)
+    assert slow.time_s == pytest.approx(2 * healthy.time_s)
+
+    def control_j(answer: Estimate) -> float:
+        return next(p.high_j for p in answer.energy.parts if p.name == "clocks and control")
+
+    assert control_j(slow) == pytest.approx(2 * control_j(healthy))
 
 
 def test_loop_equals_its_unrolled_body() -> None:
@@ -680,6 +733,8 @@ def test_run_counts_what_only_values_tell() -> None:
     assert np.array_equal(answer.value, np.full((384 * 4, 4), 4 * 729.0**2, np.float32))
     told = estimate(f, x, on=POD, algorithms={"all_reduce": "ring"}, counts=answer.counts)
     assert answer.time_s == told.time_s
+    # Not the memory that was looked at beforehand, of loops that nothing comes to.
+    assert answer.memory == told.memory and "while_0 x0" not in answer.memory.at
 
 
 def test_run_counts_loops_that_nobody_reaches() -> None:

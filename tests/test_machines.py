@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from emulator.machines import Machine, Tier, build, cite, cloudmatrix384, gb200_nvl72
+from emulator.machines.chips import chip, chip_names
 from emulator.machines.fact import EVIDENCE
 from emulator.mesh import PodMesh, device_numbers
 
@@ -92,6 +93,13 @@ def test_a_changed_number_loses_its_source() -> None:
     assert faster != machine
 
 
+@pytest.mark.parametrize("name", chip_names())
+def test_caches_are_two_to_four_times_as_fast_as_memory(name: str) -> None:
+    """The vendor's documents say three to four for Ascend."""
+    die = chip(name)
+    assert 2 <= die.l2_bytes_per_s / die.memory_bytes_per_s <= 4
+
+
 def test_records_are_checked() -> None:
     chip = cloudmatrix384().chip
     with pytest.raises(ValueError, match=r"Chip.memory_efficiency must be at most 1; got 1.5"):
@@ -122,7 +130,7 @@ def test_machines_are_cached_and_hashable() -> None:
         cloudmatrix384(device="core")
     with pytest.raises(ValueError, match=r"device must be .*; got \[\]"):
         cloudmatrix384([])  # type: ignore[arg-type]
-    for pods in ([], True, 1.0):  # though True == 1.0 == 1, for which an answer is kept
+    for pods in ([], 433, True, 1.0):  # though True == 1.0 == 1, for which an answer is kept
         with pytest.raises(ValueError, match=f"pods must be .*; got {re.escape(str(pods))}"):
             cloudmatrix384(pods=pods)  # type: ignore[arg-type]
 
@@ -153,6 +161,7 @@ def test_mesh() -> None:
         ({"x": 2}, {"devices": []}, "devices is empty"),
         ({"x": 2}, {"axis_types": "Auto"}, "axis_types must be one jax.sharding.AxisType"),
         ({"x": 2}, {"axis_types": (AxisType.Auto,) * 2}, "for each of the 1 axes"),
+        ({"x": 2}, {"axis_types": 3}, "axis_types must be one jax.sharding.AxisType.*got 3"),
     ],
 )
 def test_mesh_errors(sizes: dict, extra: dict, message: str) -> None:

@@ -190,6 +190,8 @@ def test_library_buffers_are_per_group_of_devices() -> None:
     f = over_mesh(lambda x: lax.psum(lax.psum(x, "tp"), "dp"), P(("dp", "tp")), P())
     memory = used(f, S((384, 64), F32))
     assert memory.communication_bytes == 2 * 2 * 2 * 200 * 10**6  # groups, buffers, dies
+    other = dataclasses.replace(POD, arithmetic="FP32_FMA_CHAIN")
+    assert em.estimate(f, S((384, 64), F32), on=other).memory == memory  # how it adds is no matter
 
 
 # -- laws

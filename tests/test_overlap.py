@@ -172,7 +172,7 @@ def program(rng: random.Random, count: int, devices: int, depth: int = 0) -> Any
                     nbytes=1,
                     dtype="float32",
                     groups=((table, np.full(2, seconds)),),
-                    bound_s=seconds,
+                    bounds_s=(np.full(2, seconds),),
                     link_bytes=(),
                 )
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import emulator as em
 import kernels
+from tests.test_chakra import traces
 
 POD = em.cloudmatrix384()
 BF16 = jnp.bfloat16
@@ -216,6 +218,38 @@ def test_skewed_experts_take_longer_on_their_device() -> None:
     less = [[1024] * 4] * 7 + [[100, 0, 0, 0]]
     clocks = em.estimate(run, *shapes, on=POD, counts={"ragged_dot_0": less}).timeline.clocks_ps
     assert (clocks[:7] == clocks[0]).all() and clocks[7] < clocks[0]
+
+
+def test_devices_are_counted_each_with_its_own_work(tmp_path: Path) -> None:
+    """One device has all rows of the first product, another all of the second."""
+
+    def experts(a: Any, b: Any, first: Any, second: Any) -> Any:
+        return lax.ragged_dot(a, b, first[0]), lax.ragged_dot(a, b, second[0])
+
+    run = jax.shard_map(
+        experts, mesh=POD.mesh(x=4), in_specs=(P("x"), P(), P("x"), P("x")), out_specs=P("x")
+    )
+    sizes = jax.ShapeDtypeStruct((4, 1), jnp.int32)
+    shapes = [jax.ShapeDtypeStruct(s, BF16) for s in ((4 * 4096, 4096), (1, 4096, 4096))]
+    counts = {"ragged_dot_0": [[4096], [8], [8], [8]], "ragged_dot_1": [[8], [4096], [8], [8]]}
+    answer = em.estimate(run, *shapes, sizes, sizes, on=POD, counts=counts)
+    large, small = (em.matmul_time(rows, 4096, 4096, POD, groups=[rows]) for rows in (4096, 8))
+    done = 2 * 4096**2 * (2 * (4096 + 3 * 8))
+    assert answer.energy.flops == done
+    assert answer.bound.matmul_s == pytest.approx(
+        (large.flops + small.flops) / large.peak_flops_per_s, rel=1e-12
+    )
+    assert answer.bound_s <= answer.time_s
+    mean_s = 2 * (large.time_s + 3 * small.time_s) / 4
+    assert answer.by_kind()["matmul"] == pytest.approx(mean_s)
+    assert answer.utilization == pytest.approx(done / 4 / answer.time_s / large.peak_flops_per_s)
+    folder = answer.to_chakra(tmp_path / "et")
+    devices = traces(folder, "experts", 4)
+    assert [[n["num_ops"] for n in nodes] for nodes in devices] == [
+        [large.flops, small.flops], [small.flops, large.flops], *[[small.flops] * 2] * 2
+    ]  # fmt: skip
+    ends_ps = [sum(n["duration_ps"] for n in nodes) for nodes in devices]
+    assert ends_ps == pytest.approx(answer.timeline.clocks_ps.tolist(), abs=2)
 
 
 @pytest.mark.parametrize(

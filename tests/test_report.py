@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,10 +15,12 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
-from emulator.machines import cloudmatrix384
+from emulator.machines import cloudmatrix384, custom_machine
 from emulator.report import Estimate, estimate
-from emulator.report.html import _lanes
-from emulator.units import count, quantity, seconds
+from emulator.report.compare import compare
+from emulator.report.html import _lanes, page
+from emulator.timeline import Timeline
+from emulator.units import count, quantity, seconds, several
 
 POD = cloudmatrix384()
 
@@ -101,6 +104,32 @@ def test_trace_is_what_perfetto_reads(answer: Estimate, tmp_path: Path) -> None:
     assert collectives and all("algorithm" in e["args"] for e in collectives)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_slices_of_a_track_lie_inside_one_another(overlap: bool, tmp_path: Path) -> None:
+    """Also those of branches and loops that run less than once on average."""
+
+    def f(x: Any) -> Any:
+        def grow(x: Any) -> Any:
+            return lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ c + 1, x)
+
+        return lax.cond(x.sum() > 0, grow, lambda x: jnp.tanh(x @ x), x) @ x
+
+    counts = {"cond_0": (0.3, 0.7), "while_0": 2.5}
+    x = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+    e = estimate(f, x, on=POD, counts=counts, overlap=overlap)
+    events = json.loads(e.to_perfetto(tmp_path / "t.json").read_text())["traceEvents"]
+    slices = [
+        (round(s["ts"] * 1e6), round((s["ts"] + s["dur"]) * 1e6)) for s in events if s["ph"] == "X"
+    ]
+    assert len(slices) > 6
+    outer: list[int] = []
+    for start, end in sorted(slices, key=lambda s: (s[0], -s[1])):
+        while outer and outer[-1] <= start:
+            outer.pop()
+        assert end <= min(outer, default=e.timeline.time_ps)
+        outer.append(end)
+
+
 class Tags(HTMLParser):
     """Counts tags and checks that they close."""
 
@@ -162,7 +191,75 @@ def test_seconds(value: float, text: str) -> None:
     assert seconds(value) == text
 
 
+def test_meshes_of_the_same_devices_are_two() -> None:
+    def f(x: Any) -> Any:
+        for mesh, spec in ((POD.mesh(x=8), P("x")), (POD.mesh(y=2, z=4), P(("y", "z")))):
+            x = jax.shard_map(jnp.tanh, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+        return x
+
+    e = estimate(f, jax.ShapeDtypeStruct((64,), jnp.float32), on=POD)
+    assert "mesh x=8; y=2 x z=4 (8 packages)" in str(e)
+    assert not [text for text in e.assumptions if "count on all" in text]
+
+
+def test_work_in_a_smaller_mesh_is_said_to_count_on_all_devices() -> None:
+    def f(x: Any) -> Any:
+        for mesh, spec in ((POD.mesh(x=8), P("x")), (POD.mesh(y=2), P("y"))):
+            x = jax.shard_map(jnp.tanh, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+        return x
+
+    e = estimate(f, jax.ShapeDtypeStruct((64,), jnp.float32), on=POD)
+    (said,) = (text for text in e.assumptions if "count on all" in text)
+    assert "a mesh of 2 devices count on all 8" in said
+
+
+def test_names_are_no_markup() -> None:
+    """A key `[bias]` would be a style to rich and vanish, `[/b]` an error."""
+
+    class Key(str):
+        def __repr__(self) -> str:
+            return str(self)
+
+    named = custom_machine("ring(2, 1GB/s)", name="rack [/2]")
+    keys = (Key("bias"), Key("/b"))
+    trees = {key: jnp.ones(4) for key in keys}
+    found = compare(lambda tree: {k: 2 * v for k, v in tree.items()}, trees, on=[named])
+    for text in (str(found), str(found.columns[0].answer)):
+        assert "rack [/2]" in text and all(f"[{key}]" in text for key in keys)
+
+
+def test_a_failure_leaves_no_half_file(answer: Estimate, tmp_path: Path, monkeypatch: Any) -> None:
+    old = tmp_path / "t.json"
+    old.write_text("old")
+    monkeypatch.setattr(Path, "replace", lambda *_: 1 / 0)  # as if interrupted after writing
+    for write in (answer.to_perfetto, answer.to_html):
+        with pytest.raises(ZeroDivisionError):
+            write(old)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.json"] and old.read_text() == "old"
+
+
+def test_page_says_how_many_lanes_it_leaves_out() -> None:
+    mesh = POD.mesh(x=20)
+    f = jax.shard_map(lambda x: x + 1, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+    slow = POD.degrade(devices={d: (d + 1) / 40 for d in range(20)})
+    e = estimate(f, jax.ShapeDtypeStruct((20, 2**20), jnp.float32), on=slow)
+    assert "12 of 20 are drawn" in page(e)
+    assert "are drawn" not in page(dataclasses.replace(e, timeline=answer_of_one(e)))
+
+
+def answer_of_one(e: Estimate) -> Timeline:
+    """The same timeline of its first device alone."""
+    spans = tuple(
+        dataclasses.replace(s, start_ps=s.start_ps[:1], end_ps=s.end_ps[:1])
+        for s in e.timeline.spans
+    )
+    return Timeline(devices=e.devices[:1], clocks_ps=e.timeline.clocks_ps[:1], spans=spans)
+
+
 def test_quantities() -> None:
+    assert (several(1, "die"), several(16, "die")) == ("1 die", "16 dies")
+    assert quantity(0.0421, "J") == "42.1 mJ"
+    assert quantity(0.0, "J") == "0.00 J"
     assert quantity(353.9e12, "FLOP/s") == "354 TFLOP/s"
     assert quantity(0.85, "") == "0.85 "
     assert (count(3.0), count(2.5)) == ("3", "2.50")

@@ -162,7 +162,10 @@ def listed_args(machine): return [1]
 """
 
 
-def test_a_program_from_a_file(tmp_path: Path, cloud: Machine) -> None:
+def test_a_program_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cloud: Machine
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "p.py").write_text(PROGRAM)
     function, args = load(f"{tmp_path}/p.py:double", cloud)
     np.testing.assert_array_equal(function(*args), [0, 2, 4])
@@ -170,6 +173,35 @@ def test_a_program_from_a_file(tmp_path: Path, cloud: Machine) -> None:
     assert args == () and function() == cloud.num_devices
     function, args = load(f"{tmp_path}/p.py:one", cloud)
     assert args == () and function() == 1
+
+
+MODULE = """
+from __future__ import annotations
+import dataclasses, pickle
+
+@dataclasses.dataclass
+class Config:
+    width: int = 8
+
+def later():
+    import beside
+    return beside.twice(pickle.loads(pickle.dumps(Config())).width)
+"""
+
+
+@pytest.mark.parametrize("name", ["own_program.py", "json.py"])
+def test_a_file_is_a_module_as_if_it_were_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cloud: Machine
+) -> None:
+    """Also one that is called like a module which is there already, and a second time."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    json = sys.modules["json"]
+    (tmp_path / name).write_text(MODULE)
+    (tmp_path / "beside.py").write_text("def twice(x): return 2 * x")
+    for _ in range(2):
+        function, _ = load(f"{tmp_path}/{name}:later", cloud)
+        assert function() == 16
+    assert sys.modules["json"] is json
 
 
 @pytest.mark.parametrize(
@@ -189,5 +221,6 @@ def test_a_wrong_program(
     (tmp_path / "p.py").write_text(PROGRAM)
     (tmp_path / "p.txt").write_text("")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(ValueError, match=message):
         load(target, cloud)

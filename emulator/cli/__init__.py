@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
+import traceback
+from pathlib import Path
 
 import typer
 
@@ -29,6 +32,18 @@ app.command("probe")(probe.probe)
 app.command("validate")(validate.validate)
 
 
+def _origin(error: Exception) -> str:
+    """The line of a program of the user's own that an error came from, if any."""
+    beside = Path(__file__).parents[2]
+    known = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    known += [str(beside / package) for package in ("emulator", "kernels")]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in known):
+            return f"\n  in {frame.filename}, line {frame.lineno}, {frame.name}"
+    return ""
+
+
 def main() -> None:
     """Runs the command; a mistake in what was asked for becomes one message and exit status 2."""
     try:
@@ -40,7 +55,7 @@ def main() -> None:
         unexpected = isinstance(error, NameError) and "axis name" not in str(error)
         if sys.flags.dev_mode or unexpected:
             raise
-        print(f"cm384: {error}", file=sys.stderr)
+        print(f"cm384: {error}{_origin(error)}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if sys.flags.dev_mode or not str(error).startswith("RESOURCE_EXHAUSTED"):

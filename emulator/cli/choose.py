@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from emulator.collectives import check_algorithms
 from emulator.machines import Machine, cloudmatrix384, custom_machine, gb200_nvl72
@@ -52,6 +52,15 @@ def machine(name: str) -> Machine:
     if name not in MACHINES:
         raise ValueError(f"unknown machine {name!r}; known: {', '.join(MACHINES)}")
     return MACHINES[name]()
+
+
+def check_belongs(program: str, transformer: Mapping[str, int | None], size: str | None) -> None:
+    """Raises ValueError if options are given that `program` has no use for."""
+    given = [option for option, value in transformer.items() if value is not None]
+    if program != "transformer" and given:
+        raise ValueError(f"{', '.join(given)}: of the program transformer; leave it out")
+    if size is not None and ":" in program:
+        raise ValueError(f"--size {size}: of the programs transformer and matmul; leave it out")
 
 
 def byte_count(text: str) -> int:

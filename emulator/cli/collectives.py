@@ -11,15 +11,17 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from emulator import files
 from emulator.cli import choose
-from emulator.cli.files import write_text
 from emulator.cli.show import err, out, whole
 from emulator.fabric import Collective, collective
 from emulator.fabric.arguments import ITEM_BYTES
 from emulator.machines import Machine
+from emulator.units import several
 
 _COLUMNS = ("size", "count", "type", "time", "algbw", "busbw", "algorithm", "bound", "of bound")
 _UNITS = ("B", "", "", "us", "GB/s", "GB/s", "", "us", "%")
@@ -71,9 +73,8 @@ def collectives(
     names: list[str | None] = [None]
     if algorithm is not None:
         names = [*choose.names("--algorithm", algorithm)]
-    for path in (plot, None if table in (None, "-") else Path(table)):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}")
+    files.check("--plot", plot)
+    files.check("--csv", None if table in (None, "-") else Path(table))
     pairs = None
     if op == "permute":
         pairs = tuple(zip(group, (*group[1:], group[0]), strict=True))
@@ -106,7 +107,7 @@ def collectives(
         if table == "-":
             sys.stdout.write(text)
             return
-        write_text(Path(table), text)
+        files.write(Path(table), text)
         err.print(f"written to {table}", soft_wrap=True)
     _print(rows, names, _title(op, group, on))
 
@@ -129,7 +130,7 @@ def _with_progress(sizes: list[int], answers: int) -> Iterable[int]:
 
 
 def _title(op: str, group: tuple[int, ...], on: Machine) -> str:
-    return f"{op} over {len(group)} {on.device_kind}s of {on.name}"
+    return f"{op} over {several(len(group), on.device_kind)} of {on.name}"
 
 
 def _cells(answer: Collective) -> list[str]:
@@ -160,7 +161,7 @@ def _print(rows: Rows, names: list[str | None], title: str) -> None:
             cells = [_cells(answer) for answer in answers]
             each = [part for c in cells for part in (c[3], c[5], c[8])]
             lines.append([str(size), cells[0][7], *each])
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
     for head in heads:
         table.add_column(
             head, justify="left" if head.startswith(("algorithm", "type")) else "right"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from emulator import files
 from emulator.cli import choose
-from emulator.cli.files import write_text
 from emulator.cli.kept import keep_compiled
 from emulator.cli.show import err, out
 from emulator.machines import Machine
@@ -39,7 +39,9 @@ def compare(
     size: Annotated[
         str | None, typer.Option(help="transformer: tiny, small, 7b, 70b. matmul: rows.")
     ] = None,
-    tp: Annotated[int, typer.Option(min=1, help="transformer: tensor-parallel devices.")] = 8,
+    tp: Annotated[
+        int | None, typer.Option(min=1, help="transformer: tensor-parallel devices (default: 8).")
+    ] = None,
     dp: Annotated[
         int | None, typer.Option(min=1, help="transformer: replicas (default: all devices).")
     ] = None,
@@ -60,27 +62,27 @@ def compare(
     function_args(machine) are called for each machine.
     """
     machines = [choose.machine(name) for name in _machine_names(machine)]
+    choose.check_belongs(program, transformer={"--tp": tp, "--dp": dp}, size=size)
     arithmetics: Any = None
     if arithmetic is not None:
         names = choose.names("--arithmetic", arithmetic)
         arithmetics = "candidates" if names == ["candidates"] else names
-    for file in (json, csv):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ValueError(f"{file}: there is no folder {file.parent}")
+    files.check("--json", json)
+    files.check("--csv", csv)
 
     from emulator.report.compare import compare_prepared
 
     if not estimate:
         keep_compiled()
-    prepare = _prepare(program, size, dp, tp, shapes_only=estimate)
+    prepare = _prepare(program, size, dp, tp or 8, shapes_only=estimate)
     how = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
     with err.status(f"comparing {program}"):
         found = compare_prepared(program, prepare, machines, arithmetics, not estimate, how)
     out.print(found.table())
     if json is not None:
-        write_text(json, found.to_json())
+        files.write(json, found.to_json())
     if csv is not None:
-        write_text(csv, found.to_csv())
+        files.write(csv, found.to_csv())
 
 
 def _machine_names(text: str) -> list[str]:

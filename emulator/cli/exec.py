@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from emulator import files
 from emulator.cli import choose
 from emulator.cli.run import FUSIONS
 from emulator.script.process import Options, command, run
@@ -58,8 +59,7 @@ def exec_(
         raise ValueError(f"no such file: {script}")
     if fusion not in FUSIONS:
         raise ValueError(f"--fusion {fusion}: expected one of {', '.join(FUSIONS)}")
-    if trace is not None and not trace.absolute().parent.is_dir():
-        raise ValueError(f"--trace {trace}: there is no folder {trace.parent}")
+    files.check("--trace", trace)
     if arithmetic not in (None, "native"):
         import kernels
 

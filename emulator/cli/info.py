@@ -20,7 +20,7 @@ def info(
     facts = [{fact.name: fact for fact in machine.facts()} for machine in machines]
     sources: dict[str, int] = {}
     table = Table(title="Machines (numbers in brackets: sources below)", title_justify="left")
-    table.add_column("quantity")
+    table.add_column("quantity", overflow="fold")
     for machine in machines:
         table.add_column(f"{machine.name} ({machine.device_kind})")
     for name in dict.fromkeys(name for column in facts for name in column):

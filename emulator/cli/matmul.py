@@ -11,11 +11,12 @@ from typing import Annotated
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
+from emulator import files
 from emulator.chip import MatmulTime, matmul_time
 from emulator.cli import choose
-from emulator.cli.files import write_text
 from emulator.cli.show import err, out, whole
 from emulator.machines import Machine
 from emulator.machines.chips import chip_names, single
@@ -70,7 +71,9 @@ def matmul(
     chip: Annotated[
         str | None, typer.Option(help=f"A single die: {', '.join(chip_names())}.")
     ] = None,
-    machine: Annotated[str, typer.Option(help=choose.MACHINE_HELP)] = "cloudmatrix384",
+    machine: Annotated[
+        str | None, typer.Option(help=f"{choose.MACHINE_HELP} Default: cloudmatrix384.")
+    ] = None,
     sweep: Annotated[
         bool,
         typer.Option("--sweep", help="A table of sizes: 1 to M rows; without M K N, usual ones."),
@@ -83,7 +86,11 @@ def matmul(
     ] = None,
 ) -> None:
     """Time one matrix product (M x K) @ (K x N) on one device, with what limits it."""
-    on = choose.machine(machine) if chip is None else single(chip)
+    if chip is not None and machine is not None:
+        raise ValueError(f"--chip {chip} is a die by itself, of no --machine; give one of them")
+    on = single(chip) if chip is not None else choose.machine(machine or "cloudmatrix384")
+    files.check("--plot", plot)
+    files.check("--csv", None if table in (None, "-") else Path(table))
     tiling = "library" if library else None
 
     def ask(
@@ -121,9 +128,6 @@ def matmul(
     else:
         sizes = [*(size for size in _powers(1, m) if size < m), m]
         series = {f"k = {k}, n = {n}": [ask(size, k, n) for size in sizes]}
-    for path in (plot, None if table in (None, "-") else Path(table)):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}")
     if plot is not None:
         from emulator.report.plot import roofline
 
@@ -156,7 +160,7 @@ def _show(
     parted = f" in {len(time.groups)} groups" if time.groups else ""
     out.print(
         f"{times}({time.m} x {time.k}) @ ({time.k} x {time.n}){parted}, {time.dtype}, a as "
-        f"{a_layout}, b as {b_layout}, {l2} cache, on one {on.device_kind} of {on.name}",
+        f"{a_layout}, b as {b_layout}, {l2} cache, on one {on.device_kind} of {escape(on.name)}",
         soft_wrap=True,
     )
     split = f", K over {time.split_k} cores" if time.split_k > 1 else ""
@@ -191,7 +195,7 @@ def _show(
 def _table(series: Series, on: Machine, dtype: str) -> None:
     first = next(iter(series.values()))[0]
     out.print(
-        f"{dtype} matmuls on one {on.device_kind} of {on.name}: matrix unit "
+        f"{dtype} matmuls on one {on.device_kind} of {escape(on.name)}: matrix unit "
         f"{quantity(first.peak_flops_per_s, 'FLOP/s')}, memory "
         f"{quantity(first.memory_bytes_per_s, 'B/s')}",
         soft_wrap=True,
@@ -223,5 +227,5 @@ def _write(series: Series, table: str) -> None:
     if table == "-":
         sys.stdout.write(text.getvalue())
         return
-    write_text(Path(table), text.getvalue())
+    files.write(Path(table), text.getvalue())
     err.print(f"written to {table}", soft_wrap=True)

@@ -10,6 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from emulator import files
 from emulator.cli.show import err, out
 
 if TYPE_CHECKING:
@@ -45,12 +46,11 @@ def probe(
     """
     if sum(choice is not None for choice in (write, read, preset)) > 1:
         raise ValueError("probe: --write, --read and --preset are three different things; give one")
-    if result is not None and (write is not None or not result.parent.is_dir()):
+    if result is not None and write is not None:
         raise ValueError(
             f"--out {result}: there is nothing to write it from yet; it goes with --read"
-            if write is not None
-            else f"--out {result}: there is no folder {result.parent}"
         )
+    files.check("--out", result)
     if read is not None and dtype is not None:
         raise ValueError(f"--dtype {dtype}: the folder's probes have their own; leave it out")
     if force and write is None:

@@ -6,10 +6,15 @@ import os
 from typing import Any
 
 from emulator.cli.show import err, out
+from emulator.machines import Machine
 
 
 def real_devices(
-    count: int | None, coordinator: str | None, processes: int | None, process: int | None
+    count: int | None,
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    on: Machine,
 ) -> Any:
     """The argument `devices` of `em.run`. On a host without accelerators XLA makes `count` devices
     of its cores. All processes but the first are silent from here on.
@@ -26,6 +31,10 @@ def real_devices(
         )
     if count is None and missing:
         return None
+    if count is not None and count > on.num_devices:
+        raise ValueError(
+            f"--real-devices {count}: {on.name} has {on.num_devices} devices to divide over them"
+        )
     if process is not None and processes is not None and not 0 <= process < processes:
         raise ValueError(f"--process {process}: expected 0 to {processes - 1}")
     import jax

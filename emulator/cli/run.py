@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.markup import escape
 
+from emulator import files
 from emulator.cli import choose
 from emulator.cli import real_devices as cluster
 from emulator.cli.kept import keep_compiled
@@ -43,11 +43,15 @@ def run(
         Path | None,
         typer.Option(help="Write Chakra execution traces, one a device, to this new folder."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="transformer: training steps.")] = 4,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="transformer: training steps (default: 4).")
+    ] = None,
     size: Annotated[
         str | None, typer.Option(help="transformer: tiny, small, 7b, 70b. matmul: rows.")
     ] = None,
-    tp: Annotated[int, typer.Option(min=1, help="transformer: tensor-parallel devices.")] = 8,
+    tp: Annotated[
+        int | None, typer.Option(min=1, help="transformer: tensor-parallel devices (default: 8).")
+    ] = None,
     dp: Annotated[
         int | None, typer.Option(min=1, help="transformer: replicas (default: all devices).")
     ] = None,
@@ -79,8 +83,12 @@ def run(
     coordinator: Annotated[
         str | None, typer.Option(help="HOST:PORT of the first of several processes.")
     ] = None,
-    processes: Annotated[int | None, typer.Option(help="How many processes there are.")] = None,
-    process: Annotated[int | None, typer.Option(help="Which of them this one is, from 0.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many processes there are.")
+    ] = None,
+    process: Annotated[
+        int | None, typer.Option(min=0, help="Which of them this one is, from 0.")
+    ] = None,
 ) -> None:
     """Run a program on the virtual machine and say what it computes and how long it takes there.
 
@@ -90,19 +98,28 @@ def run(
     machine.mesh(...).
     """
     on = choose.machine(machine)
+    choose.check_belongs(program, transformer={"--steps": steps, "--tp": tp, "--dp": dp}, size=size)
     if fusion not in FUSIONS:
         raise ValueError(f"--fusion {fusion}: expected one of {', '.join(FUSIONS)}")
-    if trace is not None and not trace.parent.is_dir():
-        raise ValueError(f"--trace {trace}: there is no folder {trace.parent}")
-    if chakra is not None and (chakra.exists() or not chakra.absolute().parent.is_dir()):
-        raise ValueError(f"--chakra {chakra}: name a new folder in one that exists")
+    if estimate and arithmetic is not None:
+        raise ValueError(
+            f"--arithmetic {arithmetic} --estimate: times do not depend on how matmuls sum; leave "
+            "one of the two out"
+        )
+    files.check("--trace", trace)
+    if chakra is not None:
+        if chakra.exists():
+            raise ValueError(f"--chakra {chakra}: name a new folder; this one is there already")
+        files.check_folder("--chakra", chakra)
     how: dict[str, Any] = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
     how["algorithms"] = choose.algorithms(algorithms)
-    devices = cluster.real_devices(real_devices, coordinator, processes, process)
+    devices = cluster.real_devices(real_devices, coordinator, processes, process, on)
     if devices is None and not estimate:
         keep_compiled()
     if program == "transformer":
-        answer = _transformer(on, size or "tiny", steps, dp, tp, estimate, arithmetic, devices, how)
+        answer = _transformer(
+            *(on, size or "tiny", steps or 4, dp, tp or 8, estimate, arithmetic, devices, how)
+        )
     elif program == "matmul":
         answer = _matmul(on, size, estimate, arithmetic, devices, how)
     elif ":" in program:
@@ -117,9 +134,7 @@ def run(
     if out.quiet:
         return  # of several processes, the first writes
     if trace is not None:
-        part = trace.with_name(trace.name + ".part")
-        answer.to_perfetto(part)
-        os.replace(part, trace)
+        answer.to_perfetto(trace)
         out.print(f"trace written to {trace}; open it at https://ui.perfetto.dev")
     if chakra is not None:
         answer.to_chakra(chakra)
@@ -153,7 +168,7 @@ def _transformer(
     tokens = dp * config.sequences * config.sequence
     out.print(
         f"[b]transformer {size}[/b]: {config.parameters:,} parameters, {config.layers} layers, "
-        f"{tokens:,} tokens a step, on dp={dp} x tp={tp} devices of {on.name}",
+        f"{tokens:,} tokens a step, on dp={dp} x tp={tp} devices of {escape(on.name)}",
         soft_wrap=True,
     )
     shapes = transformer.shapes(config, dp, tp)
@@ -245,7 +260,7 @@ def _matmul(
     product = matmul.blocks(on.mesh(x=x, y=y))
     out.print(
         f"[b]matmul[/b]: ({rows} x {rows}) @ ({rows} x {rows}) in BF16, in {x} x {y} blocks on the "
-        f"{x * y} devices of {on.name}",
+        f"{x * y} devices of {escape(on.name)}",
         soft_wrap=True,
     )
     if not shapes_only:
@@ -305,6 +320,7 @@ def _own(
     import jax
 
     import emulator as em
+    from emulator.report.literal import LiteralTable
     from emulator.workloads.load import load
 
     function, args = load(target, on)
@@ -316,17 +332,28 @@ def _own(
             f"{target}: arguments contain {len(shapes)} shapes without values; "
             f"return arrays, or add --estimate"
         )
-    with err.status(f"running {target} on {on.name}"):
+    with err.status(f"running {escape(target)} on {escape(on.name)}"):
         began = time.perf_counter()
         answer = em.run(function, *args, on=on, arithmetic=arithmetic, devices=devices, **how)
         wall_s = time.perf_counter() - began
-    table = Table(title=f"values, computed in {wall_s:.2f} s on this host", title_justify="left")
+    out.print(f"values, computed in {wall_s:.2f} s on this host")
+    table = LiteralTable()
     for column in ("output", "dtype", "shape", "value"):
         table.add_column(column)
     for path, leaf in jax.tree_util.tree_leaves_with_path(answer.value):
-        mean = "" if leaf.size == 1 else "mean "
-        value = mean + f"{float(leaf.mean()):.6g}" if leaf.size else "empty"
         name = jax.tree_util.keystr(path) or "result"
-        table.add_row(name, str(leaf.dtype), str(leaf.shape), value)
+        table.add_row(name, str(leaf.dtype), str(leaf.shape), _in_brief(leaf))
     out.print(table)
     return answer
+
+
+def _in_brief(leaf: Any) -> str:
+    """One number that tells values apart."""
+    import jax
+
+    if not leaf.size:
+        return "empty"
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return str(jax.random.key_data(leaf).reshape(-1).tolist()[:4])
+    mean = "" if leaf.size == 1 else "mean "
+    return mean + f"{leaf.mean().item():.6g}"

@@ -29,6 +29,8 @@ _PROFILE = "Ascend/msmodeling 84fec85"
 _MFH = "Ascend/memfabric_hybrid 7171ad35"
 _SEMI = "SemiAnalysis, 16 April 2025"
 
+MOST_PODS = 432  # 165,000 packages, arXiv 2506.12708 v2 (documented)
+
 _RDMA_J_PER_BYTE = (640e-12, 1920e-12)
 
 _CORES, _CLOCK_HZ = 24, 1.8e9
@@ -312,12 +314,15 @@ def cloudmatrix384(device: str = "package", pods: int = 1) -> Machine:
     several of them that are joined by their RDMA cards.
 
     Raises:
-        ValueError: `device` is neither "package" nor "die", or `pods` is no number above 0.
+        ValueError: `device` is neither "package" nor "die", or `pods` is no number from 1 to 432.
     """
     if device not in ("package", "die"):
         raise ValueError(f'cloudmatrix384: device must be "package" or "die"; got {device!r}')
-    if isinstance(pods, bool) or not isinstance(pods, int) or pods < 1:
-        raise ValueError(f"cloudmatrix384: pods must be a whole number above 0; got {pods!r}")
+    if isinstance(pods, bool) or not isinstance(pods, int) or not 1 <= pods <= MOST_PODS:
+        raise ValueError(
+            f"cloudmatrix384: pods must be a whole number from 1 to {MOST_PODS}, the most that "
+            f"can be joined; got {pods!r}"
+        )
     return _pods(device, pods)
 
 

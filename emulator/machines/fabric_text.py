@@ -62,7 +62,7 @@ def read(path: str | os.PathLike[str]) -> tuple[tuple[Level, ...], dict[str, flo
         ValueError: what the file lacks or has wrong.
     """
     try:
-        table = tomllib.loads(Path(path).read_text())
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"cannot read the fabric in {path}: {error}") from error
     unknown = set(table) - {"name", "fabric", "level", "links"}
@@ -184,7 +184,7 @@ def _entry(where: str, entry: str, values: dict[str, Any]) -> None:
     number, unit = _quantity(where, entry)
     scale = _rate_unit(unit)
     if not unit:
-        if number != int(number):
+        if not number.is_integer():
             raise ValueError(f"{where}: a size must be a whole number; got {entry!r}")
         values["sizes"] += (int(number),)
     elif scale is not None:

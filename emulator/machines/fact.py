@@ -18,6 +18,8 @@ T = TypeVar("T")
 _UNITS = (
     ("_flops_per_s", "FLOP/s"),
     ("_bytes_per_s", "B/s"),
+    ("_bytes_per_cycle", "B/cycle"),
+    ("_cycles", "cycles"),
     ("_s_per_byte", "s/B"),
     ("_j_per_byte", "J/B"),
     ("_j_per_flop", "J/FLOP"),

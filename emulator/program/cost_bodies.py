@@ -25,6 +25,11 @@ def shard_map(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     manual = frame.manual | frozenset(
         params.get("newly_manual_axes", params.get("manual_axes", walker.groups.sizes))
     )
+    if not manual & frame.manual and params["mesh"].size < len(walker.groups.devices):
+        walker.assume(
+            f"kernels over a mesh of {params['mesh'].size} devices count on all "
+            f"{len(walker.groups.devices)} of the program's, in time, operations and energy"
+        )
     seeds: dict[int, Layout] = {}
     moved: set[int] = set()
     for v, inner, spec in zip(node.ins, body.ins, params["in_specs"], strict=True):
@@ -149,10 +154,10 @@ def while_(walker: Walker, frame: Frame, index: int, node: Node) -> None:
         trips = float(trips)
     except (TypeError, ValueError):
         trips = math.nan
-    if not trips >= 0:
+    if not 0 <= trips < math.inf:
         raise ValueError(
             f"counts[{walker.sites[node.path]!r}]: expected the trips of the loop, a number "
-            "of at least 0"
+            f"of at least 0; got {walker.counts[walker.sites[node.path]]!r}"
         )
     (body, ins, _), (cond, cond_ins, _) = layouts_.body_links(node)
     nc = node.params["body_nconsts"]
@@ -189,7 +194,7 @@ def cond(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     if table is None:
         raise ValueError(
             f"counts[{site!r}]: expected {len(links)} shares that add up to 1, one per branch (or "
-            "such a row for each device)"
+            f"such a row for each device); got {walker.counts[site]!r}"
         )
     if ((table > 0) & (table < 1)).any():
         walker.assume(

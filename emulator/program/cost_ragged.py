@@ -5,6 +5,7 @@ Sizes come from `counts` (see `sites`): what the values reading counted, or what
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -52,26 +53,45 @@ def ragged_dot(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     rows, which = np.unique(lengths, axis=0, return_inverse=True)
     times = [_grouped(mode, row, b, m, k, n, walker, unit, out_type) for row in rows]
     longest = max(times, key=lambda time: time.time_s)
-    each = tuple(times[i].time_s for i in which.reshape(-1))
-    alike = len(times) == 1 or len(each) != len(walker.groups.devices)
     walker.has_matmuls = True
     size = f"{m}x{k}x{n}" if mode == "rows" else f"{m}x({k})x{n}"
-    step = Op(
-        name=f"ragged_dot {size}, {groups} groups",
-        kind="matmul",
-        time_s=longest.time_s,
-        bound_s=longest.bound_s,
-        limited_by=longest.limited_by,
-        flops=longest.flops,
-        bytes=longest.moved_bytes,
-        matmul_s=longest.flops / longest.peak_flops_per_s,
-        memory_s=longest.bytes / walker.memory_rate,
-        where=where(node.eqn),
-        detail=f"{unit}, {longest.utilization:.0%} of the matrix peak",
-        device_s=() if alike else each,
-    )
+    kernels = [
+        Op(
+            name=f"ragged_dot {size}, {groups} groups",
+            kind="matmul",
+            time_s=time.time_s,
+            bound_s=time.bound_s,
+            limited_by=time.limited_by,
+            flops=time.flops,
+            bytes=time.moved_bytes,
+            matmul_s=time.flops / time.peak_flops_per_s,
+            memory_s=time.bytes / walker.memory_rate,
+            where=where(node.eqn),
+            detail=f"{unit}, {time.utilization:.0%} of the matrix peak",
+        )
+        for time in times
+    ]
+    step = kernels[times.index(longest)]
+    if len(kernels) > 1 and len(which) == len(walker.groups.devices):
+        step = _of_devices(step, tuple(kernels[i] for i in which.reshape(-1)))
     note_copies(walker, longest)
     walker.emit(frame, step, node)
+
+
+def _of_devices(longest: Op, each: tuple[Op, ...]) -> Op:
+    """One step of devices that do not do the same."""
+
+    def mean(name: str) -> float:
+        return sum(getattr(op, name) for op in each) / len(each)
+
+    return dataclasses.replace(
+        longest,
+        flops=round(mean("flops")),
+        bytes=round(mean("bytes")),
+        matmul_s=mean("matmul_s"),
+        memory_s=mean("memory_s"),
+        each=each,
+    )
 
 
 def _grouped(
@@ -151,7 +171,7 @@ def _exchange(
         nbytes=max(r.nbytes for r in results),
         dtype=dtype,
         groups=((positions, np.array([r.time_s for r in results])),),
-        bound_s=max(r.bound_s for r in results),
+        bounds_s=(np.array([r.bound_s for r in results]),),
         link_bytes=tuple(sorted(links.items())),
         axes=axes,
         where=where(node.eqn),

@@ -30,8 +30,8 @@ class Groups:
             check_fits(mesh, on)
         numbers = dict.fromkeys(d for mesh in self.meshes for d in device_numbers(mesh))
         self.devices: tuple[int, ...] = tuple(numbers) or (0,)
-        self.mesh_shape = tuple(pair for mesh in self.meshes for pair in _shape(mesh))
-        self.sizes = dict(self.mesh_shape)
+        self.mesh_shapes = tuple(_shape(mesh) for mesh in self.meshes)
+        self.sizes = dict(pair for shape in self.mesh_shapes for pair in shape)
         self._place = {d: i for i, d in enumerate(self.devices)}
         self.assumptions: dict[str, None] = {}
         self._positions: dict[Any, list[NDArray[np.int64]]] = {}
@@ -115,7 +115,7 @@ class Groups:
             return []
         groups: Timed = []
         links: dict[str, int] = {}
-        bound_s = 0.0
+        bounds_s: list[NDArray[np.float64]] = []
         first: Any = None
         for positions in self.positions(axes, parts):
             classes, members = self._alike(positions)
@@ -124,7 +124,7 @@ class Groups:
             ]
             seconds = np.array([r.time_s for r in results])[members]
             groups.append((positions, seconds))
-            bound_s = max(bound_s, *(r.bound_s for r in results))
+            bounds_s.append(np.array([r.bound_s for r in results])[members])
             for result, count in zip(results, np.bincount(members), strict=True):
                 for tier, moved in dict(result.link_bytes).items():
                     links[tier] = links.get(tier, 0) + int(moved) * int(count)
@@ -141,7 +141,7 @@ class Groups:
                 nbytes=nbytes,
                 dtype=dtype,
                 groups=tuple(groups),
-                bound_s=bound_s,
+                bounds_s=tuple(bounds_s),
                 link_bytes=tuple(sorted(links.items())),
                 axes=axes,
                 where=where,

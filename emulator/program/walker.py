@@ -37,7 +37,7 @@ class Costs:
     needs: tuple[Needs, ...]
     life: Lifetimes
     devices: tuple[int, ...]
-    mesh_shape: tuple[tuple[str, int], ...]
+    mesh_shapes: tuple[tuple[tuple[str, int], ...], ...]
     communicators: int
     arguments_bytes: int
     results_bytes: int
@@ -181,7 +181,7 @@ class Walker:
             needs=tuple(frame.needs),
             life=life,
             devices=self.groups.devices,
-            mesh_shape=self.groups.mesh_shape,
+            mesh_shapes=self.groups.mesh_shapes,
             communicators=self.groups.communicators,
             arguments_bytes=sum(size.get(v, 0) for v in inputs if v is not None),
             results_bytes=sum(size.get(v, 0) for v in results if v is not None),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import numpy as np
 
 from emulator import overlap as two_engines
 from emulator.energy import energy
@@ -25,7 +26,7 @@ from emulator.program.trace import (
     walk,
 )
 from emulator.report.result import Bound, Estimate, Run
-from emulator.timeline import Op, Step, each, play
+from emulator.timeline import CollectiveOp, Step, each, play
 
 NO_OVERLAP = "no overlap of compute and communication"
 OVERLAP = (
@@ -132,6 +133,7 @@ def run(
     counts |= counted
     if counted:
         costs = _costs(program, args, on, algorithms, counts, fusion)
+        memory = _memory(costs, on, allow_oom)
     answer = _answer(costs, _name(fun), on, memory, overlap)
     return Run(**answer, value=value, counts=counts)
 
@@ -214,12 +216,18 @@ def _answer(
     return {
         "name": name,
         "machine": on,
-        "mesh_shape": costs.mesh_shape,
+        "mesh_shapes": costs.mesh_shapes,
         "steps": costs.steps,
         "timeline": timeline,
         "memory": memory,
-        "energy": energy(costs.steps, timeline.time_s, len(costs.devices), on),
-        "bound": _bound(costs.steps),
+        "energy": energy(
+            costs.steps,
+            timeline.time_s,
+            len(costs.devices),
+            on,
+            sum(slowness) / len(slowness),
+        ),
+        "bound": _bound(costs.steps, len(costs.devices)),
         "assumptions": tuple(dict.fromkeys(notes)),
         "overlap": overlap,
     }
@@ -243,16 +251,29 @@ def _memory(costs: Costs, on: Machine, allow_oom: bool) -> MemoryUse:
     return use
 
 
-def _bound(steps: tuple[Step, ...]) -> Bound:
-    matmul = vector = memory = links = 0.0
+def _bound(steps: tuple[Step, ...], count: int) -> Bound:
+    """Each engine's least seconds on the device whose engine has most to do."""
+    matmul = vector = memory = 0.0  # of what all devices do alike
+    own = np.zeros((3, count))
+    links = np.zeros(count)
     for step, times in each(steps):
-        if isinstance(step, Op):
+        if isinstance(step, CollectiveOp):
+            for (positions, _), bounds in zip(step.groups, step.bounds_s, strict=True):
+                links[positions] += times * bounds[:, None]
+        elif step.each:
+            work = [(op.matmul_s, op.vector_s, op.memory_s) for op in step.each]
+            own += times * np.array(work).T
+        else:
             matmul += times * step.matmul_s
             vector += times * step.vector_s
             memory += times * step.memory_s
-        else:
-            links += times * step.bound_s
-    return Bound(matmul_s=matmul, vector_s=vector, memory_s=memory, links_s=links)
+    most = own.max(axis=1, initial=0.0).tolist()
+    return Bound(
+        matmul_s=matmul + most[0],
+        vector_s=vector + most[1],
+        memory_s=memory + most[2],
+        links_s=float(links.max(initial=0.0)),
+    )
 
 
 def _trace(

@@ -61,6 +61,7 @@ def write(estimate: Estimate, folder: Path) -> Path:
     if not folder.absolute().parent.is_dir():
         raise ValueError(f"{folder}: there is no folder {folder.absolute().parent}")
     steps = list(unrolled(estimate.steps))
+    slowness = estimate.machine.slowness(estimate.devices)
     ranks = len(estimate.devices)
     groups, member = _groups(steps)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
@@ -69,7 +70,7 @@ def write(estimate: Estimate, folder: Path) -> Path:
         for rank in range(ranks):
             with (beside / f"{estimate.name}.{rank}.et").open("wb") as file:
                 file.write(delimited(_metadata(estimate, rank)))
-                for node in _nodes(steps, rank, member, encoded):
+                for node in _nodes(steps, rank, slowness[rank], member, encoded):
                     file.write(node)
         listed = {str(number): list(ranks) for ranks, number in groups.items()}
         (beside / "comm_groups.json").write_text(json.dumps(listed))
@@ -131,6 +132,7 @@ def _groups(
 def _nodes(
     steps: list[Executed],
     rank: int,
+    slowness: float,
     member: dict[int, dict[int, tuple[int, int]]],
     encoded: dict[Any, bytes],
 ) -> Iterator[bytes]:
@@ -138,18 +140,21 @@ def _nodes(
     previous: tuple[int, ...] = ()
     clock_ps = 0
     for index, step in enumerate(steps):
-        duration_ps = round(step.time_s * PS_PER_S)
         if isinstance(step, Op):
-            variants: list[tuple[Any, ...]] = [(COMP_NODE,)]
+            step = step.on(rank)
+            time_s = step.time_s * slowness
+            variants: list[tuple[Any, ...]] = [(COMP_NODE, step.flops, step.bytes)]
         else:
+            time_s = step.group_s(rank)
             variants = _variants(step, rank, member[id(step)])
         if not variants:
             continue
+        duration_ps = round(time_s * PS_PER_S)
         before_us, clock_ps = clock_ps // 10**6, clock_ps + duration_ps
         micros = clock_ps // 10**6 - before_us
         numbers = tuple(2 * index + 1 + place for place in range(len(variants)))
         for number, variant in zip(numbers, variants, strict=True):
-            key = (number, previous, micros, variant)
+            key = (number, previous, micros, duration_ps, variant)
             if key not in encoded:
                 node = _node(number, previous, micros, duration_ps, step, variant)
                 encoded[key] = delimited(node)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ OWN = "own"
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Column:
     """The program on one machine in one arithmetic; `answer` is a Run where values were computed.
+    `title` is what the machine is called beside the others.
 
     `errors` has one entry for each output, `differing` how many elements of it have other bits than
     in the first column (None where shapes or types differ). `narrow` names what the FP64 values
@@ -38,6 +40,7 @@ class Column:
     """
 
     machine: Machine
+    title: str
     arithmetic: str
     answer: Estimate
     errors: tuple[Errors, ...] = ()
@@ -46,7 +49,7 @@ class Column:
 
     @property
     def name(self) -> str:
-        return f"{self.machine.name}, {self.arithmetic}"
+        return f"{self.title}, {self.arithmetic}"
 
     @property
     def rel_rms(self) -> float:
@@ -64,13 +67,13 @@ class Comparison:
     @property
     def machines(self) -> tuple[Column, ...]:
         """The first column of each machine."""
-        first: dict[int, Column] = {}
+        first: dict[str, Column] = {}
         for column in self.columns:
-            first.setdefault(id(column.machine), column)
+            first.setdefault(column.title, column)
         return tuple(first.values())
 
     def of(self, machine: Machine) -> tuple[Column, ...]:
-        return tuple(c for c in self.columns if c.machine is machine)
+        return tuple(c for c in self.columns if c.machine == machine)
 
     def conclusions(self) -> tuple[str, ...]:
         """What the columns say, and whether it depends on the arithmetic that was chosen."""
@@ -171,31 +174,34 @@ def compare_prepared(
         )
     units = [_units(arithmetics, machine) for machine in machines]  # refuse before anything runs
     columns: list[Column] = []
-    for machine, listed in zip(machines, units, strict=True):
+    for machine, title, listed in zip(machines, _titles(machines), units, strict=True):
         fun, args = prepare(machine)
         args = held(fun, args)
         program = (trace_once if values else trace_divided)(fun, args)
         _check_fits(program.jaxpr, machine)
         if not values:
             answer = estimate(fun, *args, on=machine, counts=counts, **how)
-            columns.append(Column(machine=machine, arithmetic="no values", answer=answer))
+            columns.append(
+                Column(machine=machine, title=title, arithmetic="no values", answer=answer)
+            )
             continue
         exact = None
         for label, arithmetic in listed:
             ran = run(fun, *args, on=machine, arithmetic=arithmetic, **how)
             exact = exact or in_fp64(program, args, machine)
-            columns.append(_column(machine, label, ran, exact, columns))
+            columns.append(_column(machine, title, label, ran, exact, columns))
     return Comparison(name=name, columns=tuple(columns))
 
 
 def _column(
-    machine: Machine, label: str, ran: Run, exact: Wide, before: Sequence[Column]
+    machine: Machine, title: str, label: str, ran: Run, exact: Wide, before: Sequence[Column]
 ) -> Column:
     leaves = _leaves(ran)
     first = [leaf for _, leaf in (outputs(before[0]) if before else leaves)]
     alike = len(first) == len(leaves)
     return Column(
         machine=machine,
+        title=title,
         arithmetic=label,
         answer=ran,
         errors=tuple(errors(n, x, e) for (n, x), e in zip(leaves, exact.leaves, strict=True)),
@@ -229,7 +235,28 @@ def _machines(on: Any) -> tuple[Machine, ...]:
             f"compare(on={on!r}): expected a list of machines, such as [em.cloudmatrix384(), "
             "em.gb200_nvl72()]"
         )
+    if repeated := {m.name for m in machines if machines.count(m) > 1}:
+        raise ValueError(
+            f"compare(on=...): {', '.join(sorted(repeated))} is listed more than once; give "
+            "different machines"
+        )
     return machines
+
+
+def _titles(machines: Sequence[Machine]) -> list[str]:
+    """A name for each machine that is no other's: a pod and the same pod with faults, or of dies,
+    have one name.
+    """
+    titles = [machine.name for machine in machines]
+    repeated = {title for title in titles if titles.count(title) > 1}
+    for i, machine in enumerate(machines):
+        if machine.name in repeated:
+            faults = " with faults" if machine.faults else ""
+            titles[i] = f"{machine.name} ({machine.device_kind}s{faults})"
+    return [
+        title if title not in titles[:i] else f"{title} #{titles[:i].count(title) + 1}"
+        for i, title in enumerate(titles)
+    ]
 
 
 def _check_mesh(fun: Any, mesh: Any) -> None:
@@ -286,6 +313,11 @@ def _units(arithmetics: Any, machine: Machine) -> list[tuple[str, Any]]:
         elif isinstance(each, str) and each == "native":
             found["native XLA"] = each
         else:
+            if not isinstance(each, str | os.PathLike | kernels.Arithmetic):
+                raise TypeError(
+                    f"compare(arithmetics=[..., {each!r}]): expected a name, a file, a "
+                    'kernels.Arithmetic, "own" or "native"'
+                )
             unit = (
                 each
                 if isinstance(each, kernels.Arithmetic)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from emulator.report.compare import Column, Comparison, outputs
 from emulator.report.errors import QUANTILES, ULP_EDGES, differing
+from emulator.report.literal import LiteralTable
 from emulator.report.result import Estimate
 from emulator.units import capacity, interval, quantity, seconds
 
@@ -49,15 +50,17 @@ def _body(c: Comparison) -> Group:
 
 
 def _times(c: Comparison) -> Table:
-    table = Table(title=c.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = LiteralTable(
+        title=c.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
     table.add_column("")
     answers = [column.answer for column in c.machines]
-    for answer in answers:
-        table.add_column(answer.machine.name, justify="right", overflow="fold")
+    for column in c.machines:
+        table.add_column(column.title, justify="right", overflow="fold")
     kinds = dict.fromkeys(kind for answer in answers for kind in answer.by_kind())
     rows: list[tuple[str, Callable[[Estimate], str]]] = [
         ("devices", _devices),
-        ("mesh", lambda a: " x ".join(f"{k}={n}" for k, n in a.mesh_shape) or "one device"),
+        ("mesh", lambda a: a.mesh),
         ("time", lambda a: seconds(a.time_s)),
         ("against the first", lambda a: _times_as_fast(answers[0], a)),
         ("bound", lambda a: f"{seconds(a.bound_s)} ({a.bound.limited_by})"),
@@ -83,7 +86,7 @@ def _times_as_fast(first: Estimate, other: Estimate) -> str:
 
 
 def _values(c: Comparison) -> Group:
-    table = Table(
+    table = LiteralTable(
         title="Error against the same program in FP64",
         title_justify="left",
         title_style="bold",
@@ -145,10 +148,10 @@ def conclusions(c: Comparison) -> tuple[str, ...]:
 def _faster(first: Column, other: Column) -> str:
     a, b = first.answer.time_s, other.answer.time_s
     if a == b:
-        return f"{first.machine.name} and {other.machine.name} take the same time."
+        return f"{first.title} and {other.title} take the same time."
     fast, slow = (first, other) if a < b else (other, first)
     ratio = max(a, b) / min(a, b) if min(a, b) else math.inf
-    return f"{fast.machine.name} is done {ratio:.3g} times sooner than {slow.machine.name}."
+    return f"{fast.title} is done {ratio:.3g} times sooner than {slow.title}."
 
 
 def _efficient(first: Column, other: Column) -> list[str]:
@@ -156,13 +159,13 @@ def _efficient(first: Column, other: Column) -> list[str]:
     if not (a[1] and b[1]):
         return []
     if a[0] <= b[1] and b[0] <= a[1]:
-        names = f"{first.machine.name} and {other.machine.name}"
+        names = f"{first.title} and {other.title}"
         return [f"Performance per watt: the intervals of {names} overlap."]
     better, worse = (first, other) if a[0] > b[1] else (other, first)
     low, high = (max(a, b)[0] / min(a, b)[1], max(a, b)[1] / min(a, b)[0])
     return [
-        f"Performance per watt: {better.machine.name} has {low:.3g} to {high:.3g} times that of "
-        f"{worse.machine.name}."
+        f"Performance per watt: {better.title} has {low:.3g} to {high:.3g} times that of "
+        f"{worse.title}."
     ]
 
 
@@ -170,7 +173,7 @@ def _nearer(one: Sequence[Column], two: Sequence[Column]) -> str:
     pairs = [(a, b) for a in one for b in two]
     nearer = sum(a.rel_rms < b.rel_rms for a, b in pairs)
     farther = sum(a.rel_rms > b.rel_rms for a, b in pairs)
-    names = one[0].machine.name, two[0].machine.name
+    names = one[0].title, two[0].title
     if nearer == farther == 0:
         return f"Error: {names[0]} and {names[1]} are equally near to FP64."
     if 0 in (nearer, farther):
@@ -188,7 +191,7 @@ def _spread(columns: Sequence[Column]) -> str:
     low, high = (f(columns, key=lambda c: c.rel_rms) for f in (min, max))
     changed = sum(any(n != 0 for n in _against(columns[0], c)) for c in columns[1:])
     return (
-        f"{columns[0].machine.name}: RMS error {low.rel_rms:.3g} ({low.arithmetic}) to "
+        f"{columns[0].title}: RMS error {low.rel_rms:.3g} ({low.arithmetic}) to "
         f"{high.rel_rms:.3g} ({high.arithmetic}) of the values; {changed} of "
         f"{len(columns) - 1} other arithmetics change bits."
     )
@@ -201,13 +204,15 @@ def _against(first: Column, other: Column) -> list[int | None]:
 
 
 def record(column: Column) -> dict[str, Any]:
-    """Everything about a column as plain data; units are in the names."""
+    """Everything about a column as plain data; units are in the names. None stands for what is no
+    finite number.
+    """
     a = column.answer
     return {
-        "machine": column.machine.name,
+        "machine": column.title,
         "arithmetic": column.arithmetic,
         "devices": len(a.devices),
-        "mesh": dict(a.mesh_shape),
+        "mesh": {name: size for shape in a.mesh_shapes for name, size in shape},
         "time_s": a.time_s,
         "bound_s": a.bound_s,
         "limited_by": a.bound.limited_by,
@@ -219,10 +224,19 @@ def record(column: Column) -> dict[str, Any]:
         "flops_per_j": list(a.energy.flops_per_j),
         "narrow": list(column.narrow),
         "outputs": [
-            dataclasses.asdict(e) | {"differing": n}
+            _finite(dataclasses.asdict(e)) | {"differing": n}
             for e, n in zip(column.errors, column.differing, strict=True)
         ],
     }
+
+
+def _finite(value: Any) -> Any:
+    """`value` without infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_json(c: Comparison) -> str:
@@ -233,7 +247,7 @@ def as_json(c: Comparison) -> str:
         "columns": [record(column) for column in c.columns],
         "conclusions": conclusions(c),
     }
-    return json.dumps(whole, indent=1)
+    return json.dumps(whole, indent=1, allow_nan=False)
 
 
 _PLAIN = ("machine", "arithmetic", "devices", "time_s", "bound_s", "limited_by", "flops",

@@ -10,10 +10,11 @@ from typing import Any
 
 import jinja2
 
+from emulator import files
 from emulator.report.perfetto import lane_name
 from emulator.report.result import Estimate
 from emulator.timeline import Loop, Span
-from emulator.units import capacity, count, interval, quantity, seconds
+from emulator.units import capacity, count, interval, quantity, seconds, several
 from emulator.units import fact as units_fact
 
 TOP = 25
@@ -34,7 +35,7 @@ COLOURS = {
 
 
 def write(estimate: Estimate, path: Path) -> Path:
-    path.write_text(page(estimate), encoding="utf-8")
+    files.write(path, page(estimate))
     return path
 
 
@@ -43,11 +44,15 @@ def page(estimate: Estimate) -> str:
     template = resources.files("emulator.report").joinpath("page.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(
-        seconds=seconds, bytes=capacity, quantity=quantity, count=count, fact=units_fact
+        seconds=seconds,
+        bytes=capacity,
+        quantity=quantity,
+        count=count,
+        several=several,
+        fact=units_fact,
     )
     return environment.from_string(template).render(
         e=estimate,
-        mesh=" x ".join(f"{n}={s}" for n, s in estimate.mesh_shape) or "one device",
         kinds=_kinds(estimate),
         rows=estimate.rows()[:TOP],
         row_count=len(estimate.rows()),
@@ -56,6 +61,7 @@ def page(estimate: Estimate) -> str:
         power=interval(*estimate.energy.power_w, "W"),
         device=interval(*estimate.energy.device_w, "W"),
         lanes=_lanes(estimate),
+        lane_count=len(estimate.timeline.lanes()),
         colours=COLOURS,
         alive=estimate.memory.alive[:TOP],
     )

@@ -1,7 +1,8 @@
 """An estimate as a trace in the Chrome JSON format, which Perfetto opens.
 
 Devices with the same clocks throughout share one track, or two where collectives overlap with
-kernels. A loop is a slice over all its trips; inside it the first trip is shown in detail.
+kernels. A loop is a slice over all its trips; inside it the first trip is shown in detail, and what
+runs less than once on average as short as it is on average.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from emulator import files
 from emulator.report.result import Estimate
 from emulator.timeline import CollectiveOp, Loop, Op, Span
 from emulator.units import quantity, seconds
 
 MAX_TRACKS = 64
+PROCESS = 1  # 0 is the idle process of whoever reads traces
 
 
 def write(estimate: Estimate, path: Path) -> Path:
-    path.write_text(json.dumps(trace(estimate)))
+    files.write(path, json.dumps(trace(estimate)))
     return path
 
 
@@ -26,15 +29,15 @@ def trace(estimate: Estimate) -> dict[str, Any]:
     """The trace as a JSON object; times in microseconds."""
     timeline = estimate.timeline
     events: list[dict[str, Any]] = [
-        _meta("process_name", 0, None, f"{estimate.machine.name}: {estimate.name}")
+        _meta("process_name", None, f"{estimate.machine.name}: {estimate.name}")
     ]
     lanes = timeline.lanes()
     engines = ("", ", collectives") if estimate.overlap else ("",)
     for number, lane in enumerate(lanes[:MAX_TRACKS]):
         first = 1 + number * len(engines)
         for track, engine in enumerate(engines, start=first):
-            events.append(_meta("thread_name", 0, track, lane_name(estimate, lane) + engine))
-            events.append(_meta("thread_sort_index", 0, track, track))
+            events.append(_meta("thread_name", track, lane_name(estimate, lane) + engine))
+            events.append(_meta("thread_sort_index", track, track))
         for span in timeline.spans:
             apart = estimate.overlap and isinstance(span.step, CollectiveOp)
             event = _slice(span, lane[0], first + apart)
@@ -52,9 +55,9 @@ def trace(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def _meta(kind: str, pid: int, tid: int | None, value: str | int) -> dict[str, Any]:
+def _meta(kind: str, tid: int | None, value: str | int) -> dict[str, Any]:
     key = "sort_index" if kind.endswith("sort_index") else "name"
-    event: dict[str, Any] = {"ph": "M", "name": kind, "pid": pid, "args": {key: value}}
+    event: dict[str, Any] = {"ph": "M", "name": kind, "pid": PROCESS, "args": {key: value}}
     if tid is not None:
         event["tid"] = tid
     return event
@@ -78,17 +81,20 @@ def _slice(span: Span, device: int, track: int) -> dict[str, Any] | None:
         "ph": "X",
         "name": span.step.name,
         "cat": span.step.kind,
-        "pid": 0,
+        "pid": PROCESS,
         "tid": track,
         "ts": start / 1e6,
         "dur": (end - start) / 1e6,
-        "args": _args(span.step, end - start),
+        "args": _args(span.step, device, end - start),
     }
 
 
-def _args(step: Op | CollectiveOp | Loop, duration_ps: int) -> dict[str, Any]:
+def _args(step: Op | CollectiveOp | Loop, device: int, duration_ps: int) -> dict[str, Any]:
     if isinstance(step, Loop):
-        return {"trips": step.trips, "shown": "first trip"}
+        shown = "first trip" if step.trips >= 1 else "mean of executions"
+        return {"trips": step.trips, "shown": shown}
+    if isinstance(step, Op):
+        step = step.on(device)
     args: dict[str, Any] = {
         "where": step.where,
         "detail": step.detail,
@@ -101,7 +107,7 @@ def _args(step: Op | CollectiveOp | Loop, duration_ps: int) -> dict[str, Any]:
             "memory traffic": quantity(step.bytes, "B"),
         }
     else:
-        waited = duration_ps / 1e12 - step.time_s
+        waited = duration_ps / 1e12 - step.group_s(device)
         args |= {
             "op": step.op,
             "algorithm": step.algorithm,

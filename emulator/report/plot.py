@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from emulator import files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,10 +106,6 @@ def _figure(size: tuple[float, float]) -> Figure:
 def _save(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with beside.open("wb") as file:
-            FigureCanvasAgg(figure).print_png(file)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    image = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(image)
+    files.write(path, image.getvalue())

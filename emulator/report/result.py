@@ -23,7 +23,9 @@ DECISIVE = frozenset(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Bound:
-    """Least seconds that physics allows one device, engines and links all overlapping perfectly."""
+    """Least seconds that physics allows one device: engines and links overlap perfectly, and
+    collectives come one after the other.
+    """
 
     matmul_s: float
     vector_s: float
@@ -42,7 +44,9 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """Equal steps of one kind summed up: `count` executions, seconds per device."""
+    """Equal steps of one kind summed up: `count` executions, seconds on the device that takes
+    longest.
+    """
 
     name: str
     kind: str
@@ -66,7 +70,7 @@ class Estimate:
 
     name: str
     machine: Machine
-    mesh_shape: tuple[tuple[str, int], ...]
+    mesh_shapes: tuple[tuple[tuple[str, int], ...], ...]
     steps: tuple[Step, ...]
     timeline: Timeline
     memory: MemoryUse
@@ -82,8 +86,16 @@ class Estimate:
 
     @property
     def bound_s(self) -> float:
-        """Seconds below which no schedule of this work on this machine can go."""
+        """Seconds below which no schedule of this work on this machine can go that runs its
+        collectives one after the other.
+        """
         return self.bound.time_s
+
+    @property
+    def mesh(self) -> str:
+        """The program's mesh as people read it, or its meshes: "dp=48 x tp=8", "x=8; y=2 x z=4"."""
+        shapes = (" x ".join(f"{name}={size}" for name, size in s) for s in self.mesh_shapes)
+        return "; ".join(shapes) or "one device"
 
     @property
     def devices(self) -> tuple[int, ...]:
@@ -108,12 +120,15 @@ class Estimate:
         return tuple(s for s, _ in each(self.steps) if isinstance(s, CollectiveOp))
 
     def by_kind(self) -> dict[str, float]:
-        """Seconds on one device by kind of work, largest first; waiting for others is what is left
-        of `time_s`.
+        """Seconds on one device, on average, by kind of work, largest first; waiting for others is
+        what is left of `time_s`.
         """
+        count = len(self.devices)
+        slow = sum(self.machine.slowness(self.devices)) / count
         total: dict[str, float] = {}
         for step, times in each(self.steps):
-            total[step.kind] = total.get(step.kind, 0.0) + times * step.time_s
+            time_s = times * step.mean_s(count) * (slow if isinstance(step, Op) else 1.0)
+            total[step.kind] = total.get(step.kind, 0.0) + time_s
         return dict(sorted(total.items(), key=lambda item: -item[1]))
 
     @property

@@ -9,9 +9,10 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from emulator.report.literal import LiteralTable
 from emulator.report.result import Estimate
 from emulator.timeline import CollectiveOp, each
-from emulator.units import capacity, count, interval, quantity, seconds
+from emulator.units import capacity, count, interval, quantity, seconds, several
 from emulator.units import fact as units_fact
 
 TOP = 12
@@ -41,17 +42,17 @@ def _body(e: Estimate) -> Group:
 
 
 def _headline(e: Estimate) -> Text:
-    mesh = " x ".join(f"{name}={size}" for name, size in e.mesh_shape) or "one device"
     text = Text()
     text.append(f"{e.name}", style="bold")
-    text.append(f" on {e.machine.name}, mesh {mesh} ({len(e.devices)} {e.machine.device_kind}s)")
+    devices = several(len(e.devices), e.machine.device_kind)
+    text.append(f" on {e.machine.name}, mesh {e.mesh} ({devices})")
     if not e.memory.fits:
         text.append(f"\n{e.memory.message}", style="bold red")
     return text
 
 
 def _grid(title: str, *columns: tuple[str, bool]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = LiteralTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name, right in columns:
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     return table
@@ -177,7 +178,7 @@ def _memory(e: Estimate) -> Table:
 
 def _energy(e: Estimate) -> Table:
     table = _grid(
-        f"Energy of {len(e.devices)} devices",
+        f"Energy of {several(len(e.devices), 'device')}",
         ("part", False),
         ("low", True),
         ("high", True),

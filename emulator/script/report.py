@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from emulator.machines import Machine
+from emulator.report.literal import LiteralTable
 from emulator.script.eager import Eager
 from emulator.script.steps import Steps
-from emulator.units import seconds
+from emulator.units import seconds, several
 
 TOP = 12
 _WIDEST = 160  # columns
@@ -24,7 +25,7 @@ def report(on: Machine, devices: int, steps: Steps, eager: Eager, wall_s: float)
     head.append("pod time", style="bold")
     slept = f" ({seconds(clock.slept_s)} of them asleep)" if clock.slept_s else ""
     head.append(f"  {seconds(clock.time_s)}{slept} on {on.name}, ")
-    head.append(f"{devices} {on.device_kind}s; ")
+    head.append(f"{several(devices, on.device_kind)}; ")
     head.append(f"{seconds(wall_s)} of wall time on this host")
     timed = any(function.last for function in steps.functions.values())
     table = (_steps(steps), Text("")) if timed else ()
@@ -39,7 +40,7 @@ def show(answer: RenderableType) -> None:
 
 
 def _table(title: str, *columns: tuple[str, bool]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = LiteralTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name, right in columns:
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     return table
@@ -61,7 +62,6 @@ def _steps(steps: Steps) -> Table:
         last = function.last
         if last is None:
             continue
-        mesh = " x ".join(f"{name}={size}" for name, size in last.mesh_shape) or "one device"
         table.add_row(
             function.name,
             function.where,
@@ -70,7 +70,7 @@ def _steps(steps: Steps) -> Table:
             seconds(function.time_s / function.calls),
             seconds(last.bound_s),
             last.bound.limited_by,
-            mesh,
+            last.mesh,
         )
     return table
 

@@ -54,13 +54,24 @@ def load(target: str, machine: Machine) -> tuple[Callable[..., Any], tuple[Any, 
 def _module(path: Path) -> ModuleType:
     if not path.is_file():
         raise ValueError(f"no such file: {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(_free_name(path), path)
     if spec is None or spec.loader is None:
         raise ValueError(f"not a Python file: {path}; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # its own imports, as if it were run
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
+    # As if it were run: what it imports, also later inside its functions, is looked for beside it,
+    # and its dataclasses and pickles find the module that they are of.
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
     return module
+
+
+def _free_name(path: Path) -> str:
+    """The file's own name as a module, unless another file has it."""
+    other = sys.modules.get(path.stem)
+    file = getattr(other, "__file__", None)
+    if other is None or (file is not None and Path(file).resolve() == path.resolve()):
+        return path.stem
+    return f"program_{path.stem}"

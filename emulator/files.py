@@ -1,0 +1,34 @@
+"""Files that are either written whole or left as they were."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes beside `path` first and then renames, so that a failure leaves no half file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check(option: str, path: Path | None) -> None:
+    """Raises ValueError if there is no file to write at `path`, before any work is done for it."""
+    if path is None:
+        return
+    if not path.name or path.is_dir():
+        raise ValueError(f"{option} {path}: expected the name of a file; this is a folder")
+    check_folder(option, path)
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Raises ValueError if the folder that `path` is to be in is not there or not to be written."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"{option} {path}: there is no folder {path.parent}")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{option} {path}: the folder {path.parent} may not be written to")
