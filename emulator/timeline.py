@@ -294,7 +294,7 @@ def meet(step: CollectiveOp, clocks: NDArray[np.int64]) -> NDArray[np.int64]:
 def _part(
     start: NDArray[np.int64], end: NDArray[np.int64], share: float | NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """The clocks after a share of the way from `start` to `end`, each device's own if they differ."""
+    """The clocks after a share of the way from `start` to `end`; shares may differ by device."""
     return start + np.round((end - start) * share).astype(np.int64)
 
 
