@@ -43,7 +43,7 @@ def _accumulate(
     a, b = blocks.pad(a, b, size, arithmetic)
     narrow = sum(_bits(x, arithmetic) for x in (a, b)) <= 24
     extent = extents.whole(extents.extents(a, b, c, size, arithmetic))
-    way, scale, a_scale, limit = _plan(extent, narrow, arithmetic)
+    way, scale, a_scale, limit = _plan(extent, a.shape[-1], narrow, arithmetic)
     count = a.shape[-1] // size
 
     def finish(words: Array, place: blocks.Place) -> Array:
@@ -113,6 +113,8 @@ def _accumulate(
             for steps, here in ((_firmly, scale >= 0), (_firmly_large, scale < 0)):
                 stop = jnp.where(firm & here, count, 1)
                 state = walk(state, partial(firm_block, steps), 1, stop)
+            doubtful = firm & (state == 0)  # of something that is lost, perhaps
+            state = jnp.where(doubtful, jnp.float32(jnp.nan), state)
             return jnp.where(firm, singles.scale_down(state, scale), found)
 
         high = partial(_high, scale=scale, arithmetic=arithmetic)
@@ -148,14 +150,14 @@ _DEEP, _FIRM, _WAYS = range(6, 9)
 
 
 def _plan(
-    extent: extents.Extent, narrow: bool, arithmetic: Arithmetic
+    extent: extents.Extent, k: int, narrow: bool, arithmetic: Arithmetic
 ) -> tuple[Array, Array, Array, Array]:
     """The way to take, S, the part of S that goes to `a`, and the limit of `_firmly`."""
     way, scale, a_scale = extents.ways(extent, arithmetic)
     way = jnp.minimum(way, extents.WIDE) if narrow else way
     if arithmetic.subnormal_inputs == arithmetic.subnormal_results == "keep":
         way = jnp.where((way == extents.LOW) & extents.deep(extent), _DEEP, way)
-    firm = extents.firm(extent, arithmetic)
+    firm = extents.firm(extent, k, arithmetic)
     way = jnp.where((way == extents.WIDE) & firm.possible, _FIRM, way)
     scale = jnp.where(way == _FIRM, firm.scale, scale)
     return way, scale, jnp.where(way == _FIRM, firm.a_scale, a_scale), firm.limit
@@ -238,8 +240,10 @@ def _deep_end(c: Array, x: Array, y: Array, middle: Array, arithmetic: Arithmeti
 
 
 def _firm_start(words: Array, scale: Array, limit: Array) -> Array:
-    """Accumulators times 2^scale; NaN where they are below `limit` there."""
-    subnormal = (scale < 24) & ((words & floats.MAGNITUDE) < (1 + jnp.maximum(-scale, 0)) << 23)
+    """Accumulators times 2^scale; NaN where they are below `limit` there and not 0."""
+    magnitude = words & floats.MAGNITUDE
+    lowest = (1 + jnp.maximum(-scale, 0)).astype(jnp.uint32) << 23  # of what is normal there
+    subnormal = (scale < 24) & (magnitude < lowest) & (magnitude != 0)
     start = _nan_below(limit, singles.scale_up(words, scale))
     return jnp.where(subnormal, jnp.float32(jnp.nan), start)
 
@@ -247,7 +251,8 @@ def _firm_start(words: Array, scale: Array, limit: Array) -> Array:
 def _firmly(c: Array, x: Array, y: Array, scale: Array, limit: Array) -> Array:
     """As `_plain` on data times 2^scale, where no accumulator comes below `limit`; else NaN.
 
-    Operands and products that FP32 loses are then less than half a last place.
+    Operands and products that FP32 loses are then less than half a last place. An accumulator may
+    be 0: the next product of `limit` or more does not notice what was lost meanwhile.
     """
     del scale
     for index in range(x.shape[-1]):
@@ -265,8 +270,10 @@ def _firmly_large(c: Array, x: Array, y: Array, scale: Array, limit: Array) -> A
 
 
 def _nan_below(limit: Array, x: Array) -> Array:
-    doubt = -(jnp.abs(x) < limit).astype(jnp.uint32)  # all ones, which are a NaN
-    return floats.from_bits32(floats.bits32(x) | doubt)
+    """`x`, but NaN where it is below `limit` and not 0."""
+    magnitude = floats.bits32(x) & floats.MAGNITUDE
+    doubt = magnitude - np.uint32(1) < floats.bits32(limit) - np.uint32(1)
+    return floats.from_bits32(floats.bits32(x) | -doubt.astype(jnp.uint32))  # all ones: a NaN
 
 
 def _any_nan(words: Array) -> Array:

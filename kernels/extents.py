@@ -198,8 +198,8 @@ class Firm(NamedTuple):
     """Scaled accumulators from here on do not notice what FP32 loses of operands and products."""
 
 
-def firm(extent: Extent, arithmetic: Arithmetic) -> Firm:
-    """Whether FP32 serves as long as accumulators stay large."""
+def firm(extent: Extent, k: int, arithmetic: Arithmetic) -> Firm:
+    """Whether FP32 serves sums of `k` products as long as accumulators stay large."""
     top, reach = exponent(extent.top), exponent(extent.reach)
     # Where sums may overflow, products must not.
     scale = jnp.where(top <= 127, 0, 127 - top)
@@ -213,8 +213,8 @@ def firm(extent: Extent, arithmetic: Arithmetic) -> Firm:
         (extent.b_low, to_b, extent.a_top * to_a),
     ):
         lost = jnp.maximum(lost, jnp.where(low * to_it < least, least * other, 0.0))
-    # A quarter of the last place of `limit` is 2^-25 or 2^-26 of it.
-    limit = jnp.maximum(lost * 2.0**27, 2 * least * power(scale))
+    # A quarter of the last place of `limit` is 2^-25 or 2^-26 of it; all but one may be lost.
+    limit = jnp.maximum(lost * (2.0**27 * k), 2 * least * power(scale))
     possible = (extent.width <= 24) & (arithmetic.rounding == "nearest_even") & (scale >= -126)
     possible &= (extent.a_top * to_a < most) & (extent.b_top * to_b < most)
     possible &= extent.reach * power(scale) >= limit * 2.0**20

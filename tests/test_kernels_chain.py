@@ -305,6 +305,10 @@ def test_operands_that_fp32_loses_count_beside_small_sums():
     a, b = a.astype(BF16), signed(rng, np.ones((64, 16))).astype(BF16)
     for arithmetic in (FP32_FMA_CHAIN, MIXED[3]):
         check("lost", a, b, None, arithmetic)
+    a, b = after_ones([-16.0, 2.0**-129, 2.0**-130], [1.0, 1.0, 1.0])
+    check(
+        "lost beside zero", np.concatenate([a, np.full_like(a, 2.0**126)]), b, None, FP32_FMA_CHAIN
+    )
 
 
 @pytest.mark.parametrize("arithmetic", MIXED, ids=lambda x: x.name)
