@@ -237,8 +237,8 @@ def test_small_sums_beside_large_ones(arithmetic, small):
     those.
     """
     rng = np.random.default_rng(-small)
-    a, b = signed(rng, 2.0 ** rng.integers(small - 6, small, (2, 32, 48)))
-    a[0], b[0] = signed(rng, np.full((2, 48), 2.0**58))
+    a, b = signed(rng, 2.0 ** rng.integers(small - 6, small, (2, 32, 32)))
+    a[0], b[0] = signed(rng, np.full((2, 32), 2.0**58))
     a[::3, 1::2], b[::2, 1::2] = a[::3, ::2], -b[::2, ::2]  # some cancel
     a, b = (x.astype(np.float32).astype(BF16) for x in (a, b.T.copy()))
     c = (rng.integers(-3, 4, (32, 32)) * 2.0 ** rng.integers(-149, -110, (32, 32))).astype(FP32)
@@ -254,9 +254,9 @@ def test_products_that_are_lost_add_up(arithmetic, first):
     the smallest; as C does, which is subnormal.
     """
     rng = np.random.default_rng(3)
-    a, b = signed(rng, 2.0 ** rng.integers(-68, -64, (2, 32, 48)))
+    a, b = signed(rng, 2.0 ** rng.integers(-68, -64, (2, 32, 32)))
     a[:, 0], b[:, 0] = 2.0**first, 2.0**first
-    a[0], b[0] = signed(rng, np.full((2, 48), 2.0**58))
+    a[0], b[0] = signed(rng, np.full((2, 32), 2.0**58))
     a, b = (x.astype(np.float32).astype(BF16) for x in (a, b.T.copy()))
     c = (rng.integers(1, 2**23, (32, 32)) * 2.0**-149).astype(FP32)
     for start in (None, c):
@@ -268,7 +268,7 @@ def test_products_that_are_lost_add_up(arithmetic, first):
 def test_large_sums_that_a_product_is_lost_beside(arithmetic, largest):
     """With `largest` 63 some sums overflow."""
     rng = np.random.default_rng(largest)
-    a, b = signed(rng, 2.0 ** rng.integers(largest - 30, largest + 2, (2, 32, 48)))
+    a, b = signed(rng, 2.0 ** rng.integers(largest - 30, largest + 2, (2, 32, 32)))
     a[5, 20], b[3, 20] = 2.0**-100, 2.0**-100
     a, b = (x.astype(np.float32).astype(BF16) for x in (a, b.T.copy()))
     assert ways_of(a, b, None, FP32_FMA_CHAIN) == {extents.WIDE}
