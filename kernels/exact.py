@@ -440,11 +440,15 @@ def _split(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic)
         first, chosen = lax.top_k(left, rows)
         at = chosen // height, chosen % height
         column = jnp.minimum((width - first) // columns * columns, width - columns)
-        places = column[:, None] + jnp.arange(columns, dtype=jnp.int32)
-        c = words[at[0][:, None], at[1][:, None], places].reshape(-1)
-        terms = x[at][:, None, :] * y[at[0][:, None], :, places]  # [row, column, k]
-        terms = terms.transpose(2, 0, 1).reshape(-1, arithmetic.products, rows * columns)
+
+        def part(of: Array, start: Array) -> Array:
+            return lax.dynamic_slice_in_dim(of, start, columns, of.ndim - 1)
+
+        c = jax.vmap(part)(words[at], column).reshape(-1)
+        terms = x[at][:, :, None] * jax.vmap(part)(y[at[0]], column)  # [row, k, column]
+        terms = terms.swapaxes(0, 1).reshape(-1, arithmetic.products, rows * columns)
         exact = fixed_point.steps(c, terms, wide, arithmetic).reshape(rows, columns)
+        places = column[:, None] + jnp.arange(columns, dtype=jnp.int32)
         found = found.at[at[0][:, None], at[1][:, None], places].set(exact)
         return doubts(found), found
 
