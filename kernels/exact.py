@@ -126,7 +126,7 @@ class _Blocks(NamedTuple):
     operands: Callable[[Array], tuple[Array, Array]]
     """FP64 operands of block i: `[batch, m, size]` and `[batch, size, n]`."""
     wide: bool
-    """Operands have so many bits that FP64 holds no sum exactly but by chance."""
+    """Products have more than 24 bits, and FP64 holds no sum exactly but by chance."""
 
 
 def _block_of(
@@ -149,7 +149,7 @@ def _block_of(
         return floats.to_float64(x), floats.to_float64(y)
 
     kept = arithmetic.operand_fraction_bits or 23
-    return _Blocks(a.shape[2] // size, operands, a.dtype == jnp.float32 and kept > 12)
+    return _Blocks(a.shape[2] // size, operands, a.dtype == jnp.float32 and kept > 11)
 
 
 def _slice(x: Array, corner: tuple[Array, ...], sizes: tuple[int, ...]) -> Array:

@@ -197,6 +197,16 @@ def test_far_dust_beside_a_tie_is_added_up_exactly():
     assert (out[:7] == 0x3F800000).all() and (out[7:] == 0x3F800001).all()
 
 
+def test_far_dust_of_many_bits_is_added_up_exactly():
+    """Products of 26 bits that cancel but for their last, beside a tie."""
+    record = unit(4, operand_fraction_bits=12, operand_rounding="nearest_even")
+    x = 2.0**-60 * (1 + 2.0**-12)
+    a = np.tile(np.array([1, 2.0**-12, x, -(2.0**-60)], FP32), (40, 1))
+    b = np.tile(np.array([[1], [2.0**-12], [x], [2.0**-60 * (1 + 2.0**-11)]], FP32), (1, 30))
+    out = words(kernels.matmul(a, b, arithmetic=record))
+    assert (out == 0x3F800001).all()  # 1 + 2^-24 + 2^-144
+
+
 def test_a_tiny_accumulator_beside_a_tie_is_not_dropped():
     """Both blocks are exact by themselves; 16 + 2^-20 + C with C = 2^-50 has 54 bits."""
     a, b = np.zeros((20, 32), BF16), np.zeros((32, 20), BF16)
