@@ -208,7 +208,7 @@ class Player:
         self.quiet = False
 
     def play(self, steps: Sequence[Step], needs: Sequence[Needs]) -> Timeline:
-        most_s = sum(n * step.time_s for step, n in each(steps)) * float(self.slow.max(initial=1.0))
+        most_s = _most_s(steps) * float(self.slow.max(initial=1.0))
         if not most_s < LONGEST_S:
             raise ValueError(
                 f"the program takes up to {most_s:.3g} s, but clocks in picoseconds end at "
@@ -289,6 +289,16 @@ def meet(step: CollectiveOp, clocks: NDArray[np.int64]) -> NDArray[np.int64]:
         end = start + np.ceil(seconds * PS_PER_S).astype(np.int64)
         clocks[positions] = end[:, None]
     return clocks
+
+
+def _most_s(steps: Sequence[Step]) -> float:
+    """Seconds that no healthy device exceeds if it never waits."""
+    return sum(
+        max(step.device_trips, default=step.trips) * _most_s(step.body)
+        if isinstance(step, Loop)
+        else step.time_s
+        for step in steps
+    )
 
 
 def _part(

@@ -254,6 +254,22 @@ def test_trips_that_no_clock_can_hold(counts: dict[str, float], words: str) -> N
         estimate(f, S((8,), F32), on=POD, counts=counts)
 
 
+def test_trips_of_one_device_that_no_clock_can_hold() -> None:
+    """In the mean of all devices a clock would hold them."""
+
+    def loop(x: Any) -> Any:
+        return lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x)
+
+    def body(x: Any) -> Any:
+        return lax.cond(lax.axis_index("dp") == 47, loop, lambda x: x, x)
+
+    f = sharded(body, P("dp"), P("dp"), check_vma=False)
+    one = np.zeros((384, 2))
+    one[:, 0], one[-1] = 1, (0, 1)
+    with pytest.raises(ValueError, match="clocks in picoseconds end at"):
+        estimate(f, S((48, 8), F32), on=POD, counts={"cond_0": one, "while_0": 1e13})
+
+
 def test_shares_are_numbers() -> None:
     f = lambda x: lax.cond(x[0] < 9, lambda c: c + 1, lambda c: c, x)  # noqa: E731
     with pytest.raises(ValueError, match="2 shares that add up to 1.*got .nan, 1"):
