@@ -12,6 +12,7 @@ block of k goes one of three ways:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ _GROUP = 16  # products of a block, if a step has fewer
 _TILE = 1 << 17  # elements of a tile
 _WIDTH = 512  # columns of a tile of many rows: a block of b stays in the first-level cache
 _LEAST = 2.0**-126  # of the normal numbers
-_ROWS, _COLUMNS = 4, 64  # added up exactly at once: doubts mostly share a row
+_ROWS, _COLUMNS = 8, 64  # added up exactly at once: doubts mostly share a row
 
 _PLAIN, _CHECKED, _SPLIT, _DONE = range(4)
 """Ways of a block, and that it has gone one."""
@@ -199,7 +200,9 @@ def _all_blocks(
         if arithmetic.addend == "late" and arithmetic.rounding != "nearest_even":
             maybe &= False  # two roundings, of which FP64 alone does not do the second
         reach = _reach(state.bound, total)
-        stale = jnp.where(maybe, reach > limit, jnp.isinf(reach))
+        # Where a bound matters to plain sums only, an unknown one is left so until they want it.
+        asked = jnp.isfinite(state.bound) | (not _takes_all(arithmetic))
+        stale = jnp.where(maybe, reach > limit, jnp.isinf(reach) & asked)
         bound = lax.cond(stale, _largest, lambda words: state.bound, state.words)
         sound = careful | jnp.isfinite(bound) | jnp.isinf(state.bound)
         reach = _reach(bound, total)
@@ -367,14 +370,18 @@ def _kept(before: Array, after: Array) -> Array:
 # Checked.
 
 
-def _may_be_checked(reach: Array, arithmetic: Arithmetic) -> Array:
+def _takes_all(arithmetic: Arithmetic) -> bool:
     """Whether `_checked` knows all results: usual units do the same as FP32 with infinities, NaNs
     and overflow.
     """
+    return split.is_usual(arithmetic) and arithmetic.product_overflow == "keep"
+
+
+def _may_be_checked(reach: Array, arithmetic: Arithmetic) -> Array:
+    """Whether `_checked` knows all results of a block whose accumulators stay within `reach`."""
     if arithmetic.addend == "late" and arithmetic.rounding != "nearest_even":
         return jnp.bool_(False)
-    usual = split.is_usual(arithmetic) and arithmetic.product_overflow == "keep"
-    return jnp.bool_(True) if usual else jnp.isfinite(reach)
+    return jnp.bool_(True) if _takes_all(arithmetic) else jnp.isfinite(reach)
 
 
 def _checked(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic) -> Array:
@@ -429,17 +436,21 @@ def _split(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic)
     batch, height, width = words.shape
     rows, columns = min(_ROWS, batch * height), min(_COLUMNS, width)
 
-    def doubts(found: Array) -> Array:
-        """How far from the end of each row its first doubtful element is; 0 without one."""
-        left = width - lax.broadcasted_iota(jnp.int32, words.shape, 2)
-        return jnp.max(jnp.where(found == mark, left, 0), axis=2).reshape(-1)
+    def rows_in_doubt(found: Array) -> tuple[Array, Array]:
+        """The numbers of all rows, those with a doubtful element first, and how many these are."""
+        certain = jnp.all(found != mark, axis=2).reshape(-1)
+        numbers = jnp.arange(batch * height, dtype=jnp.int32)
+        _, order = lax.sort((certain.astype(jnp.int32), numbers), num_keys=1)
+        return order, jnp.sum(~certain, dtype=jnp.int32)
 
     def resolved(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        """In each of some rows, the columns about the first doubtful one."""
-        left, found = state
-        first, chosen = lax.top_k(left, rows)
+        """In each of the next rows, the columns about the first doubtful one."""
+        first, found = state
+        chosen = lax.dynamic_slice_in_dim(order, first, rows)
         at = chosen // height, chosen % height
-        column = jnp.minimum((width - first) // columns * columns, width - columns)
+        here = found[at]
+        places = lax.broadcasted_iota(jnp.int32, here.shape, 1)
+        column = jnp.min(jnp.where(here == mark, places, width - columns), axis=1)
 
         def part(of: Array, start: Array) -> Array:
             return lax.dynamic_slice_in_dim(of, start, columns, of.ndim - 1)
@@ -448,19 +459,19 @@ def _split(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic)
         terms = x[at][:, :, None] * jax.vmap(part)(y[at[0]], column)  # [row, k, column]
         terms = terms.swapaxes(0, 1).reshape(-1, arithmetic.products, rows * columns)
         exact = fixed_point.steps(c, terms, wide, arithmetic).reshape(rows, columns)
-        places = column[:, None] + jnp.arange(columns, dtype=jnp.int32)
-        found = found.at[at[0][:, None], at[1][:, None], places].set(exact)
-        return doubts(found), found
+        here = jax.vmap(partial(lax.dynamic_update_slice_in_dim, axis=0))(here, exact, column)
+        done = ~jnp.any(here == mark)
+        return jnp.where(done, first + rows, first), found.at[at].set(here)
 
     # Within a conditional that is always taken, because XLA would compute the words twice.
-    left = lax.cond(
+    order, count = lax.cond(
         (words[0, 0, 0] | np.uint32(1)) != 0,
-        doubts,
-        lambda found: jnp.zeros(batch * height, jnp.int32),
+        rows_in_doubt,
+        lambda found: (jnp.zeros(batch * height, jnp.int32), jnp.int32(0)),
         found,
     )
 
     def unresolved(state: tuple[Array, Array]) -> Array:  # on two values, see `accumulate`
-        return jnp.any(state[0]) | (state[1][0, 0, 0] == mark)
+        return (state[0] < count) | ((state[0] == 0) & (state[1][0, 0, 0] == mark))
 
-    return lax.while_loop(unresolved, resolved, (left, found))[1]
+    return lax.while_loop(unresolved, resolved, (jnp.int32(0), found))[1]

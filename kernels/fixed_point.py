@@ -89,13 +89,9 @@ def _digits(terms: Array, wide: bool) -> Array:
         parts = jnp.concatenate([parts & ((1 << _PART) - 1), parts >> _PART])
         places = jnp.concatenate([places, places + _PART])
     which = jnp.arange(_DIGITS, dtype=jnp.int64)[:, None]
-
-    def add(digits: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
-        index, shifted = part
-        return digits + jnp.where(which == index, shifted, 0), None
-
-    digits = jnp.zeros((_DIGITS, terms.shape[1]), jnp.int64)
-    return lax.scan(add, digits, (places >> 5, parts << (places & 31)))[0]
+    # Else XLA would form all of them again for every digit.
+    indices, shifted = lax.optimization_barrier((places >> 5, parts << (places & 31)))
+    return sum(jnp.where(which == index, part, 0) for index, part in zip(indices, shifted))
 
 
 def _to_odd(digits: Array) -> Array:
