@@ -190,3 +190,10 @@ def in_float64(x: Array, y: Array, part: int) -> tuple[Array, Array]:
     x = floats.to_float64(x).reshape(group, rows, size // part, part).transpose(2, 0, 1, 3)
     y = floats.to_float64(y).reshape(group, size // part, part, -1).transpose(1, 0, 2, 3)
     return x, y
+
+
+def paired(terms: list[Array]) -> Array:
+    """Their sum, neighbours first."""
+    while len(terms) > 1:
+        terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]
+    return terms[0]

@@ -24,14 +24,14 @@ from jaxtyping import Array
 from kernels import fixed_point, floats, split
 from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
-from kernels.blocks import outer
+from kernels.blocks import outer, paired
 
 _NARROW = 16  # columns below which the product is computed transposed
 _GROUP = 16  # products of a block, if a step has fewer
 _TILE = 1 << 17  # elements of a tile
 _WIDTH = 512  # columns of a tile of many rows: a block of b stays in the first-level cache
 _LEAST = 2.0**-126  # of the normal numbers
-_ROWS, _COLUMNS = 8, 64  # added up exactly at once: doubts mostly share a row
+_ROWS, _COLUMNS = 2, 16  # added up exactly at once: doubts mostly share a row
 
 _PLAIN, _CHECKED, _SPLIT, _DONE = range(4)
 """Ways of a block, and that it has gone one."""
@@ -326,9 +326,7 @@ def _dots(x: Array, y: Array, products: int, chains: int = 1) -> list[Array]:
                 sums.append(product)
             else:
                 sums[index % chains] = sums[index % chains] + product
-        while len(sums) > 1:
-            sums = [sum(sums[i : i + 2][1:], sums[i]) for i in range(0, len(sums), 2)]
-        totals.append(sums[0])
+        totals.append(paired(sums))
     return totals
 
 
@@ -435,39 +433,64 @@ def _split(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic)
     mark = split.unknown_word(arithmetic)
     batch, height, width = words.shape
     rows, columns = min(_ROWS, batch * height), min(_COLUMNS, width)
+    size = x.shape[2]
 
-    def rows_in_doubt(found: Array) -> tuple[Array, Array]:
-        """The numbers of all rows, those with a doubtful element first, and how many these are."""
+    def nothing(found: Array) -> tuple[Array, Array]:
+        return jnp.zeros(batch * height, jnp.int32), jnp.int32(0)
+
+    def in_order(found: Array) -> tuple[Array, Array]:
         certain = jnp.all(found != mark, axis=2).reshape(-1)
         numbers = jnp.arange(batch * height, dtype=jnp.int32)
         _, order = lax.sort((certain.astype(jnp.int32), numbers), num_keys=1)
         return order, jnp.sum(~certain, dtype=jnp.int32)
 
+    def rows_in_doubt(found: Array) -> tuple[Array, Array]:
+        """The numbers of all rows, those with a doubtful element first, and how many these are."""
+        # Mostly there are none, which is seen sooner along columns.
+        some = jnp.any(jnp.any(found == mark, axis=1))
+        return lax.cond(some, in_order, nothing, found)
+
+    def doubts_between(here: Array) -> tuple[Array, Array]:
+        """The columns of the first and of the last doubtful element of rows; width and -1 without
+        any.
+        """
+        places = lax.broadcasted_iota(jnp.int32, here.shape, 1)
+        firsts = jnp.where(here == mark, places, width)
+        lasts = jnp.where(here == mark, places, -1)
+        none = np.int32(width), np.int32(-1)
+        return lax.reduce(  # both in one pass
+            (firsts, lasts), none, lambda x, y: (lax.min(x[0], y[0]), lax.max(x[1], y[1])), (1,)
+        )
+
     def resolved(state: tuple[Array, Array]) -> tuple[Array, Array]:
         """In each of the next rows, the columns about the first doubtful one."""
         first, found = state
         chosen = lax.dynamic_slice_in_dim(order, first, rows)
-        at = chosen // height, chosen % height
-        here = found[at]
-        places = lax.broadcasted_iota(jnp.int32, here.shape, 1)
-        column = jnp.min(jnp.where(here == mark, places, width - columns), axis=1)
-
-        def part(of: Array, start: Array) -> Array:
-            return lax.dynamic_slice_in_dim(of, start, columns, of.ndim - 1)
-
-        c = jax.vmap(part)(words[at], column).reshape(-1)
-        terms = x[at][:, :, None] * jax.vmap(part)(y[at[0]], column)  # [row, k, column]
-        terms = terms.swapaxes(0, 1).reshape(-1, arithmetic.products, rows * columns)
-        exact = fixed_point.steps(c, terms, wide, arithmetic).reshape(rows, columns)
-        here = jax.vmap(partial(lax.dynamic_update_slice_in_dim, axis=0))(here, exact, column)
-        done = ~jnp.any(here == mark)
-        return jnp.where(done, first + rows, first), found.at[at].set(here)
+        at = [(row // height, row % height) for row in chosen]
+        here = jnp.stack([found[place] for place in at])
+        column, last = doubts_between(here)
+        column = jnp.minimum(column, width - columns)
+        # Slices one by one, because XLA:CPU makes a kernel of each gather.
+        c, terms, zero = [], [], jnp.int32(0)
+        for (depth, row), start in zip(at, column, strict=True):
+            corner = depth, row, start
+            c.append(lax.dynamic_slice(words, corner, (1, 1, columns)).reshape(columns))
+            left = lax.dynamic_slice(x, (depth, row, zero), (1, 1, size)).reshape(size, 1)
+            right = lax.dynamic_slice(y, (depth, zero, start), (1, size, columns))
+            terms.append(left * right.reshape(size, columns))
+        products = jnp.concatenate(terms, 1).reshape(-1, arithmetic.products, rows * columns)
+        exact = fixed_point.steps(jnp.concatenate(c), products, wide, arithmetic)
+        exact, more = lax.optimization_barrier((exact, jnp.any(last >= column + columns)))
+        for index, ((depth, row), start) in enumerate(zip(at, column, strict=True)):
+            part = exact[index * columns : (index + 1) * columns].reshape(1, 1, columns)
+            found = lax.dynamic_update_slice(found, part, (depth, row, start))
+        return jnp.where(more, first, first + rows), found
 
     # Within a conditional that is always taken, because XLA would compute the words twice.
     order, count = lax.cond(
         (words[0, 0, 0] | np.uint32(1)) != 0,
         rows_in_doubt,
-        lambda found: (jnp.zeros(batch * height, jnp.int32), jnp.int32(0)),
+        nothing,
         found,
     )
 

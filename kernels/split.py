@@ -22,6 +22,7 @@ from kernels.arithmetic import Arithmetic
 _LARGEST = float(np.finfo(np.float32).max)
 _LOWEST = 2.0**-126  # of the normal numbers
 _SIGN = np.int64(-(2**63))
+_CHAINS = 2
 _NOTHING = -900  # exponent of a step that multiplies zeros only: below all others
 
 
@@ -36,7 +37,7 @@ class _Terms(NamedTuple):
     x: Array  # [batch, m, products]
     minus_x: Array
     y: Array  # [batch, products, n]
-    scale: Array  # of the sum `[batch, m, n]`, see `_scale`
+    scale: Array  # of the sum, uint16 `[batch, m, n]`, see `_scale`
 
 
 def steps(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
@@ -58,7 +59,7 @@ def steps(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
         scale = lax.cond(
             (words[0, 0, 0] | np.uint32(1)) != 0,
             _scale,
-            lambda x, y, addend: jnp.zeros((*x.shape[:2], y.shape[2]), jnp.int16),
+            lambda x, y, addend: jnp.zeros((*x.shape[:2], y.shape[2]), jnp.uint16),
             *(x[:, :, part], y[:, part, :], addend),
         )
         terms = _Terms(x[:, :, part], minus_x[:, :, part], y[:, part, :], scale)
@@ -73,8 +74,9 @@ def steps(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
 
 
 def _scale(x: Array, y: Array, words: Array | None) -> Array:
-    """Twice the exponent of a power of two that is more than twice the sum of the magnitudes of a
-    step's terms; and one if what the terms lose against a grid of that size is summed exactly.
+    """A power of two that is more than twice the sum of the magnitudes of a step's terms, as the
+    upper 16 bits of an FP64 number; negative if what the terms lose against a grid of that size is
+    summed exactly.
     """
     count = x.shape[-1]
     places = _places(count + (words is not None))
@@ -82,16 +84,20 @@ def _scale(x: Array, y: Array, words: Array | None) -> Array:
     sums = (lax.add(*blocks.pair(x_tops, y_tops, index)) for index in range(count))
     top = functools.reduce(lax.max, sums)
     top = jnp.maximum(top, np.int16(_NOTHING)) + np.int16(4 + math.ceil(math.log2(count)))
-    lasts = [_exponents(jnp.min(trailing(v), axis)) for v, axis in ((x, 2), (y, 1))]
+    lasts = [jnp.min(_exponents(trailing(v)), axis) for v, axis in ((x, 2), (y, 1))]
     last = (lasts[0] + np.int16(places))[:, :, None] + lasts[1][:, None, :]
     if words is None:
-        return 2 * top + (last >= top)
-    magnitude = words & floats.MAGNITUDE
-    exponent = jnp.maximum(magnitude >> 23, 1).astype(jnp.int16) - np.int16(127)
-    nothing = magnitude == 0
-    top = jnp.maximum(top, jnp.where(nothing, np.int16(_NOTHING), exponent + np.int16(3)))
-    exact = (last >= top) & (nothing | (exponent + np.int16(places - 23) >= top))
-    return 2 * top + exact.astype(jnp.int16)
+        exact = last >= top
+    else:
+        halves = lax.bitcast_convert_type(words, jnp.int16)
+        upper = halves[..., 1] & np.int16(0x7FFF)
+        upper = jnp.where(halves[..., 0] != 0, upper | np.int16(1), upper)
+        exponent = jnp.maximum(upper >> 7, np.int16(1)) - np.int16(127)
+        nothing = upper == 0
+        top = jnp.maximum(top, jnp.where(nothing, np.int16(_NOTHING), exponent + np.int16(3)))
+        exact = (last >= top) & (nothing | (exponent + np.int16(places - 23) >= top))
+    word = ((top + np.int16(1023)) << 4) | jnp.where(exact, np.int16(-(2**15)), np.int16(0))
+    return lax.bitcast_convert_type(word, jnp.uint16)
 
 
 def _places(terms: int) -> int:
@@ -137,21 +143,22 @@ def _usual_step(c: Array, terms: _Terms, arithmetic: Arithmetic) -> tuple[Array,
     high, low, special = parts.high, parts.low, parts.total
     bits = lax.bitcast_convert_type(high, jnp.int64)
     tiny = jnp.abs(high) < _LOWEST
-    # Only at a tie does the sign of `low` decide. Coarser places have their ties among these.
-    tie = (bits & ((1 << 29) - 1)) == (1 << 28)
-    tie |= tiny & ((bits & ((1 << 28) - 1)) == 0)
-    moved = bits + jnp.where((bits ^ lax.bitcast_convert_type(low, jnp.int64)) < 0, -1, 1)
-    nearest = lax.bitcast_convert_type(jnp.where(tie & (low != 0), moved, bits), jnp.float64)
+    # Where nothing of `high` is below a tie's last bit, the sign of `low` decides; a number that is
+    # no tie stays nearest to the same one.
+    short = (bits & ((1 << 28) - 1)) == 0
+    apart = bits ^ lax.bitcast_convert_type(low, jnp.int64)
+    moved = jnp.where(short & (low != 0), bits + ((apart >> 63) | 1), bits)
+    nearest = lax.bitcast_convert_type(moved, jnp.float64)
     # What is not finite is not so in `special` alone.
     found = jnp.where(jnp.abs(special) < jnp.inf, nearest, special)
-    magnitude = jnp.abs(found)
+    normal = floats.bits32(found.astype(jnp.float32))  # RNE
     # The last place of 2^(52 - 149) is that of subnormals: its last bits count them.
-    count = lax.bitcast_convert_type(magnitude + 2.0 ** (52 - 149), jnp.int64).astype(jnp.uint32)
-    normal = floats.bits32(magnitude.astype(jnp.float32))  # RNE
-    word = jnp.where(magnitude < _LOWEST, count, normal)
-    minus = (lax.bitcast_convert_type(found, jnp.int64) < 0) & (word != 0)
-    word = word | jnp.where(minus, floats.SIGN, jnp.uint32(0))
+    places = jnp.abs(found) + 2.0 ** (52 - 149)
+    count = lax.bitcast_convert_type(places, jnp.int64).astype(jnp.uint32)
+    subnormal = jnp.where(count != 0, count | (normal & floats.SIGN), np.uint32(0))
+    word = jnp.where(jnp.abs(found) < _LOWEST, subnormal, normal)
     word = jnp.where(special != special, np.uint32(arithmetic.nan), word)
+    tie = short & (tiny | ((bits & (1 << 28)) != 0))
     doubtful = (jnp.abs(high) < parts.error * 2.0**54) | (tie & (jnp.abs(low) <= parts.error))
     return word, doubtful
 
@@ -171,7 +178,7 @@ class _Sum(NamedTuple):
 
     high: Array  # the sum rounded to FP64
     low: Array  # what that lost
-    error: Array  # a bound on what `low` lacks; -1 where nothing
+    error: Array  # a bound on what `low` lacks; negative where nothing
     total: Array  # not finite where the sum is not
     plain: Array | None  # has the sign of an exact zero
 
@@ -179,16 +186,14 @@ class _Sum(NamedTuple):
 def _sum(c: Array | None, terms: _Terms, arithmetic: Arithmetic) -> _Sum:
     x, minus_x, y, scale = terms
     count = x.shape[-1]
-    word = scale.astype(jnp.int64) << 51
-    lossless = (word & (1 << 51)) != 0
-    biased = (word & -(1 << 52)) + (1023 << 52)
-    top = lax.bitcast_convert_type(biased, jnp.float64)
-    grid = top * 1.5
-    # Two sums, because one would wait for the last addition most of the time.
-    totals, rests, plain = [grid, grid], [jnp.zeros_like(grid)] * 2, None
+    top = lax.bitcast_convert_type(scale.astype(jnp.int64) << 48, jnp.float64)
+    grid = jnp.abs(top) * 1.5
+    # Several sums, because one would wait for the last addition most of the time.
+    chains = min(_CHAINS, count)
+    totals, rests, plain = [grid] * chains, [jnp.zeros_like(grid)] * chains, None
     if c is not None:
-        totals[1] = grid + c
-        rests[1] = c - (totals[1] - grid)
+        totals[-1] = grid + c
+        rests[-1] = c - (totals[-1] - grid)
     if arithmetic.zero == "ieee":
         plain = jnp.full_like(grid, -0.0) if c is None else c
     for index in range(count):
@@ -197,18 +202,19 @@ def _sum(c: Array | None, terms: _Terms, arithmetic: Arithmetic) -> _Sum:
         if arithmetic.product_overflow == "inf":
             product = _overflowed(product)
             minus_product = -product
-        chain = index % 2
+        chain = index % chains
         before, total = totals[chain], totals[chain] + product
         totals[chain] = total
         rests[chain] = rests[chain] - ((total - before) + minus_product)
         if plain is not None:
             plain = plain + product
-    upper = (totals[0] - grid) + (totals[1] - grid)
-    rest = rests[0] + rests[1]
+    upper = blocks.paired([total - grid for total in totals])
+    rest = blocks.paired(rests)
     high = upper + rest
     added = count + (c is not None)
-    error = jnp.where(lossless, -1.0, top * ((added + 1) ** 2 * 2.0**-107))
-    return _Sum(high, _lost(upper, rest, high), error, totals[0] + totals[1], plain)
+    # The upper part is a multiple of the last place of the rest, hence this is all that is lost.
+    low = rest - (high - upper)
+    return _Sum(high, low, top * ((added + 1) ** 2 * 2.0**-107), blocks.paired(totals), plain)
 
 
 def _round(
