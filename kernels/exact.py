@@ -12,7 +12,6 @@ block of k goes one of three ways:
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -31,7 +30,7 @@ _GROUP = 16  # products of a block, if a step has fewer
 _TILE = 1 << 17  # elements of a tile
 _WIDTH = 512  # columns of a tile of many rows: a block of b stays in the first-level cache
 _LEAST = 2.0**-126  # of the normal numbers
-_ROWS, _COLUMNS = 2, 16  # added up exactly at once: doubts mostly share a row
+_COLUMNS = 16  # added up exactly at once in each of two rows
 
 _PLAIN, _CHECKED, _SPLIT, _DONE = range(4)
 """Ways of a block, and that it has gone one."""
@@ -291,7 +290,7 @@ def _go(
         words = _checked(state.words, *here(way), wide, arithmetic)
         mark = split.unknown_word(arithmetic)
         # Within a conditional that is always taken, because XLA would compute the words twice.
-        failed = lax.cond(way == _CHECKED, lambda: jnp.any(words == mark), lambda: False)
+        failed = lax.cond(way == _CHECKED, lambda: jnp.any(_marked(words, mark)), lambda: False)
         retry, pause = state.position + state.pause, state.pause * 2
         failure = jnp.full_like(way, _SPLIT), state._replace(retry=retry, pause=pause)
         success = jnp.full_like(way, _DONE), state._replace(words=words, pause=jnp.int32(1))
@@ -432,43 +431,32 @@ def _split(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic)
     found = split.steps(words, x, y, arithmetic)
     mark = split.unknown_word(arithmetic)
     batch, height, width = words.shape
-    rows, columns = min(_ROWS, batch * height), min(_COLUMNS, width)
-    size = x.shape[2]
+    number, size, columns = batch * height, x.shape[2], min(_COLUMNS, width)
 
-    def nothing(found: Array) -> tuple[Array, Array]:
-        return jnp.zeros(batch * height, jnp.int32), jnp.int32(0)
+    # Within a conditional that is always taken, because XLA would compute the words twice.
+    doubtful = lax.cond(
+        (words[0, 0, 0] | np.uint32(1)) != 0,
+        lambda found: _marked(found, mark).reshape(-1),
+        lambda found: jnp.zeros(number, jnp.bool_),
+        found,
+    )
 
-    def in_order(found: Array) -> tuple[Array, Array]:
-        certain = jnp.all(found != mark, axis=2).reshape(-1)
-        numbers = jnp.arange(batch * height, dtype=jnp.int32)
-        _, order = lax.sort((certain.astype(jnp.int32), numbers), num_keys=1)
-        return order, jnp.sum(~certain, dtype=jnp.int32)
-
-    def rows_in_doubt(found: Array) -> tuple[Array, Array]:
-        """The numbers of all rows, those with a doubtful element first, and how many these are."""
-        # Mostly there are none, which is seen sooner along columns.
-        some = jnp.any(jnp.any(found == mark, axis=1))
-        return lax.cond(some, in_order, nothing, found)
-
-    def doubts_between(here: Array) -> tuple[Array, Array]:
-        """The columns of the first and of the last doubtful element of rows; width and -1 without
-        any.
-        """
-        places = lax.broadcasted_iota(jnp.int32, here.shape, 1)
-        firsts = jnp.where(here == mark, places, width)
-        lasts = jnp.where(here == mark, places, -1)
-        none = np.int32(width), np.int32(-1)
-        return lax.reduce(  # both in one pass
-            (firsts, lasts), none, lambda x, y: (lax.min(x[0], y[0]), lax.max(x[1], y[1])), (1,)
-        )
+    def next_row(start: Array) -> Array:
+        """The first doubtful row from `start` on; `number` without one."""
+        later = doubtful & (jnp.arange(number, dtype=jnp.int32) >= start)
+        row = lax.argmax(later, 0, jnp.int32)
+        return jnp.where(later[row], row, number)
 
     def resolved(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        """In each of the next rows, the columns about the first doubtful one."""
+        """In two rows, the columns about the first doubtful one."""
         first, found = state
-        chosen = lax.dynamic_slice_in_dim(order, first, rows)
-        at = [(row // height, row % height) for row in chosen]
+        second = next_row(first + 1)
+        at = [
+            (row // height, row % height)
+            for row in (first, jnp.where(second < number, second, first))
+        ]
         here = jnp.stack([found[place] for place in at])
-        column, last = doubts_between(here)
+        column, last = _first_and_last(here == mark)
         column = jnp.minimum(column, width - columns)
         # Slices one by one, because XLA:CPU makes a kernel of each gather.
         c, terms, zero = [], [], jnp.int32(0)
@@ -478,23 +466,40 @@ def _split(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic)
             left = lax.dynamic_slice(x, (depth, row, zero), (1, 1, size)).reshape(size, 1)
             right = lax.dynamic_slice(y, (depth, zero, start), (1, size, columns))
             terms.append(left * right.reshape(size, columns))
-        products = jnp.concatenate(terms, 1).reshape(-1, arithmetic.products, rows * columns)
+        products = jnp.concatenate(terms, 1).reshape(-1, arithmetic.products, 2 * columns)
         exact = fixed_point.steps(jnp.concatenate(c), products, wide, arithmetic)
-        exact, more = lax.optimization_barrier((exact, jnp.any(last >= column + columns)))
+        more = jnp.any(last >= column + columns)
+        exact, following = lax.optimization_barrier(
+            (exact, jnp.where(more, first, next_row(second + 1)))
+        )
         for index, ((depth, row), start) in enumerate(zip(at, column, strict=True)):
             part = exact[index * columns : (index + 1) * columns].reshape(1, 1, columns)
             found = lax.dynamic_update_slice(found, part, (depth, row, start))
-        return jnp.where(more, first, first + rows), found
-
-    # Within a conditional that is always taken, because XLA would compute the words twice.
-    order, count = lax.cond(
-        (words[0, 0, 0] | np.uint32(1)) != 0,
-        rows_in_doubt,
-        nothing,
-        found,
-    )
+        return following, found
 
     def unresolved(state: tuple[Array, Array]) -> Array:  # on two values, see `accumulate`
-        return (state[0] < count) | ((state[0] == 0) & (state[1][0, 0, 0] == mark))
+        return (state[0] < number) | ((state[0] < 0) & (state[1][0, 0, 0] == mark))
 
-    return lax.while_loop(unresolved, resolved, (jnp.int32(0), found))[1]
+    return lax.while_loop(unresolved, resolved, (next_row(jnp.int32(0)), found))[1]
+
+
+def _marked(words: Array, mark: np.uint32) -> Array:
+    """Which rows hold `mark`."""
+    # Two results of one reduction, because XLA:CPU takes a single one in two passes.
+    first, last = _first_and_last(words == mark)
+    return first <= last
+
+
+def _first_and_last(marks: Array) -> tuple[Array, Array]:
+    """Where in the last axis the first and the last mark are; its size and -1 without any."""
+    width = marks.shape[-1]
+    places = lax.broadcasted_iota(jnp.int32, marks.shape, marks.ndim - 1)
+
+    def both(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
+        return lax.min(x[0], y[0]), lax.max(x[1], y[1])
+
+    of_marks = jnp.where(marks, places, width), jnp.where(marks, places, -1)
+    first, last = lax.reduce(  # in one pass
+        of_marks, (np.int32(width), np.int32(-1)), both, (marks.ndim - 1,)
+    )
+    return first, last
