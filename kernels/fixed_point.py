@@ -91,7 +91,10 @@ def _digits(terms: Array, wide: bool) -> Array:
     which = jnp.arange(_DIGITS, dtype=jnp.int64)[:, None]
     # Else XLA would form all of them again for every digit.
     indices, shifted = lax.optimization_barrier((places >> 5, parts << (places & 31)))
-    return sum(jnp.where(which == index, part, 0) for index, part in zip(indices, shifted))
+    digits = jnp.zeros((_DIGITS, terms.shape[1]), jnp.int64)
+    for index, part in zip(indices, shifted, strict=True):
+        digits = digits + jnp.where(which == index, part, 0)
+    return digits
 
 
 def _to_odd(digits: Array) -> Array:
