@@ -472,9 +472,17 @@ def _split(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic)
         exact, following = lax.optimization_barrier(
             (exact, jnp.where(more, first, next_row(second + 1)))
         )
-        for index, ((depth, row), start) in enumerate(zip(at, column, strict=True)):
-            part = exact[index * columns : (index + 1) * columns].reshape(1, 1, columns)
-            found = lax.dynamic_update_slice(found, part, (depth, row, start))
+        # One scatter, because XLA:CPU would compute the sums for each of two slices updated.
+        corners = jnp.stack(
+            [jnp.stack([*place, start]) for place, start in zip(at, column, strict=True)]
+        )
+        found = lax.scatter(
+            found,
+            corners,
+            exact.reshape(2, 1, 1, columns),
+            lax.ScatterDimensionNumbers((1, 2, 3), (), (0, 1, 2)),
+            mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+        )
         return following, found
 
     def unresolved(state: tuple[Array, Array]) -> Array:  # on two values, see `accumulate`
