@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import Arithmetic, arithmetic, exact, fixed_point, operands, split
+from kernels import Arithmetic, arithmetic, exact, fixed_point, operands, pairs, split
 from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
 
 ASCEND = kernels.ASCEND_910C
@@ -147,6 +147,7 @@ def ways(a, b, record=ASCEND) -> dict[str, int]:
             ("checked", exact, "_checked"),
             ("split", split, "steps"),
             ("exact", fixed_point, "steps"),
+            ("pairs", pairs, "steps"),
         ):
             patch.setattr(module, attribute, counted(name, getattr(module, attribute)))
         out = jax.jit(lambda x, y: exact.accumulate(x, y, None, mode))(a[None], b[None])
@@ -175,6 +176,17 @@ def test_each_way_is_taken_by_what_it_is_for():
     special = a.copy()
     special[5, 7], special[7, 9] = np.inf, np.nan
     assert ways(special, b) == {"checked": 8}
+
+
+def test_two_products_are_plain_or_pairs():
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(2, 128, 128)).astype(np.float32)
+    assert ways(*normal.astype(BF16), kernels.AMD_CDNA1) == {"plain": 16}
+    a, b = (normal * 2.0 ** rng.integers(-40, 41, normal.shape)).astype(BF16)
+    assert ways(a, b, kernels.AMD_CDNA1) == {"pairs": 16}
+    a[5, 7], b[7, 9] = np.inf, np.nan
+    assert ways(a, b, kernels.AMD_CDNA1) == {"pairs": 16}
+    assert "pairs" not in ways(*normal, unit(2))  # products of 48 bits
 
 
 def test_overflow_and_subnormal_results_need_no_exact_rows():
@@ -214,6 +226,15 @@ def test_a_tiny_accumulator_beside_a_tie_is_not_dropped():
     b[[0, 1, 2, 16, 17]] = np.array([[1], [-1], [2.0**-25], [4], [2.0**-10]])
     assert ways(a, b) == {"plain": 2, "checked": 2, "split": 1}
     assert (words(kernels.matmul(a, b)) == 0x41800001).all()
+
+
+def test_a_tiny_accumulator_is_not_dropped_before_an_overflow():
+    """C = 2^-50 is too small beside 16 + 2^-20; the block after that has no bound."""
+    a, b = np.zeros((20, 24), BF16), np.zeros((24, 20), BF16)
+    a[:, [0, 8, 9, 16, 17]] = [2.0**-25, 4, 2.0**-10, 2.0**64, 2.0**-10]
+    b[[0, 8, 9, 16, 17]] = np.array([[2.0**-25], [4], [2.0**-10], [2.0**63], [2.0**-10]])
+    assert ways(a, b, kernels.AMD_CDNA1) == {"plain": 2, "pairs": 4}
+    assert (words(kernels.matmul(a, b, arithmetic=kernels.AMD_CDNA1)) == 0x7F000000).all()
 
 
 def test_few_and_many_specials():
