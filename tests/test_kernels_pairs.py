@@ -105,7 +105,7 @@ def test_single_and_several_steps(record, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_combination_of_rules(seed):
     for rounding, results, inputs, zero, overflow, addend in itertools.product(
         ("nearest_even", "toward_zero"),
