@@ -9,6 +9,8 @@ block of k goes one of three ways:
   depend on it (Ziv's test);
 - split (`kernels.split`) for a block with an element that the test does not pass. Rows with an
   element that even these sums leave in doubt are added up exactly (`kernels.fixed_point`).
+
+Steps of two products that are not plain have one way instead (`kernels.pairs`), without doubts.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import fixed_point, floats, split
+from kernels import fixed_point, floats, pairs, split
 from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
 from kernels.blocks import outer, paired
@@ -32,7 +34,7 @@ _WIDTH = 512  # columns of a tile of many rows: a block of b stays in the first-
 _LEAST = 2.0**-126  # of the normal numbers
 _COLUMNS = 16  # added up exactly at once in each of two rows
 
-_PLAIN, _CHECKED, _SPLIT, _DONE = range(4)
+_PLAIN, _CHECKED, _SPLIT, _PAIRS, _DONE = range(5)
 """Ways of a block, and that it has gone one."""
 
 
@@ -139,7 +141,10 @@ def _block_of(
     batch, row, column = corner
     depth, height, width = sizes
     steps = a.shape[2] // arithmetic.products
-    groups = max(1, _GROUP // arithmetic.products)
+    kept = arithmetic.operand_fraction_bits or 23
+    wide = a.dtype == jnp.float32 and kept > 11
+    group = pairs.GROUP if pairs.serve(wide, arithmetic) else _GROUP
+    groups = max(1, group // arithmetic.products)
     size = arithmetic.products * max(x for x in range(1, groups + 1) if steps % x == 0)
 
     def operands(index: Array) -> tuple[Array, Array]:
@@ -148,8 +153,7 @@ def _block_of(
         x, y = (floats.bits32(reading.read(v, arithmetic)) for v in (x, y))
         return floats.to_float64(x), floats.to_float64(y)
 
-    kept = arithmetic.operand_fraction_bits or 23
-    return _Blocks(a.shape[2] // size, operands, a.dtype == jnp.float32 and kept > 11)
+    return _Blocks(a.shape[2] // size, operands, wide)
 
 
 def _slice(x: Array, corner: tuple[Array, ...], sizes: tuple[int, ...]) -> Array:
@@ -187,6 +191,7 @@ def _all_blocks(
     have had to round, and then the tile must be computed again with `careful`; and the `pause` that
     the next tile, whose data are like these, starts with.
     """
+    paired = pairs.serve(blocks.wide, arithmetic)
 
     def body(state: _State) -> _State:
         x, y = lax.optimization_barrier(blocks.operands(state.position))
@@ -199,15 +204,16 @@ def _all_blocks(
         if arithmetic.addend == "late" and arithmetic.rounding != "nearest_even":
             maybe &= False  # two roundings, of which FP64 alone does not do the second
         reach = _reach(state.bound, total)
-        # Where a bound matters to plain sums only, an unknown one is left so until they want it.
-        asked = jnp.isfinite(state.bound) | (not _takes_all(arithmetic))
+        # Where only plain sums need a bound, an unknown one stays so until they want it; but what
+        # is not sound must be found while there still is one.
+        asked = jnp.isfinite(state.bound) | (not (paired or _takes_all(arithmetic)))
         stale = jnp.where(maybe, reach > limit, jnp.isinf(reach) & asked)
         bound = lax.cond(stale, _largest, lambda words: state.bound, state.words)
         sound = careful | jnp.isfinite(bound) | jnp.isinf(state.bound)
         reach = _reach(bound, total)
         plain = maybe & (reach <= limit)
         check = (state.position >= state.retry) & _may_be_checked(reach, arithmetic)
-        way = jnp.where(plain, _PLAIN, jnp.where(check, _CHECKED, _SPLIT))
+        way = jnp.where(plain, _PLAIN, _PAIRS if paired else jnp.where(check, _CHECKED, _SPLIT))
         state = state._replace(bound=reach, lowest=lowest, sound=sound)
         state = _go(way.astype(jnp.int32), state, x, y, blocks.wide, arithmetic)
         return state._replace(position=state.position + 1)
@@ -301,8 +307,16 @@ def _go(
         words = _split(state.words, *here(way), wide, arithmetic)
         return jnp.full_like(way, _DONE), state._replace(words=words)
 
+    def paired(going: Going) -> Going:
+        way, state = going
+        words = pairs.steps(state.words, *here(way), arithmetic)
+        return jnp.full_like(way, _DONE), state._replace(words=words)
+
     going = way, state
-    for number, function in ((_PLAIN, plain), (_CHECKED, checked), (_SPLIT, split_up)):
+    ways = [(_PLAIN, plain), (_CHECKED, checked), (_SPLIT, split_up)]
+    if pairs.serve(wide, arithmetic):
+        ways = [(_PLAIN, plain), (_PAIRS, paired)]
+    for number, function in ways:
 
         def goes_here(going: Going, number: int = number) -> Array:
             here = going[0] == number

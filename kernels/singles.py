@@ -76,11 +76,15 @@ def product(x: Array, arithmetic: Arithmetic) -> Array:
     return jnp.where(jnp.abs(x) >= 2.0**128, infinity, x)
 
 
-def lost(x: Array, y: Array, total: Array) -> Array:
-    """What `total`, the rounded `x + y`, lacks (Knuth); 0 beside infinities and NaNs."""
+def loss(x: Array, y: Array, total: Array) -> Array:
+    """What `total`, the rounded `x + y`, lacks (Knuth); NaN beside infinities and NaNs."""
     part = total - x
-    rest = (x - (total - part)) + (y - part)
-    return jnp.where(jnp.abs(total) < jnp.inf, rest, 0.0)
+    return (x - (total - part)) + (y - part)
+
+
+def lost(x: Array, y: Array, total: Array) -> Array:
+    """As `loss`; 0 beside infinities and NaNs."""
+    return jnp.where(jnp.abs(total) < jnp.inf, loss(x, y, total), 0.0)
 
 
 def to_odd(total: Array, rest: Array) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import blocks, floats
+from kernels import blocks, floats, singles
 from kernels.arithmetic import Arithmetic
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -111,7 +111,7 @@ def _step(c: Array, terms: _Terms, arithmetic: Arithmetic) -> tuple[Array, Array
         return _rounded_sum(c, terms, arithmetic)
     total, doubtful = _rounded_sum(None, terms, arithmetic)
     high = c + total
-    low = _lost(c, total, high)
+    low = singles.loss(c, total, high)
     exact = _round(high, low, high, arithmetic)[0]
     return exact, doubtful
 
@@ -292,12 +292,6 @@ def _exponents(values: Array) -> Array:
 def _larger(x: Array, y: Array | float) -> Array:
     """Without the care for NaNs that XLA's maximum spends instructions on."""
     return jnp.where(x > y, x, y)
-
-
-def _lost(x: Array, y: Array, total: Array) -> Array:
-    """What `total`, the rounded `x + y`, lost (Knuth)."""
-    part = total - x
-    return (x - (total - part)) + (y - part)
 
 
 def _zero_like(x: Array) -> Array:

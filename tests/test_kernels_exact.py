@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import Arithmetic, arithmetic, exact, fixed_point, operands, split
+from kernels import Arithmetic, arithmetic, exact, fixed_point, operands, pairs, split
 from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
 
 ASCEND = kernels.ASCEND_910C
@@ -147,6 +147,7 @@ def ways(a, b, record=ASCEND) -> dict[str, int]:
             ("checked", exact, "_checked"),
             ("split", split, "steps"),
             ("exact", fixed_point, "steps"),
+            ("pairs", pairs, "steps"),
         ):
             patch.setattr(module, attribute, counted(name, getattr(module, attribute)))
         out = jax.jit(lambda x, y: exact.accumulate(x, y, None, mode))(a[None], b[None])
@@ -175,6 +176,17 @@ def test_each_way_is_taken_by_what_it_is_for():
     special = a.copy()
     special[5, 7], special[7, 9] = np.inf, np.nan
     assert ways(special, b) == {"checked": 8}
+
+
+def test_two_products_are_plain_or_pairs():
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(2, 128, 128)).astype(np.float32)
+    assert ways(*normal.astype(BF16), kernels.AMD_CDNA1) == {"plain": 16}
+    a, b = (normal * 2.0 ** rng.integers(-40, 41, normal.shape)).astype(BF16)
+    assert ways(a, b, kernels.AMD_CDNA1) == {"pairs": 16}
+    a[5, 7], b[7, 9] = np.inf, np.nan
+    assert ways(a, b, kernels.AMD_CDNA1) == {"pairs": 16}
+    assert "pairs" not in ways(*normal, unit(2))  # products of 48 bits
 
 
 def test_overflow_and_subnormal_results_need_no_exact_rows():
@@ -214,6 +226,39 @@ def test_a_tiny_accumulator_beside_a_tie_is_not_dropped():
     b[[0, 1, 2, 16, 17]] = np.array([[1], [-1], [2.0**-25], [4], [2.0**-10]])
     assert ways(a, b) == {"plain": 2, "checked": 2, "split": 1}
     assert (words(kernels.matmul(a, b)) == 0x41800001).all()
+
+
+@pytest.mark.parametrize(
+    ("record", "size", "expected"),
+    [
+        (ASCEND, 16, {"plain": 2, "checked": 4, "split": 1}),
+        (kernels.AMD_CDNA1, 8, {"plain": 2, "pairs": 4}),
+    ],
+    ids=["ASCEND_910C", "AMD_CDNA1"],
+)
+def test_a_tiny_accumulator_is_not_dropped_before_an_overflow(record, size, expected):
+    """C = 2^-50 is too small beside 16 + 2^-20; the block after that has no bound."""
+    a, b = np.zeros((20, 3 * size), BF16), np.zeros((3 * size, 20), BF16)
+    places = [0, size, size + 1, 2 * size, 2 * size + 1]
+    a[:, places] = [2.0**-25, 4, 2.0**-10, 2.0**64, 2.0**-10]
+    b[places] = np.array([[2.0**-25], [4], [2.0**-10], [2.0**63], [2.0**-10]])
+    assert ways(a, b, record) == expected
+    assert (words(kernels.matmul(a, b, arithmetic=record)) == 0x7F000000).all()
+
+
+def test_doubts_one_step_beyond_those_resolved_together():
+    """Ties beside far dust; in a row the next one is just out of the reach of the first."""
+    width = exact._COLUMNS
+    a, b = np.zeros((5, 16), BF16), np.zeros((16, 3 * width), BF16)
+    a[:, :3] = [1, 2.0**-12, 2.0**-60]
+    b[0] = 1
+    for columns in ([0, width], [width - 1, 2 * width - 1], [0, 3 * width - 1], [5, 6, width + 5]):
+        b[1:3] = 0
+        b[1, columns], b[2, columns] = 2.0**-12, 2.0**-60
+        assert set(ways(a, b)) == {"checked", "split", "exact"}
+        out = words(kernels.matmul(a, b))
+        assert (out[:, columns] == 0x3F800001).all()
+        assert (np.delete(out, columns, 1) == 0x3F800000).all()
 
 
 def test_few_and_many_specials():
