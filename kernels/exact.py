@@ -7,10 +7,11 @@ block of k goes one of three ways:
   that the only rounding is the one to FP32 that the unit makes;
 - checked otherwise: each element bounds its FP64 error and asks whether the rounding to FP32 could
   depend on it (Ziv's test);
-- split (`kernels.split`) for a block with an element that the test does not pass. Rows with an
-  element that even these sums leave in doubt are added up exactly (`kernels.fixed_point`).
+- split (`kernels.split`) for a block with an element that the test does not pass. Elements that
+  even these sums leave in doubt are added up exactly (`kernels.fixed_point`).
 
-Steps of two products that are not plain have one way instead (`kernels.pairs`), without doubts.
+Steps of two products (`kernels.pairs`) and of a few FP16 ones (`kernels.halves`) that are not plain
+have one way instead, without doubts.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import fixed_point, floats, pairs, split
+from kernels import fixed_point, floats, halves, pairs, split
 from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
 from kernels.blocks import outer, paired
@@ -34,7 +35,7 @@ _WIDTH = 512  # columns of a tile of many rows: a block of b stays in the first-
 _LEAST = 2.0**-126  # of the normal numbers
 _COLUMNS = 16  # added up exactly at once in each of two rows
 
-_PLAIN, _CHECKED, _SPLIT, _PAIRS, _DONE = range(5)
+_PLAIN, _CHECKED, _SPLIT, _SURE, _DONE = range(5)
 """Ways of a block, and that it has gone one."""
 
 
@@ -129,6 +130,20 @@ class _Blocks(NamedTuple):
     """FP64 operands of block i: `[batch, m, size]` and `[batch, size, n]`."""
     wide: bool
     """Products have more than 24 bits, and FP64 holds no sum exactly but by chance."""
+    sure: "_Sure | None"
+    """What serves all data, where there is such a way."""
+
+
+_Sure = Callable[[Array, Array, Array, Arithmetic], Array]
+"""Words after the steps of a block from those before it and its operands."""
+
+
+def _sure_way(dtype: np.dtype, wide: bool, arithmetic: Arithmetic) -> _Sure | None:
+    if arithmetic.products == 2 and not wide:
+        return pairs.steps
+    if dtype == jnp.float16 and halves.serve(arithmetic):
+        return halves.steps
+    return None
 
 
 def _block_of(
@@ -143,7 +158,8 @@ def _block_of(
     steps = a.shape[2] // arithmetic.products
     kept = arithmetic.operand_fraction_bits or 23
     wide = a.dtype == jnp.float32 and kept > 11
-    group = pairs.GROUP if pairs.serve(wide, arithmetic) else _GROUP
+    sure = _sure_way(a.dtype, wide, arithmetic)
+    group = _GROUP if sure is None else pairs.GROUP
     groups = max(1, group // arithmetic.products)
     size = arithmetic.products * max(x for x in range(1, groups + 1) if steps % x == 0)
 
@@ -153,7 +169,7 @@ def _block_of(
         x, y = (floats.bits32(reading.read(v, arithmetic)) for v in (x, y))
         return floats.to_float64(x), floats.to_float64(y)
 
-    return _Blocks(a.shape[2] // size, operands, wide)
+    return _Blocks(a.shape[2] // size, operands, wide, sure)
 
 
 def _slice(x: Array, corner: tuple[Array, ...], sizes: tuple[int, ...]) -> Array:
@@ -191,7 +207,7 @@ def _all_blocks(
     have had to round, and then the tile must be computed again with `careful`; and the `pause` that
     the next tile, whose data are like these, starts with.
     """
-    paired = pairs.serve(blocks.wide, arithmetic)
+    sure = blocks.sure is not None
 
     def body(state: _State) -> _State:
         x, y = lax.optimization_barrier(blocks.operands(state.position))
@@ -206,16 +222,16 @@ def _all_blocks(
         reach = _reach(state.bound, total)
         # Where only plain sums need a bound, an unknown one stays so until they want it; but what
         # is not sound must be found while there still is one.
-        asked = jnp.isfinite(state.bound) | (not (paired or _takes_all(arithmetic)))
+        asked = jnp.isfinite(state.bound) | (not (sure or _takes_all(arithmetic)))
         stale = jnp.where(maybe, reach > limit, jnp.isinf(reach) & asked)
         bound = lax.cond(stale, _largest, lambda words: state.bound, state.words)
         sound = careful | jnp.isfinite(bound) | jnp.isinf(state.bound)
         reach = _reach(bound, total)
         plain = maybe & (reach <= limit)
         check = (state.position >= state.retry) & _may_be_checked(reach, arithmetic)
-        way = jnp.where(plain, _PLAIN, _PAIRS if paired else jnp.where(check, _CHECKED, _SPLIT))
+        way = jnp.where(plain, _PLAIN, _SURE if sure else jnp.where(check, _CHECKED, _SPLIT))
         state = state._replace(bound=reach, lowest=lowest, sound=sound)
-        state = _go(way.astype(jnp.int32), state, x, y, blocks.wide, arithmetic)
+        state = _go(way.astype(jnp.int32), state, x, y, blocks, arithmetic)
         return state._replace(position=state.position + 1)
 
     unknown, retry = jnp.float64(jnp.inf), pause - 1
@@ -274,7 +290,7 @@ def _largest(words: Array) -> Array:
 
 
 def _go(
-    way: Array, state: _State, x: Array, y: Array, wide: bool, arithmetic: Arithmetic
+    way: Array, state: _State, x: Array, y: Array, blocks: _Blocks, arithmetic: Arithmetic
 ) -> _State:
     """A block gone its way. Loops that run at most once, because a loop keeps its accumulators in
     place and a conditional copies them.
@@ -293,7 +309,7 @@ def _go(
 
     def checked(going: Going) -> Going:
         way, state = going
-        words = _checked(state.words, *here(way), wide, arithmetic)
+        words = _checked(state.words, *here(way), blocks.wide, arithmetic)
         mark = split.unknown_word(arithmetic)
         # Within a conditional that is always taken, because XLA would compute the words twice.
         failed = lax.cond(way == _CHECKED, lambda: jnp.any(_marked(words, mark)), lambda: False)
@@ -304,18 +320,19 @@ def _go(
 
     def split_up(going: Going) -> Going:
         way, state = going
-        words = _split(state.words, *here(way), wide, arithmetic)
+        words = _split(state.words, *here(way), blocks.wide, arithmetic)
         return jnp.full_like(way, _DONE), state._replace(words=words)
 
-    def paired(going: Going) -> Going:
-        way, state = going
-        words = pairs.steps(state.words, *here(way), arithmetic)
-        return jnp.full_like(way, _DONE), state._replace(words=words)
-
-    going = way, state
     ways = [(_PLAIN, plain), (_CHECKED, checked), (_SPLIT, split_up)]
-    if pairs.serve(wide, arithmetic):
-        ways = [(_PLAIN, plain), (_PAIRS, paired)]
+    if (steps := blocks.sure) is not None:
+
+        def surely(going: Going) -> Going:
+            way, state = going
+            words = steps(state.words, *here(way), arithmetic)
+            return jnp.full_like(way, _DONE), state._replace(words=words)
+
+        ways = [(_PLAIN, plain), (_SURE, surely)]
+    going = way, state
     for number, function in ways:
 
         def goes_here(going: Going, number: int = number) -> Array:

@@ -28,11 +28,6 @@ _LEAST = np.int64((1023 - 126) << 52)  # 2^-126
 _MAGIC = np.int64((52 - 23 << 52) | (1 << 51))  # added to a power of two: 1.5 * 2^29 times it
 
 
-def serve(wide: bool, arithmetic: Arithmetic) -> bool:
-    """Whether `steps` is for this record; `wide`: products may have more than 24 bits."""
-    return arithmetic.products == 2 and not wide
-
-
 def steps(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
     """FP32 words `[batch, m, n]` of the accumulators after the steps of one block.
 
@@ -49,12 +44,17 @@ def steps(words: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
             singles.product(blocks.outer(x, y, index), arithmetic) for index in (first, first + 1)
         )
         if usual:
-            c = _nearest(*_sum(c, left, right))
+            c = nearest(*_sum(c, left, right))
         elif arithmetic.addend == "fused":
             c = _rounded(*_sum(singles.read(c, arithmetic), left, right), arithmetic)
         else:
             total = _rounded(*_added(left, right), arithmetic)
             c = _rounded(*_added(singles.read(c, arithmetic), total), arithmetic)
+    return to_words(c, arithmetic)
+
+
+def to_words(c: Array, arithmetic: Arithmetic) -> Array:
+    """FP32 words of accumulators that are FP32 numbers held in FP64, after a step."""
     found = singles.to_words(c)
     if arithmetic.zero == "positive":
         found = jnp.where((found & floats.MAGNITUDE) == 0, np.uint32(0), found)
@@ -69,24 +69,26 @@ def _sum(c: Array, left: Array, right: Array) -> tuple[Array, Array]:
     plain = c + products
     lost = singles.loss(c, products, plain) + singles.loss(left, right, products)
     total = plain + lost
-    return _to_odd(total, lost - (total - plain)), plain
+    return to_odd(total, lost - (total - plain)), plain
 
 
 def _added(x: Array, y: Array) -> tuple[Array, Array]:
     """As `_sum`, of two terms."""
     plain = x + y
-    return _to_odd(plain, singles.loss(x, y, plain)), plain
+    return to_odd(plain, singles.loss(x, y, plain)), plain
 
 
-def _to_odd(total: Array, rest: Array) -> Array:
+def to_odd(total: Array, rest: Array) -> Array:
     """As `singles.to_odd`, in fewer instructions. Infinities and NaNs stay one or the other."""
     word, other = singles.bits(total), singles.bits(rest)
     cut = (word + ((word ^ other) >> 63)) | 1  # toward zero, and odd
     return lax.bitcast_convert_type(jnp.where(rest != 0, cut, word), jnp.float64)
 
 
-def _nearest(total: Array, plain: Array) -> Array:
-    """FP32 numbers (held in FP64) as usual records round; all zeros are +0."""
+def nearest(total: Array, plain: Array) -> Array:
+    """FP32 numbers (held in FP64) as usual records round a sum that was rounded to odd; all zeros
+    are +0. `plain` has its sign, and is infinite or NaN where it is not finite.
+    """
     power = jnp.maximum(singles.bits(total) & _EXPONENT, _LEAST)
     magic = lax.bitcast_convert_type(power + _MAGIC, jnp.float64)
     rounded = (total + magic) - magic  # RNE, subnormals to multiples of 2^-149

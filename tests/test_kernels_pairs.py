@@ -1,5 +1,6 @@
-"""Steps of two products on terms that nearly cancel, tie or are far apart."""
+"""Steps of two products and of a few FP16 ones, on terms that cancel, tie or are far apart."""
 
+import dataclasses
 import itertools
 
 import ml_dtypes
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import Arithmetic
+from kernels import Arithmetic, halves
 from tests.kernel_inputs import BF16, FP16, FP32, words
 
 BITS = {BF16: 8, FP16: 11, FP32: 12}  # of the significands drawn; a record below cuts FP32 to 12
@@ -102,6 +103,29 @@ def check(a, b, c, record):
 def test_single_and_several_steps(record, dtype):
     check(*steps(0, 1200, 2, dtype), record)
     check(*steps(1, 300, 6, dtype), record)
+
+
+@pytest.mark.parametrize("products", [3, 4])
+def test_a_few_fp16_products(products):
+    record = dataclasses.replace(unit(), products=products)
+    assert halves.serve(record)
+    check(*steps(2, 4000, products, FP16), record)
+    check(*steps(3, 1000, 3 * products, FP16), record)
+    record = kernels.AMD_CDNA1  # its FP16 mode
+    check(*steps(4, 1000, 2 * products, FP16), record)
+
+
+def test_fp16_products_at_both_ends_of_their_range():
+    """2^-48 beside four of nearly 2^32, and beside a C that ties or cancels them."""
+    large, least = 65504.0, 2.0**-24
+    a = np.array([[large, large, large, least]] * 2 + [[large, -large, 0, least]] * 2, FP16)
+    b = np.array([[large, large, large, least]] * 4, FP16)
+    cancels = np.float32(-3 * large * large)  # 24 bits hold it: 3 * 2047^2 * 2^10
+    c = np.float32([0, cancels, 2.0**-24, -(2.0**-48)])
+    c = np.concatenate([c, -c, [2.0**-149, np.inf]]).astype(np.float32)
+    a, b, c = (np.repeat(a, len(c), 0), np.repeat(b, len(c), 0), np.tile(c, 4))
+    check(a[:, None, :], b[:, :, None], c[:, None, None], kernels.AMD_CDNA1)
+    check(-a[:, None, :], b[:, :, None], c[:, None, None], kernels.AMD_CDNA1)
 
 
 @pytest.mark.slow
