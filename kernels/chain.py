@@ -133,6 +133,7 @@ def _accumulate(
         }
         if arithmetic.subnormal_results == "keep":
             ways[_DEEP] = deeply
+            ways[_WHOLE] = partial(wholly, partial(_whole, arithmetic=arithmetic))
         if not narrow:
             ways[extents.CLOSE] = closely
         branches = [list(ways).index(w) if w in ways else len(ways) for w in range(_WAYS)]
@@ -151,8 +152,8 @@ def _accumulate(
     return blocks.over_tiles(a, b, c, size, arithmetic, solve, finish)
 
 
-_DEEP, _FIRM, _WAYS = range(6, 9)
-"""Ways besides those of `extents`: see `_deep_end` and `_firmly`."""
+_DEEP, _FIRM, _WHOLE, _WAYS = range(6, 10)
+"""Ways besides those of `extents`: see `_deep_end`, `_firmly` and `_whole`."""
 
 
 def _plan(
@@ -161,10 +162,12 @@ def _plan(
     """The way to take, S, the part of S that goes to `a`, and the limit of `_firmly`."""
     way, scale, a_scale = extents.ways(extent, arithmetic)
     way = jnp.minimum(way, extents.WIDE) if narrow else way
-    if arithmetic.subnormal_results == "keep":  # see `_low`
-        way = jnp.where((way == extents.LOW) & (scale < 149), extents.WIDE, way)
+    if arithmetic.subnormal_results == "keep":
+        finely = jnp.where(extent.width <= 22, extents.LOW, extents.WIDE)  # see `_low`
+        finely = jnp.where(scale == 149, _WHOLE, finely)
+        way = jnp.where(way == extents.LOW, finely, way)
     if arithmetic.subnormal_inputs == arithmetic.subnormal_results == "keep":
-        way = jnp.where((way == extents.LOW) & extents.deep(extent), _DEEP, way)
+        way = jnp.where((way == _WHOLE) & extents.deep(extent), _DEEP, way)
     firm = extents.firm(extent, k, arithmetic)
     way = jnp.where((way == extents.WIDE) & firm.possible, _FIRM, way)
     scale = jnp.where(way == _FIRM, firm.scale, scale)
@@ -195,7 +198,7 @@ def _plain(c: Array, x: Array, y: Array) -> Array:
 
 def _low(c: Array, x: Array, y: Array, least: Array, arithmetic: Arithmetic) -> Array:
     """Accumulators times 2^scale; results below `least`, which is 2^-126 times that, are rounded to
-    multiples of 2^-149 (those are integers here: 2^scale is 2^149) or flushed.
+    multiples of 2^-149 or flushed.
     """
     flush = arithmetic.subnormal_results == "flush"
     c = singles.read(c, arithmetic, least)
@@ -203,11 +206,33 @@ def _low(c: Array, x: Array, y: Array, least: Array, arithmetic: Arithmetic) -> 
         if not (flush and arithmetic.subnormal_inputs == "flush"):
             c = singles.read(c, arithmetic, least)
         product = blocks.outer(x, y, index)
+        total = c + product  # RNE to 24 bits, tininess seen after it
+        sign = singles.sign_of(total)
         if flush:
-            total = c + product  # RNE to 24 bits, tininess seen after it
-            zero = lax.bitcast_convert_type(singles.sign_of(total), jnp.float32)
+            zero = lax.bitcast_convert_type(sign, jnp.float32)
             c = jnp.where(jnp.abs(total) < least, zero, total)
             continue
+        # A product of at most 22 bits with lower ones than 2^-149 is below 2^-127; if it is
+        # larger, a `total` below 2^-126 is exact. If it is smaller, C is below 2^-125. From
+        # 2^-126 to there the last place of FP32 is 2^-149, and there C plus or minus `grid`
+        # lies (exactly, that is), and `total` plus or minus it.
+        grid = jnp.where(jnp.abs(c) < least, least, -2 * least)
+        grid = lax.bitcast_convert_type(singles.bits(grid) ^ sign, jnp.float32)
+        tiny = (jnp.abs(total) < least) & (jnp.abs(product) < least)
+        grid = jnp.where(tiny, grid, 0.0)
+        c = ((c + grid) + product) - grid
+        if arithmetic.zero == "ieee":
+            c = lax.bitcast_convert_type(singles.bits(c) | sign, jnp.float32)
+    return c
+
+
+def _whole(c: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
+    """As `_low` where subnormal results are kept and 2^scale is 2^149: multiples of 2^-149 are
+    integers. Products may have 24 bits.
+    """
+    for index in range(x.shape[-1]):
+        c = singles.read(c, arithmetic, 2.0**23)
+        product = blocks.outer(x, y, index)
         # Of the product's distance to an integer only its sign matters and whether it is 1/2: a
         # power of two, 1/4 at most if it is not 1/2, will do. From 2^22 to 2^23, where places are
         # halves, RNE then makes an integer of all but a 1/2, which it keeps; above 2^23 it makes
