@@ -18,11 +18,16 @@ from kernels import blocks, extents, floats, operands, singles
 from kernels.arithmetic import Arithmetic
 
 _NARROW = 16  # columns below which the product is computed transposed
+_TO_EVEN = lax.RoundingMethod.TO_NEAREST_EVEN
+_POWER = np.int32(-0x40800000)  # sign and exponent of a number below 2; finite if it is a NaN
 _INTERLEAVED = 8  # FP64 steps in one pass: more of them wait for each other
 
 
 Steps = Callable[[Array, Array, Array], Array]
 """The accumulators after a block from those before it and the block's operands, all FP32."""
+
+_State = tuple[Array, Array]
+"""Words of a tile's accumulators, and whether all of them are infinite or NaN."""
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
@@ -100,15 +105,16 @@ def _accumulate(
         def careful(firm: Array) -> Array:
             """FP64 in the first block, and also in the others unless `firm`."""
 
-            def block(c: Array, x: Array, y: Array, index: Array) -> Array:
-                return _settled_or_wide(c, *ordered(x, y), arithmetic, narrow)
+            def block(state: _State, x: Array, y: Array, index: Array) -> _State:
+                return _settled_or_wide(*state, *ordered(x, y), arithmetic, narrow)
 
             def firm_block(
                 steps: Callable[..., Array], c: Array, x: Array, y: Array, index: Array
             ) -> Array:
                 return steps(c, *lifted(x, y), scale, limit)
 
-            found = walk(words, block, 0, jnp.where(firm, 1, count))
+            start = words, jnp.bool_(False)
+            found, _ = walk(start, block, 0, jnp.where(firm, 1, count))
             state = _firm_start(found, scale, limit)
             for steps, here in ((_firmly, scale >= 0), (_firmly_large, scale < 0)):
                 stop = jnp.where(firm & here, count, 1)
@@ -127,6 +133,7 @@ def _accumulate(
         }
         if arithmetic.subnormal_results == "keep":
             ways[_DEEP] = deeply
+            ways[_WHOLE] = partial(wholly, partial(_whole, arithmetic=arithmetic))
         if not narrow:
             ways[extents.CLOSE] = closely
         branches = [list(ways).index(w) if w in ways else len(ways) for w in range(_WAYS)]
@@ -145,8 +152,8 @@ def _accumulate(
     return blocks.over_tiles(a, b, c, size, arithmetic, solve, finish)
 
 
-_DEEP, _FIRM, _WAYS = range(6, 9)
-"""Ways besides those of `extents`: see `_deep_end` and `_firmly`."""
+_DEEP, _FIRM, _WHOLE, _WAYS = range(6, 10)
+"""Ways besides those of `extents`: see `_deep_end`, `_firmly` and `_whole`."""
 
 
 def _plan(
@@ -155,8 +162,12 @@ def _plan(
     """The way to take, S, the part of S that goes to `a`, and the limit of `_firmly`."""
     way, scale, a_scale = extents.ways(extent, arithmetic)
     way = jnp.minimum(way, extents.WIDE) if narrow else way
+    if arithmetic.subnormal_results == "keep":
+        finely = jnp.where(extent.width <= 22, extents.LOW, extents.WIDE)  # see `_low`
+        finely = jnp.where(scale == 149, _WHOLE, finely)
+        way = jnp.where(way == extents.LOW, finely, way)
     if arithmetic.subnormal_inputs == arithmetic.subnormal_results == "keep":
-        way = jnp.where((way == extents.LOW) & extents.deep(extent), _DEEP, way)
+        way = jnp.where((way == _WHOLE) & extents.deep(extent), _DEEP, way)
     firm = extents.firm(extent, k, arithmetic)
     way = jnp.where((way == extents.WIDE) & firm.possible, _FIRM, way)
     scale = jnp.where(way == _FIRM, firm.scale, scale)
@@ -215,6 +226,23 @@ def _low(c: Array, x: Array, y: Array, least: Array, arithmetic: Arithmetic) -> 
     return c
 
 
+def _whole(c: Array, x: Array, y: Array, arithmetic: Arithmetic) -> Array:
+    """As `_low` where subnormal results are kept and 2^scale is 2^149: multiples of 2^-149 are
+    integers. Products may have 24 bits.
+    """
+    for index in range(x.shape[-1]):
+        c = singles.read(c, arithmetic, 2.0**23)
+        product = blocks.outer(x, y, index)
+        # Of the product's distance to an integer only its sign matters and whether it is 1/2: a
+        # power of two, 1/4 at most if it is not 1/2, will do. From 2^22 to 2^23, where places are
+        # halves, RNE then makes an integer of all but a 1/2, which it keeps; above 2^23 it makes
+        # the integer that is wanted, and below 2^22 nothing that matters is lost.
+        integer = lax.round(product, _TO_EVEN)
+        rest = lax.bitcast_convert_type(singles.bits(integer - product) & _POWER, jnp.float32)
+        c = lax.round(c + (integer - rest), _TO_EVEN)  # RNE, twice
+    return c
+
+
 def _high(c: Array, x: Array, y: Array, scale: Array, arithmetic: Arithmetic) -> Array:
     """Accumulators times 2^scale; results of 2^128 and above overflow."""
     for index in range(x.shape[-1]):
@@ -244,8 +272,8 @@ def _firm_start(words: Array, scale: Array, limit: Array) -> Array:
     magnitude = words & floats.MAGNITUDE
     lowest = (1 + jnp.maximum(-scale, 0)).astype(jnp.uint32) << 23  # of what is normal there
     subnormal = (scale < 24) & (magnitude < lowest) & (magnitude != 0)
-    start = _nan_below(limit, singles.scale_up(words, scale))
-    return jnp.where(subnormal, jnp.float32(jnp.nan), start)
+    start = singles.scale_up(words, scale)
+    return _nan_where(subnormal | (_less_one(start) < _less_one(limit)), start)
 
 
 def _firmly(c: Array, x: Array, y: Array, scale: Array, limit: Array) -> Array:
@@ -255,24 +283,38 @@ def _firmly(c: Array, x: Array, y: Array, scale: Array, limit: Array) -> Array:
     be 0: the next product of `limit` or more does not notice what was lost meanwhile.
     """
     del scale
+    least = jnp.asarray(floats.MAGNITUDE)
     for index in range(x.shape[-1]):
-        c = _nan_below(limit, c + blocks.outer(x, y, index))  # RNE
-    return c
+        c = c + blocks.outer(x, y, index)  # RNE
+        least = jnp.minimum(least, _less_one(c))
+    return _nan_where(least < _less_one(limit), c)
 
 
 def _firmly_large(c: Array, x: Array, y: Array, scale: Array, limit: Array) -> Array:
-    """As `_firmly` where sums may overflow; `scale` is negative."""
+    """As `_firmly` where sums may overflow; `scale` is negative.
+
+    Sums go on as if nothing had overflowed, because checks between them would cost more time than
+    they do; `kept` stays at the first one that has.
+    """
     up, down = singles.power32(-scale), singles.power32(scale)
+    beyond = floats.bits32(singles.power32(scale + 128))
+    kept, least = c, jnp.asarray(floats.MAGNITUDE)
     for index in range(x.shape[-1]):
-        total = c + blocks.outer(x, y, index)  # RNE
-        c = _nan_below(limit, (total * up) * down)  # from 2^128 on the first is infinite
-    return c
+        c = c + blocks.outer(x, y, index)  # RNE
+        over = (floats.bits32(kept) & floats.MAGNITUDE) >= beyond
+        kept = jnp.where(over, kept, c)
+        least = jnp.minimum(least, _less_one(kept))
+    kept = (kept * up) * down  # from 2^128 on the first is infinite
+    kept = jnp.where(jnp.abs(c) < jnp.inf, kept, kept + c)  # an infinite operand is not forgotten
+    return _nan_where(least < _less_one(limit), kept)
 
 
-def _nan_below(limit: Array, x: Array) -> Array:
-    """`x`, but NaN where it is below `limit` and not 0."""
-    magnitude = floats.bits32(x) & floats.MAGNITUDE
-    doubt = magnitude - np.uint32(1) < floats.bits32(limit) - np.uint32(1)
+def _less_one(x: Array) -> Array:
+    """The word of |x| less one, by which 0 is the largest."""
+    return (floats.bits32(x) & floats.MAGNITUDE) - np.uint32(1)
+
+
+def _nan_where(doubt: Array, x: Array) -> Array:
     return floats.from_bits32(floats.bits32(x) | -doubt.astype(jnp.uint32))  # all ones: a NaN
 
 
@@ -280,15 +322,21 @@ def _any_nan(words: Array) -> Array:
     return jnp.any((words & floats.MAGNITUDE) > floats.INF)
 
 
-def _settled_or_wide(c: Array, x: Array, y: Array, arithmetic: Arithmetic, narrow: bool) -> Array:
-    """`_wide`, unless all accumulators are infinite or NaN: those only see which operands are."""
-    settled = jnp.all((c & floats.MAGNITUDE) >= floats.INF)
-    settled &= arithmetic.product_overflow == "keep"
-    return lax.cond(
-        settled,
-        lambda: floats.bits32(_plain(floats.from_bits32(c), *_kinds(x, y))),
-        lambda: _wide(c, x, y, arithmetic, narrow),
-    )
+def _settled_or_wide(
+    c: Array, settled: Array, x: Array, y: Array, arithmetic: Arithmetic, narrow: bool
+) -> _State:
+    """`_wide`, unless all accumulators are infinite or NaN (`settled`, which they then remain):
+    those only see which operands are.
+    """
+
+    def plainly() -> _State:
+        return floats.bits32(_plain(floats.from_bits32(c), *_kinds(x, y))), settled
+
+    def widely() -> _State:
+        found = _wide(c, x, y, arithmetic, narrow)
+        return found, jnp.all((found & floats.MAGNITUDE) >= floats.INF)
+
+    return lax.cond(settled, plainly, widely) if arithmetic.product_overflow == "keep" else widely()
 
 
 def _parts(x: Array, y: Array) -> tuple[Array, Array]:

@@ -158,17 +158,16 @@ def ways(extent: Extent, arithmetic: Arithmetic) -> tuple[Array, Array, Array]:
     plain &= (extent.a_low >= low) & (extent.b_low >= low)
     plain &= infinite | (reach < high)
 
-    up = jnp.clip(126 - exponent(reach), -1022, 120)  # sums stay below 2^127
+    up = jnp.clip(126 - exponent(reach), -1022, 149)  # sums stay below 2^127
     down = jnp.minimum(up, 0)
     raised = narrow & (up >= 24) & _fits(extent, up)
     lowered = narrow & normal & (up < 0) & (extent.last + down >= -126) & _fits(extent, down)
     lowered &= (arithmetic.product_overflow == "keep") | (extent.top < high)
     exact = normal | (keeps & (extent.last >= -149))  # what is below 2^-126 needs no rounding
-    low_fits = (extent.width <= 22) | (arithmetic.subnormal_results == "flush")  # see `_low`
     close = normal & (reach < high) & (arithmetic.rounding == "nearest_even")
 
     way = jnp.full_like(extent.last, WIDE)
-    choices = (close, CLOSE), (lowered, HIGH), (raised & low_fits, LOW)
+    choices = (close, CLOSE), (lowered, HIGH), (raised, LOW)
     for possible, choice in (*choices, (raised & exact, SCALED), (plain, PLAIN)):
         way = jnp.where(possible, choice, way)
     scale = jnp.where(way == PLAIN, 0, jnp.where(way == HIGH, down, up))
@@ -201,8 +200,8 @@ class Firm(NamedTuple):
 def firm(extent: Extent, k: int, arithmetic: Arithmetic) -> Firm:
     """Whether FP32 serves sums of `k` products as long as accumulators stay large."""
     top, reach = exponent(extent.top), exponent(extent.reach)
-    # Where sums may overflow, products must not.
-    scale = jnp.where(top <= 127, 0, 127 - top)
+    # Where sums may overflow, products must not, nor a block's sums that go on after they have.
+    scale = jnp.where(top <= 127, 0, 122 - top)
     scale = jnp.where(reach <= 126, jnp.minimum(126 - reach, 120), scale)
     a_scale = _share(extent, scale)
     to_a, to_b = power(a_scale), power(scale - a_scale)

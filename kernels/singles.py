@@ -140,7 +140,7 @@ def _toward_zero(magnitude: Array, subnormal_results: str) -> Array:
 
 
 def scale_up(words: Array, scale: Array, flush: bool = False) -> Array:
-    """FP32 words times 2^scale as FP32 numbers, exactly; `scale` (int32) from 24 to 120, or below
+    """FP32 words times 2^scale as FP32 numbers, exactly; `scale` (int32) from 24 to 149, or below
     0 where no result is subnormal; infinities and NaNs stay. With `flush` subnormals become zeros.
     """
     magnitude = (words & floats.MAGNITUDE).astype(jnp.int32)

@@ -223,6 +223,26 @@ def test_small_products_follow_large_ones_that_cancel(arithmetic, small):
     assert np.array_equal(words(got), words(expected))
 
 
+@pytest.mark.parametrize("largest", [0.0, 2.0**-30, 2.0**-10])
+@pytest.mark.parametrize("dtype, bits", [(BF16, 8), (FP32, 12)], ids=str)
+def test_products_of_every_kind_beside_the_last_place(dtype, bits, largest):
+    """Products at all distances to multiples of 2^-149, also halves, beside C at the ends of each
+    binade; the largest C elsewhere leaves less room for these.
+    """
+    rng = np.random.default_rng(bits)
+    count = rng.integers(1, 2 ** rng.integers(1, bits + 1, (2, 256)))  # some have few bits
+    a, b = rng.choice([-1.0, 1.0], (2, 256)) * count
+    a, b = a * 2.0**-70, b * 2.0 ** rng.integers(-79 - 2 * bits, -78, 256)
+    a, b = a.astype(FP32).astype(dtype)[:64, None], b.astype(FP32).astype(dtype)[None]
+    ends = 2.0 ** rng.integers(0, 27, (64, 256)) + rng.integers(-3, 4, (64, 256))
+    c = (rng.choice([-1.0, 1.0], ends.shape) * ends * 2.0**-149).astype(FP32)
+    c[0], c[1, ::2], c[1, 1::2] = 0.0, -0.0, largest
+    b[0, :8] = [0.0, -0.0, np.inf, -np.inf, np.nan, 0.0, -0.0, 2.0**-133]
+    assert ways_of(a, b, c, FP32_FMA_CHAIN) == {extents.LOW}
+    twice = np.concatenate([a, a], 1), np.concatenate([b, b])
+    check(largest, *twice, c, FP32_FMA_CHAIN)
+
+
 WATCHED = [FP32_FMA_CHAIN, X86_AVX512_BF16, MIXED[3], _FLUSHING]  # each compiles for seconds
 
 
@@ -285,14 +305,18 @@ def after_ones(a: list[float], b: list[float]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([left], FP32).astype(BF16), np.array([right], FP32).T.astype(BF16)
 
 
-def test_what_has_overflowed_does_not_come_back():
+@pytest.mark.parametrize("then", [-1, 1, -(2.0**-10), np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_what_has_overflowed_does_not_come_back(sign, then):
     """Beside a product that FP32 may lose, so that sums are scaled down and watched."""
     p = 1.875 * 2.0**63
-    a, b = after_ones([p, p, -p, 2.0**-100], [2.0**64, 2.0**64, 2.0**64, 2.0**-100])
+    left = [sign * p, sign * p, *[then * sign * p] * 3, 2.0**-100]
+    a, b = after_ones(left, [2.0**64] * 5 + [2.0**-100])
     assert ways_of(a, b, None, FP32_FMA_CHAIN) == {extents.WIDE}
     for arithmetic in (FP32_FMA_CHAIN, X86_AVX512_BF16):
-        assert np.isposinf(np.asarray(kernels.matmul(a, b, arithmetic=arithmetic))), arithmetic
-        check("overflow", a, b, None, arithmetic)
+        result = np.asarray(kernels.matmul(a, b, arithmetic=arithmetic))
+        assert np.isnan(result) if then in (-np.inf, np.nan) else result == sign * np.inf
+        check(then, a, b, None, arithmetic)
 
 
 def test_operands_that_fp32_loses_count_beside_small_sums():
@@ -309,6 +333,22 @@ def test_operands_that_fp32_loses_count_beside_small_sums():
     check(
         "lost beside zero", np.concatenate([a, np.full_like(a, 2.0**126)]), b, None, FP32_FMA_CHAIN
     )
+
+
+@pytest.mark.parametrize("largest", [2.0**126, 2.0**127])
+def test_a_sum_that_was_small_for_a_while(largest):
+    """2^-127, lost beside `largest`, decides how the sum is rounded when 2^`last` comes."""
+    last = np.arange(-89.0, -81)
+    smalls = np.full_like(last, 2.0**-104), 2.0 ** (last - 24), np.full_like(last, 2.0**-127)
+    rows = np.ones((len(last) + 1, 2 * blocks.SIZE), FP32)
+    rows[:, blocks.SIZE :] = 0.0
+    rows[:-1, blocks.SIZE : blocks.SIZE + 5] = np.stack(
+        [np.full_like(last, -blocks.SIZE), *smalls, 2.0**last], 1
+    )
+    rows[-1] = largest
+    b = np.ones((2 * blocks.SIZE, 16), FP32)
+    b[:, 1] = largest * 2.0**-126
+    check(largest, rows.astype(BF16), b.astype(BF16), None, FP32_FMA_CHAIN)
 
 
 @pytest.mark.parametrize("arithmetic", MIXED, ids=lambda x: x.name)
