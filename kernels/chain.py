@@ -50,6 +50,7 @@ def _accumulate(
     extent = extents.whole(extents.extents(a, b, c, size, arithmetic))
     way, scale, a_scale, limit = _plan(extent, a.shape[-1], narrow, arithmetic)
     count = a.shape[-1] // size
+    special = lax.cond(way == _FIRM, lambda: _any_special(a) | _any_special(b), lambda: False)
 
     def finish(words: Array, place: blocks.Place) -> Array:
         magnitude = words & floats.MAGNITUDE
@@ -102,8 +103,10 @@ def _accumulate(
 
             return walk(words, block)
 
-        def careful(firm: Array) -> Array:
-            """FP64 in the first block, and also in the others unless `firm`."""
+        def careful(firm: Array) -> tuple[Array, Array]:
+            """FP64 in the first block, and also in the others unless `firm`; and whether that left
+            a doubt.
+            """
 
             def block(state: _State, x: Array, y: Array, index: Array) -> _State:
                 return _settled_or_wide(*state, *ordered(x, y), arithmetic, narrow)
@@ -113,15 +116,25 @@ def _accumulate(
             ) -> Array:
                 return steps(c, *lifted(x, y), scale, limit)
 
+            def kinds_block(c: Array, x: Array, y: Array, index: Array) -> Array:
+                return _plain(c, *_kinds(*ordered(x, y)))
+
             start = words, jnp.bool_(False)
             found, _ = walk(start, block, 0, jnp.where(firm, 1, count))
             state = _firm_start(found, scale, limit)
             for steps, here in ((_firmly, scale >= 0), (_firmly_large, scale < 0)):
                 stop = jnp.where(firm & here, count, 1)
                 state = walk(state, partial(firm_block, steps), 1, stop)
-            doubtful = firm & (state == 0)  # of something that is lost, perhaps
-            state = jnp.where(doubtful, jnp.float32(jnp.nan), state)
-            return jnp.where(firm, singles.scale_down(state, scale), found)
+            state = jnp.where(state == 0, jnp.float32(jnp.nan), state)  # lost, perhaps
+            # What infinite operands and NaNs make of an accumulator, whatever the others are.
+            nothing = jnp.zeros_like(state)
+            specials = walk(nothing, kinds_block, 0, jnp.where(firm & special, count, 0))
+            known = jnp.isnan(specials) | ((found & floats.MAGNITUDE) > floats.INF)
+            doubt = firm & jnp.any(jnp.isnan(state) & ~known)
+            state = singles.scale_down(state, scale)
+            more = floats.bits32(floats.from_bits32(state) + specials)
+            state = jnp.where(jnp.isfinite(specials), state, more)
+            return jnp.where(firm, state, found), doubt
 
         high = partial(_high, scale=scale, arithmetic=arithmetic)
         low = partial(_low, least=singles.scaled_least(scale), arithmetic=arithmetic)
@@ -141,8 +154,8 @@ def _accumulate(
 
         def attempt(state: tuple[Array, Array]) -> tuple[Array, Array]:
             number, _ = state
-            found = careful(number == 1)
-            return jnp.where((number == 1) & _any_nan(found), 2, 3), found
+            found, doubt = careful(number == 1)
+            return jnp.where(doubt, 2, 3), found
 
         # 1: `_firmly` is to be tried; 2: FP64 takes all blocks; 3: the tile is done.
         todo = jnp.where(way == _FIRM, 1, jnp.where(way == extents.WIDE, 2, 3))
@@ -294,7 +307,8 @@ def _firmly_large(c: Array, x: Array, y: Array, scale: Array, limit: Array) -> A
     """As `_firmly` where sums may overflow; `scale` is negative.
 
     Sums go on as if nothing had overflowed, because checks between them would cost more time than
-    they do; `kept` stays at the first one that has.
+    they do; `kept` stays at the first one that has. A product of 2^129 or more overflows whatever C
+    is, even if it does so here. Infinite operands and NaNs that come later are seen elsewhere.
     """
     up, down = singles.power32(-scale), singles.power32(scale)
     beyond = floats.bits32(singles.power32(scale + 128))
@@ -305,7 +319,6 @@ def _firmly_large(c: Array, x: Array, y: Array, scale: Array, limit: Array) -> A
         kept = jnp.where(over, kept, c)
         least = jnp.minimum(least, _less_one(kept))
     kept = (kept * up) * down  # from 2^128 on the first is infinite
-    kept = jnp.where(jnp.abs(c) < jnp.inf, kept, kept + c)  # an infinite operand is not forgotten
     return _nan_where(least < _less_one(limit), kept)
 
 
@@ -316,6 +329,14 @@ def _less_one(x: Array) -> Array:
 
 def _nan_where(doubt: Array, x: Array) -> Array:
     return floats.from_bits32(floats.bits32(x) | -doubt.astype(jnp.uint32))  # all ones: a NaN
+
+
+def _any_special(x: Array) -> Array:
+    """Whether any operand is infinite or NaN; by its word, for which XLA:CPU converts nothing."""
+    word = blocks.unsigned(x)
+    infinity = np.array(np.inf, x.dtype).view(word)
+    magnitude = lax.bitcast_convert_type(x, word) & word.type(np.iinfo(word).max >> 1)
+    return jnp.any(magnitude >= infinity)
 
 
 def _any_nan(words: Array) -> Array:

@@ -200,8 +200,8 @@ class Firm(NamedTuple):
 def firm(extent: Extent, k: int, arithmetic: Arithmetic) -> Firm:
     """Whether FP32 serves sums of `k` products as long as accumulators stay large."""
     top, reach = exponent(extent.top), exponent(extent.reach)
-    # Where sums may overflow, products must not, nor a block's sums that go on after they have.
-    scale = jnp.where(top <= 127, 0, 122 - top)
+    # Where sums may overflow, products below 2^129 must not; larger ones may, see `_firmly_large`.
+    scale = jnp.where(top <= 127, 0, 122 - jnp.minimum(top, 129))
     scale = jnp.where(reach <= 126, jnp.minimum(126 - reach, 120), scale)
     a_scale = _share(extent, scale)
     to_a, to_b = power(a_scale), power(scale - a_scale)

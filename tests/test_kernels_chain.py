@@ -319,6 +319,33 @@ def test_what_has_overflowed_does_not_come_back(sign, then):
         check(then, a, b, None, arithmetic)
 
 
+@pytest.mark.parametrize("arithmetic", [FP32_FMA_CHAIN, X86_AVX512_BF16], ids=lambda x: x.name)
+@pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
+def test_products_beyond_all_sums_beside_specials(arithmetic, special):
+    """Products of 2^256 overflow whatever C is, and no two of them make a NaN; infinities and NaNs
+    before and after them do as ever.
+    """
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=(2, 24, 4 * blocks.SIZE)).astype(FP32)
+    b = b.T.copy()
+    largest = float(np.finfo(FP32).max) * (1 - 2.0**-8)
+    for row, (places, value) in enumerate([([20], 1), ([20, 40], -1), ([3, 40], 1), ([40], -1)]):
+        a[row, places] = value * largest
+    b[[3, 20], :12] = [[largest], [-largest]]
+    b[40, 4:18] = largest
+    a[4:8] = a[:4]
+    a[[4, 5, 6, 7], [10, 30, 50, 41]] = special
+    a[8, 17] = special
+    b[18, 20] = special
+    expected = words(
+        kernels.reference.matmul(a.astype(BF16), b.astype(BF16), arithmetic=arithmetic)
+    )
+    assert ((expected & 0x7FFFFFFF) == 0x7F800000).any()
+    check(special, a.astype(BF16), b.astype(BF16), None, arithmetic)
+    a[~np.isfinite(a)] = 1  # one is left, in b
+    check(special, a.astype(BF16), b.astype(BF16), None, arithmetic)
+
+
 def test_operands_that_fp32_loses_count_beside_small_sums():
     """One row's numbers leave no room for another row's subnormals, whose sums need them."""
     rng = np.random.default_rng(1)
