@@ -54,6 +54,10 @@ DATA: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = 
     "very wide": lambda rng, shape: (
         rng.standard_normal(shape, np.float32) * np.exp2(rng.integers(-40, 41, shape))
     ),
+    "spread to 2^60": lambda rng, shape: (
+        rng.standard_normal(shape, np.float32) * np.exp2(rng.integers(-60, 61, shape))
+    ),
+    "specials": lambda rng, shape: _with_specials(rng, rng.standard_normal(shape, np.float32)),
     "tiny sums": lambda rng, shape: rng.standard_normal(shape, np.float32) * 2.0**-74,
     "one NaN": lambda rng, shape: _with_one_nan(rng.standard_normal(shape, np.float32)),
     "finite bit patterns": lambda rng, shape: _patterns(rng, shape, finite=True),
@@ -111,6 +115,15 @@ def _cancelling(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 def _with_one_nan(values: np.ndarray) -> np.ndarray:
     values[(0,) * values.ndim] = np.nan
+    return values
+
+
+def _with_specials(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
+    """About one to each row: infinities, NaNs, zeros of both signs and largest numbers."""
+    place = rng.random(values.shape) < 1 / values.shape[-1]
+    largest = float(jnp.finfo(jnp.bfloat16).max)
+    some = [np.inf, -np.inf, np.nan, 0.0, -0.0, largest, -largest]
+    values[place] = rng.choice(some, np.count_nonzero(place))
     return values
 
 
