@@ -122,15 +122,18 @@ def _accumulate(
             start = words, jnp.bool_(False)
             found, _ = walk(start, block, 0, jnp.where(firm, 1, count))
             state = _firm_start(found, scale, limit)
+            # Where most sums are settled by now FP64 is soon done with the others.
+            settled = jnp.sum((found & floats.MAGNITUDE) >= floats.INF, dtype=jnp.int32)
+            worth = firm & (2 * settled < found.size)
             for steps, here in ((_firmly, scale >= 0), (_firmly_large, scale < 0)):
-                stop = jnp.where(firm & here, count, 1)
+                stop = jnp.where(worth & here, count, 1)
                 state = walk(state, partial(firm_block, steps), 1, stop)
             state = jnp.where(state == 0, jnp.float32(jnp.nan), state)  # lost, perhaps
             # What infinite operands and NaNs make of an accumulator, whatever the others are.
             nothing = jnp.zeros_like(state)
-            specials = walk(nothing, kinds_block, 0, jnp.where(firm & special, count, 0))
+            specials = walk(nothing, kinds_block, 0, jnp.where(worth & special, count, 0))
             known = jnp.isnan(specials) | ((found & floats.MAGNITUDE) > floats.INF)
-            doubt = firm & jnp.any(jnp.isnan(state) & ~known)
+            doubt = firm & (~worth | jnp.any(jnp.isnan(state) & ~known))
             state = singles.scale_down(state, scale)
             more = floats.bits32(floats.from_bits32(state) + specials)
             state = jnp.where(jnp.isfinite(specials), state, more)
