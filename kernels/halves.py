@@ -56,6 +56,6 @@ def _to_odd(c: Array, upper: Array, lower: Array) -> Array:
     total = c + products
     also = singles.loss(c, products, total)
     rest = also + lost
-    rest = pairs.to_odd(rest, singles.loss(also, lost, rest))
+    rest = singles.to_odd(rest, singles.loss(also, lost, rest))
     found = total + rest
-    return pairs.to_odd(found, singles.loss(total, rest, found))
+    return singles.to_odd(found, singles.loss(total, rest, found))

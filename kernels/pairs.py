@@ -69,20 +69,13 @@ def _sum(c: Array, left: Array, right: Array) -> tuple[Array, Array]:
     plain = c + products
     lost = singles.loss(c, products, plain) + singles.loss(left, right, products)
     total = plain + lost
-    return to_odd(total, lost - (total - plain)), plain
+    return singles.to_odd(total, lost - (total - plain)), plain
 
 
 def _added(x: Array, y: Array) -> tuple[Array, Array]:
     """As `_sum`, of two terms."""
     plain = x + y
-    return to_odd(plain, singles.loss(x, y, plain)), plain
-
-
-def to_odd(total: Array, rest: Array) -> Array:
-    """As `singles.to_odd`, in fewer instructions. Infinities and NaNs stay one or the other."""
-    word, other = singles.bits(total), singles.bits(rest)
-    cut = (word + ((word ^ other) >> 63)) | 1  # toward zero, and odd
-    return lax.bitcast_convert_type(jnp.where(rest != 0, cut, word), jnp.float64)
+    return singles.to_odd(plain, singles.loss(x, y, plain)), plain
 
 
 def nearest(total: Array, plain: Array) -> Array:

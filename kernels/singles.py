@@ -89,14 +89,11 @@ def lost(x: Array, y: Array, total: Array) -> Array:
 
 def to_odd(total: Array, rest: Array) -> Array:
     """`total + rest` to 53 bits, the last of them set if anything is lost: a later rounding sees
-    no false tie.
+    no false tie. Infinities and NaNs stay one or the other; as they are beside a `rest` of 0.
     """
     word = bits(total)
-    toward_zero = (word ^ bits(rest)) < 0
-    moved = jnp.where(toward_zero, word - 1, word + 1)
-    return lax.bitcast_convert_type(
-        jnp.where((rest != 0) & ((word & 1) == 0), moved, word), jnp.float64
-    )
+    cut = (word + ((word ^ bits(rest)) >> 63)) | 1  # toward zero, and odd
+    return lax.bitcast_convert_type(jnp.where(rest != 0, cut, word), jnp.float64)
 
 
 def rounded(x: Array, arithmetic: Arithmetic) -> Array:

@@ -22,7 +22,7 @@ from kernels.arithmetic import Arithmetic
 _LARGEST = float(np.finfo(np.float32).max)
 _LOWEST = 2.0**-126  # of the normal numbers
 _SIGN = np.int64(-(2**63))
-_CHAINS = 2
+_CHAINS = 2  # sums of a step's upper parts that do not wait for each other
 _NOTHING = -900  # exponent of a step that multiplies zeros only: below all others
 
 
@@ -188,7 +188,6 @@ def _sum(c: Array | None, terms: _Terms, arithmetic: Arithmetic) -> _Sum:
     count = x.shape[-1]
     top = lax.bitcast_convert_type(scale.astype(jnp.int64) << 48, jnp.float64)
     grid = jnp.abs(top) * 1.5
-    # Several sums, because one would wait for the last addition most of the time.
     chains = min(_CHAINS, count)
     totals, rests, plain = [grid] * chains, [jnp.zeros_like(grid)] * chains, None
     if c is not None:

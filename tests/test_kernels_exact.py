@@ -209,6 +209,20 @@ def test_far_dust_beside_a_tie_is_added_up_exactly():
     assert (out[:7] == 0x3F800000).all() and (out[7:] == 0x3F800001).all()
 
 
+@pytest.mark.parametrize(("size", "word"), [(-75, 1), (0, 0x3F800001), (55, 0x76800001)])
+def test_dust_that_cancels_beside_a_tie(size, word):
+    """What is left of it is lost in FP64, and decides: 2^-150, 1 + 2^-24 or 2^110 times that."""
+    tie = 0 if size == -75 else 2.0 ** (size - 12)
+    left = np.array([2.0**size, 0, 0, tie, 2.0 ** (size - 26), 0, 2.0 ** (size - 57)] + [0] * 9)
+    right = left.copy()
+    left[8], right[8] = -left[4], right[4]
+    for sign, decided in ((1, word), (-1, word - 1)):
+        left[6] = sign * abs(left[6])
+        a, b = np.tile(left, (20, 1)).astype(BF16), np.tile(right[:, None], (1, 20)).astype(BF16)
+        assert "exact" in ways(a, b)
+        assert (words(kernels.matmul(a, b)) == decided).all()
+
+
 def test_far_dust_of_many_bits_is_added_up_exactly():
     """Products of 26 bits that cancel but for their last, beside a tie."""
     record = unit(4, operand_fraction_bits=12, operand_rounding="nearest_even")
