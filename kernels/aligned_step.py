@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from kernels import encode, floats
+from kernels import encode, floats, operands
 from kernels.arithmetic import Arithmetic
 
 
@@ -179,6 +179,8 @@ def step(
 
 
 def _read(c: Array, arithmetic: Arithmetic) -> Array:
+    if arithmetic.specials == "saturate" and arithmetic.product_overflow == "inf":
+        c = floats.bits32(operands.saturate(floats.from_bits32(c)))  # of an earlier step's product
     if arithmetic.subnormal_inputs == "keep":
         return c
     sign = c & floats.SIGN if arithmetic.subnormal_inputs == "flush" else jnp.uint32(0)

@@ -183,6 +183,7 @@ def _ascending(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
         return tree.accumulate(a, b, c, arithmetic)
     if arithmetic.fraction_bits is not None:
         return aligned.accumulate(a, b, c, arithmetic)
-    if arithmetic.summation == "chain" or arithmetic.products == 1:
+    chained = arithmetic.summation == "chain" or arithmetic.products == 1
+    if chained and arithmetic.addend == "fused":
         return chain.accumulate(a, b, c, arithmetic)
     return exact.accumulate(a, b, c, arithmetic)

@@ -73,6 +73,10 @@ CUSTOM: dict[str, tuple[dict[str, object], np.dtype]] = {
     ),
     "plus zero": ({"subnormal_inputs": "plus_zero", **IEEE}, FP16),
     "saturating": ({"specials": "saturate", "overflow": "saturate"}, BF16),
+    "saturating, infinite products": (
+        {"specials": "saturate", "overflow": "saturate", "product_overflow": "inf", **IEEE},
+        BF16,
+    ),
     "overflow": ({"product_overflow": "inf", "overflow": "saturate", **IEEE}, BF16),
     "overflow, FP32": (
         {

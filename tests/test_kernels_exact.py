@@ -46,7 +46,8 @@ FAMILY = [
             "saturation",
         )
     ],
-    (unit(1, zero="ieee"), BF16),
+    (unit(1, addend="late", zero="ieee"), BF16),
+    (unit(1, addend="late", rounding="toward_zero", subnormal_results="flush"), FP32),
     (unit(2, zero="ieee", subnormal_inputs="flush"), FP32),
     (unit(3, zero="ieee", subnormal_inputs="plus_zero", addend="late"), BF16),
     (unit(4, subnormal_results="flush", rounding="toward_zero"), FP32),
