@@ -188,8 +188,8 @@ class _State(NamedTuple):
 
     position: Array  # the next block
     words: Array  # accumulators
-    bound: Array  # their largest magnitude is at most this (FP64), if nothing has gone wrong
-    lowest: Array  # they are multiples of this power of two
+    bound: Array  # a matrix's are at most this (FP64 `[batch]`), if nothing has gone wrong
+    lowest: Array  # they are multiples of this power of two (FP64 `[batch]`)
     sound: Array  # no plain sum has lost anything, as far as is known
     retry: Array  # the first block that may be checked; the others are split at once
     pause: Array  # blocks to wait after the next failure
@@ -216,34 +216,35 @@ def _all_blocks(
         # FP64 holds C and the sum together unless C is tiny, which only the first C is likely to
         # be.
         limit = jnp.where(state.position == 0, lowest, last) * 2.0**52
-        maybe = ~careful & (lowest >= _LEAST) & (total <= limit)
+        maybe = ~careful & jnp.all((lowest >= _LEAST) & (total <= limit))
         if arithmetic.addend == "late" and arithmetic.rounding != "nearest_even":
             maybe &= False  # two roundings, of which FP64 alone does not do the second
         reach = _reach(state.bound, total)
         # Where only plain sums need a bound, an unknown one stays so until they want it; but what
         # is not sound must be found while there still is one.
         asked = jnp.isfinite(state.bound) | (not (sure or _takes_all(arithmetic)))
-        stale = jnp.where(maybe, reach > limit, jnp.isinf(reach) & asked)
+        stale = jnp.any(jnp.where(maybe, reach > limit, jnp.isinf(reach) & asked))
         bound = lax.cond(stale, _largest, lambda words: state.bound, state.words)
-        sound = careful | jnp.isfinite(bound) | jnp.isinf(state.bound)
+        sound = careful | jnp.all(jnp.isfinite(bound) | jnp.isinf(state.bound))
         reach = _reach(bound, total)
-        plain = maybe & (reach <= limit)
+        plain = maybe & jnp.all(reach <= limit)
         check = (state.position >= state.retry) & _may_be_checked(reach, arithmetic)
         way = jnp.where(plain, _PLAIN, _SURE if sure else jnp.where(check, _CHECKED, _SPLIT))
         state = state._replace(bound=reach, lowest=lowest, sound=sound)
         state = _go(way.astype(jnp.int32), state, x, y, blocks, arithmetic)
         return state._replace(position=state.position + 1)
 
-    unknown, retry = jnp.float64(jnp.inf), pause - 1
+    unknown, retry = jnp.full(start.shape[0], jnp.inf), pause - 1
     state = _State(jnp.int32(0), start, unknown, unknown, jnp.bool_(True), retry, pause)
     if from_zero:
-        state = state._replace(bound=jnp.float64(0))
+        state = state._replace(bound=jnp.zeros_like(unknown))
     else:
-        state = state._replace(lowest=jnp.min(split.trailing(floats.to_float64(start))))
+        last = split.trailing(floats.to_float64(start))
+        state = state._replace(lowest=jnp.min(last, axis=(1, 2)))
     state = lax.while_loop(lambda s: (s.position < blocks.number) & s.sound, body, state)
     if from_zero and blocks.number == 1:  # no C that could be too small
         return state.words, jnp.bool_(True), state.pause
-    final = jnp.isfinite(state.bound) & ~jnp.isfinite(_largest(state.words))
+    final = jnp.any(jnp.isfinite(state.bound) & ~jnp.isfinite(_largest(state.words)))
     return state.words, careful | (state.sound & ~final), state.pause
 
 
@@ -254,17 +255,17 @@ def _reach(bound: Array, total: Array) -> Array:
 
 
 def _extent(x: Array, y: Array) -> tuple[Array, Array]:
-    """A bound on the sum of the magnitudes of a block's products, and a power of two that they are
-    multiples of; infinite for specials.
+    """Of each matrix's block, a bound on the sum of the magnitudes of the products of an element
+    and a power of two that they are multiples of, `[batch]`; infinite for specials.
     """
-    (x_top, x_last), (y_top, y_last) = _range(x, (0, 1)), _range(y, (0, 2))
+    (x_top, x_last), (y_top, y_last) = _range(x, 1), _range(y, 2)
     product = x_top * y_top
-    total = jnp.sum(jnp.where(jnp.isfinite(product), product, jnp.inf))
-    return total, jnp.min(x_last * y_last)
+    total = jnp.sum(jnp.where(jnp.isfinite(product), product, jnp.inf), axis=1)
+    return total, jnp.min(x_last * y_last, axis=1)
 
 
-def _range(values: Array, axes: tuple[int, int]) -> tuple[Array, Array]:
-    """Largest magnitude and smallest last place, in one pass. Positive floats order like their
+def _range(values: Array, axis: int) -> tuple[Array, Array]:
+    """Largest magnitude and smallest last place along `axis`, in one pass. Positive floats order like their
     words, of which XLA:CPU computes maxima faster.
     """
 
@@ -276,15 +277,18 @@ def _range(values: Array, axes: tuple[int, int]) -> tuple[Array, Array]:
     )
     first = np.int64(0), np.int64(np.iinfo(np.int64).max)
     top, last = (
-        lax.bitcast_convert_type(v, jnp.float64) for v in lax.reduce(words, first, both, axes)
+        lax.bitcast_convert_type(v, jnp.float64) for v in lax.reduce(words, first, both, (axis,))
     )
     return top, last
 
 
 def _largest(words: Array) -> Array:
-    """A little more than the largest magnitude (FP64), infinite if any is infinite or NaN."""
+    """A little more than each matrix's largest magnitude (FP64 `[batch]`), infinite if any is
+    infinite or NaN.
+    """
     # XLA:CPU stores what it takes the maximum of: the upper halves need less room.
-    upper = jnp.max(((words & floats.MAGNITUDE) >> 16).astype(jnp.int16)).astype(jnp.uint32)
+    upper = ((words & floats.MAGNITUDE) >> 16).astype(jnp.int16)
+    upper = jnp.max(upper, axis=(1, 2)).astype(jnp.uint32)
     largest = floats.to_float64((upper << 16) | np.uint32(0xFFFF))
     return jnp.where(jnp.isnan(largest), jnp.inf, largest)
 
@@ -409,7 +413,7 @@ def _may_be_checked(reach: Array, arithmetic: Arithmetic) -> Array:
     """Whether `_checked` knows all results of a block whose accumulators stay within `reach`."""
     if arithmetic.addend == "late" and arithmetic.rounding != "nearest_even":
         return jnp.bool_(False)
-    return jnp.bool_(True) if _takes_all(arithmetic) else jnp.isfinite(reach)
+    return jnp.bool_(True) if _takes_all(arithmetic) else jnp.all(jnp.isfinite(reach))
 
 
 def _checked(words: Array, x: Array, y: Array, wide: bool, arithmetic: Arithmetic) -> Array:
