@@ -68,7 +68,7 @@ class Arithmetic:
             tiny by a zero of its sign. Tiny: still below 2^-126 when it is rounded as if exponents
             had no limit.
         specials: `saturate` reads an infinite operand or C as the largest finite number of its type
-            and sign, and a NaN as +0.
+            (an operand's without the bits that it is cut by) and sign, and a NaN as +0.
         product_overflow: `inf`: a finite product of magnitude 2^128 or more becomes infinite. (In
             a tree every product is rounded to FP32 in any case.)
         overflow: a finite sum beyond FP32 becomes infinity or the largest finite value.

@@ -16,14 +16,13 @@ LOWEST_EXPONENT = {"bfloat16": -126, "float16": -14, "float32": -126}
 def read(x: Array, arithmetic: Arithmetic) -> Array:
     """`x` (BF16, FP16 or FP32) as the unit reads it, in the same dtype; no float operation."""
     kept = arithmetic.operand_fraction_bits
-    cuts = x.dtype == jnp.float32 and kept is not None and kept < 23
-    if not cuts and arithmetic.subnormal_inputs == "keep" and arithmetic.specials == "ieee":
+    cut = 0 if kept is None or x.dtype != jnp.float32 else 23 - kept
+    if not cut and arithmetic.subnormal_inputs == "keep" and arithmetic.specials == "ieee":
         return x
-    if cuts:
-        assert kept is not None
-        x = _cut(x, 23 - kept, arithmetic.operand_rounding)
+    if cut:
+        x = _cut(x, cut, arithmetic.operand_rounding)
     if arithmetic.specials == "saturate":
-        x = saturate(x)
+        x = saturate(x, cut)
     if arithmetic.subnormal_inputs == "keep":
         return x
     bits, magnitude = _bits(x)
@@ -33,13 +32,13 @@ def read(x: Array, arithmetic: Arithmetic) -> Array:
     return lax.bitcast_convert_type(bits, x.dtype)
 
 
-def saturate(x: Array) -> Array:
-    """Infinities become the largest finite number of their sign, NaNs +0."""
+def saturate(x: Array, cut: int = 0) -> Array:
+    """Infinities become the largest finite number of their sign without `cut` bits, NaNs +0."""
     bits, magnitude = _bits(x)
     fraction_bits = FRACTION_BITS[x.dtype.name]
     field_bits = 8 * x.dtype.itemsize - 1 - fraction_bits
     infinity = ((1 << field_bits) - 1) << fraction_bits
-    bits = jnp.where(magnitude == infinity, bits - 1, bits)
+    bits = jnp.where(magnitude == infinity, bits - (1 << cut), bits)
     return lax.bitcast_convert_type(jnp.where(magnitude > infinity, 0, bits), x.dtype)
 
 

@@ -236,16 +236,19 @@ def _operand(x: np.generic, arithmetic: Arithmetic) -> _Term:
         if nearest and (rest > half or (rest == half and word & 1)):
             word += 1
         word <<= cut
-    return _read(decode(word, x.dtype.name), x.dtype.name, arithmetic)
+    cut = cut if x.dtype.name == "float32" else 0
+    return _read(decode(word, x.dtype.name), x.dtype.name, arithmetic, cut)
 
 
-def _read(term: _Term, dtype: str, arithmetic: Arithmetic) -> _Term:
-    """An operand or C, decoded from `dtype`, as the unit takes it."""
+def _read(term: _Term, dtype: str, arithmetic: Arithmetic, cut: int = 0) -> _Term:
+    """An operand (of which `cut` bits are not read) or C, decoded from `dtype`, as the unit takes
+    it.
+    """
     if arithmetic.specials == "saturate" and term.kind != "finite":
         if term.kind == "nan":
             return decode(0, dtype)
         fraction_bits, _, field_bits = _FORMATS[dtype]
-        largest = (((1 << field_bits) - 1) << fraction_bits) - 1
+        largest = (((1 << field_bits) - 1) << fraction_bits) - (1 << cut)
         return decode(term.sign << (fraction_bits + field_bits) | largest, dtype)
     if term.kind == "finite" and arithmetic.subnormal_inputs != "keep":
         normal = term.significand.bit_length() > term.top - term.exponent

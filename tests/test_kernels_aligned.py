@@ -73,6 +73,16 @@ CUSTOM: dict[str, tuple[dict[str, object], np.dtype]] = {
     ),
     "plus zero": ({"subnormal_inputs": "plus_zero", **IEEE}, FP16),
     "saturating": ({"specials": "saturate", "overflow": "saturate"}, BF16),
+    "saturating, cut operands": (
+        {
+            "specials": "saturate",
+            "overflow": "saturate",
+            "operand_fraction_bits": 3,
+            "operand_rounding": "nearest_even",
+            **IEEE,
+        },
+        FP32,
+    ),
     "saturating, infinite products": (
         {"specials": "saturate", "overflow": "saturate", "product_overflow": "inf", **IEEE},
         BF16,
