@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kernels import fixed_point, floats, halves, pairs, split
+from kernels import extents, fixed_point, floats, halves, pairs, split
 from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
 from kernels.blocks import outer, paired
@@ -128,6 +128,8 @@ class _Blocks(NamedTuple):
     number: int
     operands: Callable[[Array], tuple[Array, Array]]
     """FP64 operands of block i: `[batch, m, size]` and `[batch, size, n]`."""
+    extents: Callable[[], tuple[Array, Array]]
+    """See `_extents`."""
     wide: bool
     """Products have more than 24 bits, and FP64 holds no sum exactly but by chance."""
     sure: "_Sure | None"
@@ -169,7 +171,12 @@ def _block_of(
         x, y = (floats.bits32(reading.read(v, arithmetic)) for v in (x, y))
         return floats.to_float64(x), floats.to_float64(y)
 
-    return _Blocks(a.shape[2] // size, operands, wide, sure)
+    def extents_here() -> tuple[Array, Array]:
+        x = _slice(a, (batch, row, jnp.int32(0)), (depth, height, a.shape[2]))
+        y = _slice(b, (batch, jnp.int32(0), column), (depth, b.shape[1], width))
+        return _extents(x, y, size, arithmetic)
+
+    return _Blocks(a.shape[2] // size, operands, extents_here, wide, sure)
 
 
 def _slice(x: Array, corner: tuple[Array, ...], sizes: tuple[int, ...]) -> Array:
@@ -208,14 +215,15 @@ def _all_blocks(
     the next tile, whose data are like these, starts with.
     """
     sure = blocks.sure is not None
+    extent = lax.optimization_barrier(blocks.extents())
 
     def body(state: _State) -> _State:
         x, y = lax.optimization_barrier(blocks.operands(state.position))
-        total, last = _extent(x, y)
+        total, last = (lax.dynamic_index_in_dim(v, state.position, 0, False) for v in extent)
         lowest = jnp.minimum(state.lowest, last)
         # FP64 holds C and the sum together unless C is tiny, which only the first C is likely to
         # be.
-        limit = jnp.where(state.position == 0, lowest, last) * 2.0**52
+        limit = jnp.where(state.position == 0, lowest, last) * 2.0**53
         maybe = ~careful & jnp.all((lowest >= _LEAST) & (total <= limit))
         if arithmetic.addend == "late" and arithmetic.rounding != "nearest_even":
             maybe &= False  # two roundings, of which FP64 alone does not do the second
@@ -254,32 +262,20 @@ def _reach(bound: Array, total: Array) -> Array:
     return jnp.where(reach < 2.0**127, reach, jnp.inf)
 
 
-def _extent(x: Array, y: Array) -> tuple[Array, Array]:
-    """Of each matrix's block, a bound on the sum of the magnitudes of the products of an element
-    and a power of two that they are multiples of, `[batch]`; infinite for specials.
+def _extents(x: Array, y: Array, size: int, arithmetic: Arithmetic) -> tuple[Array, Array]:
+    """Of each block and each matrix of a tile, FP64 `[blocks, batch]`: a bound on the sum of the
+    magnitudes of an element's products, infinite for specials; and a power of two that these
+    products are multiples of.
     """
-    (x_top, x_last), (y_top, y_last) = _range(x, 1), _range(y, 2)
+    (x_top, x_last), (y_top, y_last) = (
+        extents.top_and_last(v, axis, arithmetic) for v, axis in ((x, 1), (y, 2))
+    )
     product = x_top * y_top
-    total = jnp.sum(jnp.where(jnp.isfinite(product), product, jnp.inf), axis=1)
-    return total, jnp.min(x_last * y_last, axis=1)
-
-
-def _range(values: Array, axis: int) -> tuple[Array, Array]:
-    """Largest magnitude and smallest last place along `axis`, in one pass. Positive floats order like their
-    words, of which XLA:CPU computes maxima faster.
-    """
-
-    def both(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.maximum(left[0], right[0]), jnp.minimum(left[1], right[1])
-
-    words = tuple(
-        lax.bitcast_convert_type(v, jnp.int64) for v in (jnp.abs(values), split.trailing(values))
-    )
-    first = np.int64(0), np.int64(np.iinfo(np.int64).max)
-    top, last = (
-        lax.bitcast_convert_type(v, jnp.float64) for v in lax.reduce(words, first, both, (axis,))
-    )
-    return top, last
+    product = jnp.where(jnp.isfinite(product), product, jnp.inf)
+    shape = x.shape[0], -1, size
+    total = jnp.sum(product.reshape(shape), axis=2)
+    last = extents.power(jnp.min((x_last + y_last).reshape(shape), axis=2))
+    return total.T, last.T
 
 
 def _largest(words: Array) -> Array:

@@ -95,26 +95,46 @@ def whole(extent: Extent) -> Extent:
     return Extent(**found)
 
 
-def _ranges(x: Array, axis: int, arithmetic: Arithmetic | None) -> tuple[Array, Array, Array]:
-    """Smallest and largest FP32 word of a magnitude that is not 0 nor special, and the fraction
-    bits used by any of them, along `axis`. `arithmetic` reads an operand; `None`: no operand.
-    """
-    Triple = tuple[Array, Array, Array]
+Range = tuple[Array, Array, Array]
+"""Smallest and largest FP32 word of a magnitude that is not 0, and the fraction bits used by any;
+int32. Without any, `_ABSENT`, 0 and 0.
+"""
 
-    def all_three(left: Triple, right: Triple) -> Triple:
+
+def ranges(x: Array, axis: int, arithmetic: Arithmetic | None, *, specials: bool) -> Range:
+    """The range of `x` along `axis`. `arithmetic` reads an operand; `None`: no operand.
+
+    Infinities and NaNs count as the largest if `specials`, else not at all.
+    """
+
+    def all_three(left: Range, right: Range) -> Range:
         low, top, used = zip(left, right, strict=True)
         return jnp.minimum(*low), jnp.maximum(*top), used[0] | used[1]
 
-    def ranges(x: Array) -> Triple:
-        x = x if arithmetic is None else operands.read(x, arithmetic)
-        magnitude = (floats.bits32(x) & floats.MAGNITUDE).astype(jnp.int32)
+    x = x if arithmetic is None else operands.read(x, arithmetic)
+    magnitude = (floats.bits32(x) & floats.MAGNITUDE).astype(jnp.int32)
+    if not specials:
         magnitude = jnp.where(magnitude >= int(floats.INF), 0, magnitude)
-        zero = np.int32(0)
-        three = (magnitude - 1) & _ABSENT, magnitude, magnitude  # in one pass
-        return lax.reduce(three, (np.int32(_ABSENT), zero, zero), all_three, (axis,))
-
-    low, top, used = blocks.in_pieces(ranges, x, 3 - axis)
+    zero = np.int32(0)
+    three = (magnitude - 1) & _ABSENT, magnitude, magnitude  # in one pass
+    low, top, used = lax.reduce(three, (np.int32(_ABSENT), zero, zero), all_three, (axis,))
     return jnp.where(low == _ABSENT, low, low + 1), top, used & 0x7FFFFF
+
+
+def _ranges(x: Array, axis: int, arithmetic: Arithmetic | None) -> Range:
+    def finite(x: Array) -> Range:
+        return ranges(x, axis, arithmetic, specials=False)
+
+    low, top, used = blocks.in_pieces(finite, x, 3 - axis)
+    return low, top, used
+
+
+def top_and_last(x: Array, axis: int, arithmetic: Arithmetic) -> tuple[Array, Array]:
+    """The largest magnitude of an operand along `axis` (FP64, infinite or NaN for specials), and
+    the exponent of a power of two that all its numbers are multiples of (int32).
+    """
+    low, top, used = ranges(x, axis, arithmetic, specials=True)
+    return floats.to_float64(top.astype(jnp.uint32)), _last(low, _width(used))
 
 
 def _width(used: Array) -> Array:

@@ -101,13 +101,16 @@ def _to_odd(digits: Array) -> Array:
     """FP64 numbers of at least 31 bits of the sums; if anything is lost the last bit is set, so
     that a later rounding sees no false tie.
     """
-    zero = jnp.zeros_like(digits[0])
+    # One row each and not a vector, because XLA would move the reshapes between them through all
+    # additions, one at a time, and run its other passes again after each.
+    rows = [digits[index : index + 1] for index in range(_DIGITS)]
+    zero = jnp.zeros_like(rows[0])
     carry = zero
-    for digit in digits:
+    for digit in rows:
         carry = (digit + carry) >> _DIGIT
     minus, carry = carry < 0, zero
     below = found = place = zero  # a digit and 30 bits of what is below it; the highest such
-    for index, digit in enumerate(digits):
+    for index, digit in enumerate(rows):
         value = jnp.where(minus, -digit, digit) + carry
         value, carry = value & _MASK, value >> _DIGIT
         below = (value << 30) | (below >> _DIGIT) | ((below & _MASK) != 0)
@@ -117,7 +120,7 @@ def _to_odd(digits: Array) -> Array:
     odd = (found >> shift) | ((found & ((1 << shift) - 1)) != 0)
     exponent = place * _DIGIT + shift + (_LOWEST - 30)
     power = lax.bitcast_convert_type((exponent + 1023) << 52, jnp.float64)
-    return jnp.where(minus, -odd, odd).astype(jnp.float64) * power
+    return (jnp.where(minus, -odd, odd).astype(jnp.float64) * power)[0]
 
 
 def round_to_float32(x: Array, rounding: str, overflow: str) -> Array:
