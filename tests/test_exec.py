@@ -562,6 +562,46 @@ print("spec keys", jax.jit(jax.vmap(lambda key: jax.random.fold_in(key, 1)))(key
 """
 
 
+LOOPS = """
+import time
+import jax, jax.numpy as jnp, numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+mesh = jax.make_mesh((8,), ("dp",), (jax.sharding.AxisType.Auto,))
+x = jax.device_put(jnp.ones((8, 4)), NamedSharding(mesh, P("dp")))
+w = jnp.ones((3, 4, 4)) / 4
+
+def layer(h, w): return h @ w + 1, None
+def net(w): return lax.scan(layer, x, w)[0].sum()
+
+began = time.perf_counter()
+loss, gradient = jax.value_and_grad(net)(w)
+print("scan", loss, gradient[0, 0], time.perf_counter() > began)
+for _ in range(2):
+    print("fori", lax.fori_loop(0, 5, lambda i, v: v + i, np.ones(2)))
+print("while", lax.while_loop(lambda v: v[0] < 50, lambda v: v * 2, jnp.ones(2)))
+print("cond", lax.cond(jnp.sum(x) > 3, jnp.sin, jnp.cos, 0.0))
+print("vmap", jax.vmap(lambda v: lax.fori_loop(0, 2, lambda i, v: v * 3, v))(jnp.ones(2)))
+with jax.disable_jit():
+    print("disabled", lax.fori_loop(0, 2, lambda i, v: v * 3, 1.0))
+"""
+
+
+def test_loops_outside_of_any_jit_are_steps(run: Script, tmp_path: Path) -> None:
+    answer = run(LOOPS)
+    assert answer.code == 0, answer.err
+    assert "outside the model" not in answer.err
+    (tmp_path / "train.py").write_text(LOOPS.replace(", time.perf_counter() > began", ", True"))
+    shown = answer.out.partition("\npod time")[0]
+    assert shown.strip() == natively(tmp_path).strip()
+    steps, _, eager = answer.out.partition("eager operations")
+    for name, line, calls in (("while", 19, 1), ("cond", 20, 1), ("scan", 18, 2), ("scan", 21, 1)):
+        assert re.search(rf"{name} +train.py:{line} +{calls} ", steps), (name, line)
+    assert re.search(r"scan +train.py:12 +2 .* dp=8", steps)  # forwards and backwards
+    assert not re.search(r"\b(scan|while|cond) ", eager)
+
+
 def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -> None:
     answer = run(SPELLED)
     assert answer.code == 0, answer.err

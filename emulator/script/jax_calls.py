@@ -29,7 +29,7 @@ from jax.sharding import AbstractMesh
 
 from emulator.program.trace import open_jaxpr
 from emulator.script import compiled
-from emulator.script.eager import Eager
+from emulator.script.eager import Eager, line
 
 _JAX = os.path.dirname(jax.__file__) + os.sep
 _PMAP = os.path.join(_JAX, "_src", "pmap.py")
@@ -37,15 +37,22 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 
 #: The name of what is jitted here for a script that calls `jax.shard_map` outside of any jit.
 EAGER_MAP = "eager_shard_map"
+#: The name of what is jitted here for a loop or a branch of the script's outside of any jit.
+EAGER_WHOLE = "eager_loop_or_branch"
+#: What JAX compiles as a whole outside of any jit, too: loops and branches.
+_WHOLE = frozenset({"scan", "while", "cond"})
 
 Step = Callable[[tuple[Any, ...], dict[str, Any], Callable[[], list[Any]]], list[Any]]
 
 
 class _Caller(threading.local):
-    """What this thread is in: a step or an eager operation, a function under `jax.pmap`."""
+    """What this thread is in: a step or an eager operation, a function under `jax.pmap`, a loop
+    outside of any jit.
+    """
 
     inside = False
     mapped = ""
+    looped = ""
 
 
 _CALLER = _Caller()
@@ -82,6 +89,9 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
     def operation(trace: Any, primitive: Any, args: Any, params: Any, /) -> Any:
         if _CALLER.inside or primitive.name in ("jit", "pjit"):
             return one_operation(trace, primitive, args, params)
+        if primitive.name in _WHOLE and not jax.config.jax_disable_jit:
+            with jax_core.set_current_trace(trace), _looping(f"{primitive.name} at {line()}"):
+                return _whole(primitive, tuple(params.items()))(*args)
         with within():
             eager.note(primitive.name, args)
             return one_operation(trace, primitive, args, params)
@@ -128,6 +138,8 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
 def _source(jaxpr: Any) -> str:
     """The function that was jitted and its place: "step at /home/me/train.py:12"."""
     own = open_jaxpr(jaxpr).debug_info.func_src_info or ""
+    if own.startswith(EAGER_WHOLE):
+        return _CALLER.looped
     return _CALLER.mapped if _PMAP in own and _CALLER.mapped else own
 
 
@@ -229,6 +241,27 @@ def _one_step(mapped: Any, mesh: Any) -> Any:
             return mapped(*args, **kwargs)
 
     return call
+
+
+@functools.lru_cache(maxsize=256)
+def _whole(primitive: Any, params: tuple[tuple[str, Any], ...]) -> Any:
+    """A loop or branch as if it were jitted."""
+
+    def named(*args: Any) -> Any:
+        return primitive.bind(*args, **dict(params))
+
+    named.__name__ = EAGER_WHOLE
+    named.__qualname__ = EAGER_WHOLE
+    return jax.jit(named)
+
+
+@contextmanager
+def _looping(source: str) -> Iterator[None]:
+    before, _CALLER.looped = _CALLER.looped, source
+    try:
+        yield
+    finally:
+        _CALLER.looped = before
 
 
 def _staged() -> bool:
