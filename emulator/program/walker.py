@@ -17,7 +17,7 @@ from emulator.machines import Machine
 from emulator.memory import Buffer, Lifetimes, Moment
 from emulator.program import layout as layouts_
 from emulator.program.attention import Kernel, find
-from emulator.program.graph import Graph, Node, nbytes
+from emulator.program.graph import Graph, Node, nbytes, on_host
 from emulator.program.groups import Groups
 from emulator.program.layout import ELEMENTWISE, Layout, axes_of, from_spec, local_shape
 from emulator.program.weights import ALIASES, GENERATED, PER_ELEMENT, RANDOM, REDUCTIONS, SLICES
@@ -291,7 +291,7 @@ class Walker:
             name=label,
             shape=self.shape(frame, v),
             dtype=str(getattr(aval, "dtype", "token")),
-            bytes=self.bytes(frame, v),
+            bytes=0 if on_host(aval) else self.bytes(frame, v),
         )
         return number
 

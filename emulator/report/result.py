@@ -38,7 +38,10 @@ class Bound:
 
     @property
     def limited_by(self) -> str:
+        """What takes that long: matmul, vector, memory or links; "nothing" if it is 0."""
         parts = dataclasses.asdict(self)
+        if not self.time_s:
+            return "nothing"
         return max(parts, key=lambda name: parts[name]).removesuffix("_s")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import api_util, pjit, source_info_util
+from jax._src import api_util, config, pjit, source_info_util
 from jax._src import core as jax_core
 from jax._src import shard_map as jax_shard_map
 from jax._src.interpreters import partial_eval
@@ -89,7 +89,7 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
     def operation(trace: Any, primitive: Any, args: Any, params: Any, /) -> Any:
         if _CALLER.inside or primitive.name in ("jit", "pjit"):
             return one_operation(trace, primitive, args, params)
-        if primitive.name in _WHOLE and not jax.config.jax_disable_jit:
+        if primitive.name in _WHOLE and not config.disable_jit.value:
             with jax_core.set_current_trace(trace), _looping(f"{primitive.name} at {line()}"):
                 return _whole(primitive, tuple(params.items()))(*args)
         with within():
