@@ -602,6 +602,30 @@ def test_loops_outside_of_any_jit_are_steps(run: Script, tmp_path: Path) -> None
     assert not re.search(r"\b(scan|while|cond) ", eager)
 
 
+OF_MANY_NAMES = """
+import functools
+import jax, jax.numpy as jnp
+
+class Policy:
+    def __call__(self, x): return jnp.sin(x)
+
+def body(c, _): return c * 2, None
+jax.jit(functools.partial(jax.lax.scan, body))(1.0, jnp.arange(3))
+policy = jax.jit(Policy())
+policy(1.0)
+jax.jit(jax.vmap(functools.partial(jnp.add, 1.0)))(jnp.ones(2))
+jax.pmap(lambda v: v * 2)(jnp.ones(8))
+jax.jit(jnp.tanh)(1.0)
+"""
+
+
+def test_every_step_has_a_name_and_a_place(run: Script) -> None:
+    steps = run(OF_MANY_NAMES).out.partition("Outside")[0]
+    for name, line in (("scan", 9), ("<unnamed function>", 11), ("add", 12), ("tanh", 14)):
+        assert re.search(rf"^ +{name} +train.py:{line} +1 ", steps, re.MULTILINE), name
+    assert re.search(r"^ +<lambda> +train.py:13 +1 .* pmap=8 *$", steps, re.MULTILINE)
+
+
 def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -> None:
     answer = run(SPELLED)
     assert answer.code == 0, answer.err

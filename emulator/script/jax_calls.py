@@ -148,11 +148,15 @@ def _of_jax(source: str) -> bool:
 
 
 def name_and_place(params: dict[str, Any]) -> tuple[str, str]:
-    """What a jitted function is called, and where it stands: "train.py:12", or nothing."""
+    """What a jitted function is called, and where it stands: "train.py:12"; where it is called, if
+    it is an object's or a function of JAX's.
+    """
     name, _, place = _source(params["jaxpr"]).partition(" at ")
-    if not name or "<" in name:  # a partial, say, or a lambda
-        name = params["name"]
-    return name, "" if place.startswith((_HERE, _JAX)) else os.path.basename(place)
+    known = bool(place) and not place.startswith((_HERE, _JAX))
+    lambda_of_pmap = name == "<lambda>" and _CALLER.mapped  # whose own jit has another name
+    if not name or "<" in name and not lambda_of_pmap or place.startswith(_HERE):
+        name = params["name"]  # a partial, say
+    return name, os.path.basename(place) if known else line()
 
 
 def _update(update: Any, asked: Callable[[int], None]) -> Any:
@@ -289,7 +293,10 @@ def _wrapped(function: Any) -> Any:
     def step(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
-    functools.update_wrapper(step, function)
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    functools.update_wrapper(step, inner)
     del step.__wrapped__  # type: ignore[attr-defined]  # JAX would look through it
     return step
 
