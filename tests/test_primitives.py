@@ -190,6 +190,8 @@ def test_what_nobody_knows_is_refused_by_name() -> None:
 
         kernel = pl.pallas_call(lambda a, o: None, jax.ShapeDtypeStruct((8,), jnp.float32))
         em.emulate(kernel, POD)(jnp.ones(8))
+    with pytest.raises(NotImplementedError, match="pallas_call.*another chip"):
+        em.estimate(kernel, jnp.ones(8), on=POD)
     with pytest.raises(NotImplementedError, match="psend"):
         mesh = POD.mesh(x=2)
         send = jax.shard_map(
