@@ -626,6 +626,31 @@ def test_every_step_has_a_name_and_a_place(run: Script) -> None:
     assert re.search(r"^ +<lambda> +train.py:13 +1 .* pmap=8 *$", steps, re.MULTILINE)
 
 
+MEMORY = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+first, last = jax.local_devices()[0], jax.local_devices()[-1]
+print("before", first.memory_stats())
+key = jax.random.key(0)
+mesh = jax.make_mesh((8,), ("dp",), (jax.sharding.AxisType.Auto,))
+x = jax.device_put(jnp.ones((1024, 256)), NamedSharding(mesh, P("dp")))
+y = jax.jit(lambda v: jnp.sin(jnp.sort(v)))(x)
+print("after", last.memory_stats())
+"""
+
+
+def test_a_device_says_what_memory_the_machines_has(run: Script) -> None:
+    answer = run(MEMORY)
+    assert answer.code == 0, answer.err
+    before, after = (eval(text) for text in re.findall(r"(?:before|after) (.*)", answer.out))
+    limit = em.cloudmatrix384().memory_bytes_per_device
+    assert before == {"bytes_in_use": 0, "bytes_limit": limit, "peak_bytes_in_use": 0}
+    mine = 4 * 1024 * 256 // 8
+    assert after["bytes_in_use"] == 2 * mine and after["bytes_limit"] == limit
+    assert after["peak_bytes_in_use"] >= 2 * mine
+
+
 def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -> None:
     answer = run(SPELLED)
     assert answer.code == 0, answer.err

@@ -59,10 +59,15 @@ _CALLER = _Caller()
 
 
 @contextmanager
-def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[None]:
+def caught(
+    step: Step,
+    eager: Eager,
+    asked: Callable[[int], None],
+    memory_stats: Callable[[jax.Device], dict[str, int]],
+) -> Iterator[None]:
     """Inside, `step(flat arrays, parameters of the jit, the native way)` computes the script's
     jitted programs and `eager` counts everything else that computes; `asked` is told how many
-    devices the script would have.
+    devices the script would have, and `memory_stats` answers for a device.
     """
     execute = pjit._pjit_call_impl_python
     one_operation = jax_core.EvalTrace.process_primitive
@@ -120,6 +125,7 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
         (jax_shard_map, "shard_map", _shard_map(jax_shard_map.shard_map)),
         (experimental, "shard_map", _shard_map(old_shard_map)),
         (jax, "device_put", _device_put(jax.device_put)),
+        (jax.Device, "memory_stats", lambda device: memory_stats(device)),  # the host's has none
         # One process has all devices, and their number is the machine's.
         (jax.distributed, "initialize", lambda *_, **__: None),
         (jax.config, "update", _update(jax.config.update, asked)),
