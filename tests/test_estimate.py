@@ -832,3 +832,8 @@ def test_operations_of_a_fourier_transform(kind: str, each: float) -> None:
     x = S((3, 1024), jnp.complex64 if kind == "fft" else F32)
     (step,) = ops(estimate(getattr(jnp.fft, kind), x, on=POD), "vector")
     assert step.flops == each * 3 * 1024 * 10
+
+
+def test_a_program_that_does_nothing_is_limited_by_nothing() -> None:
+    answer = estimate(lambda x: x.reshape(-1), S((4, 4), jnp.float32), on=POD)
+    assert answer.bound_s == 0 and answer.bound.limited_by == "nothing"

@@ -562,6 +562,95 @@ print("spec keys", jax.jit(jax.vmap(lambda key: jax.random.fold_in(key, 1)))(key
 """
 
 
+LOOPS = """
+import time
+import jax, jax.numpy as jnp, numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+mesh = jax.make_mesh((8,), ("dp",), (jax.sharding.AxisType.Auto,))
+x = jax.device_put(jnp.ones((8, 4)), NamedSharding(mesh, P("dp")))
+w = jnp.ones((3, 4, 4)) / 4
+
+def layer(h, w): return h @ w + 1, None
+def net(w): return lax.scan(layer, x, w)[0].sum()
+
+began = time.perf_counter()
+loss, gradient = jax.value_and_grad(net)(w)
+print("scan", loss, gradient[0, 0], time.perf_counter() > began)
+for _ in range(2):
+    print("fori", lax.fori_loop(0, 5, lambda i, v: v + i, np.ones(2)))
+print("while", lax.while_loop(lambda v: v[0] < 50, lambda v: v * 2, jnp.ones(2)))
+print("cond", lax.cond(jnp.sum(x) > 3, jnp.sin, jnp.cos, 0.0))
+print("vmap", jax.vmap(lambda v: lax.fori_loop(0, 2, lambda i, v: v * 3, v))(jnp.ones(2)))
+with jax.disable_jit():
+    print("disabled", lax.fori_loop(0, 2, lambda i, v: v * 3, 1.0))
+"""
+
+
+def test_loops_outside_of_any_jit_are_steps(run: Script, tmp_path: Path) -> None:
+    answer = run(LOOPS)
+    assert answer.code == 0, answer.err
+    assert "outside the model" not in answer.err
+    (tmp_path / "train.py").write_text(LOOPS.replace(", time.perf_counter() > began", ", True"))
+    shown = answer.out.partition("\npod time")[0]
+    assert shown.strip() == natively(tmp_path).strip()
+    steps, _, eager = answer.out.partition("eager operations")
+    for name, line, calls in (("while", 19, 1), ("cond", 20, 1), ("scan", 18, 2), ("scan", 21, 1)):
+        assert re.search(rf"{name} +train.py:{line} +{calls} ", steps), (name, line)
+    assert re.search(r"scan +train.py:12 +2 .* dp=8", steps)  # forwards and backwards
+    assert not re.search(r"\b(scan|while|cond) ", eager)
+
+
+OF_MANY_NAMES = """
+import functools
+import jax, jax.numpy as jnp
+
+class Policy:
+    def __call__(self, x): return jnp.sin(x)
+
+def body(c, _): return c * 2, None
+jax.jit(functools.partial(jax.lax.scan, body))(1.0, jnp.arange(3))
+policy = jax.jit(Policy())
+policy(1.0)
+jax.jit(jax.vmap(functools.partial(jnp.add, 1.0)))(jnp.ones(2))
+jax.pmap(lambda v: v * 2)(jnp.ones(8))
+jax.jit(jnp.tanh)(1.0)
+"""
+
+
+def test_every_step_has_a_name_and_a_place(run: Script) -> None:
+    steps = run(OF_MANY_NAMES).out.partition("Outside")[0]
+    for name, line in (("scan", 9), ("<unnamed function>", 11), ("add", 12), ("tanh", 14)):
+        assert re.search(rf"^ +{name} +train.py:{line} +1 ", steps, re.MULTILINE), name
+    assert re.search(r"^ +<lambda> +train.py:13 +1 .* pmap=8 *$", steps, re.MULTILINE)
+
+
+MEMORY = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+first, last = jax.local_devices()[0], jax.local_devices()[-1]
+print("before", first.memory_stats())
+key = jax.random.key(0)
+mesh = jax.make_mesh((8,), ("dp",), (jax.sharding.AxisType.Auto,))
+x = jax.device_put(jnp.ones((1024, 256)), NamedSharding(mesh, P("dp")))
+y = jax.jit(lambda v: jnp.sin(jnp.sort(v)))(x)
+print("after", last.memory_stats())
+"""
+
+
+def test_a_device_says_what_memory_the_machines_has(run: Script) -> None:
+    answer = run(MEMORY)
+    assert answer.code == 0, answer.err
+    before, after = (eval(text) for text in re.findall(r"(?:before|after) (.*)", answer.out))
+    limit = em.cloudmatrix384().memory_bytes_per_device
+    assert before == {"bytes_in_use": 0, "bytes_limit": limit, "peak_bytes_in_use": 0}
+    mine = 4 * 1024 * 256 // 8
+    assert after["bytes_in_use"] == 2 * mine and after["bytes_limit"] == limit
+    assert after["peak_bytes_in_use"] >= 2 * mine
+
+
 def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -> None:
     answer = run(SPELLED)
     assert answer.code == 0, answer.err

@@ -128,3 +128,26 @@ def trained(step: Callable[..., Any], params: Any, state: Any, *batch: Any) -> t
         params, state, loss = step(params, state, *batch)
         losses.append(float(loss))
     return params, losses
+
+
+@pytest.mark.parametrize("kind", ["lax", "bounded", "checkpointed"])
+def test_equinox_loops_are_entered(kind: str, cloud: Machine) -> None:
+    """What solvers built on Equinox (Diffrax, Optimistix) run in."""
+    steps = {} if kind == "lax" else {"max_steps": 16}
+
+    def grown(x: jax.Array) -> jax.Array:
+        loop = eqx.internal.while_loop(
+            lambda c: jnp.max(c[1]) < 40,
+            lambda c: (c[0] + 1, c[1] * 1.5),
+            (0, x),
+            kind=kind,
+            **steps,
+        )
+        return loop[1]
+
+    x = jnp.arange(1.0, 5.0)
+    programs = [grown] if kind == "lax" else [grown, jax.grad(lambda v: grown(v).sum())]
+    for program in programs:
+        answer = em.run(program, x, on=cloud)
+        np.testing.assert_array_equal(answer.value, program(x))
+        assert answer.counts and answer.time_s >= answer.bound_s > 0

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 import emulator as em
@@ -108,6 +109,55 @@ def test_remat_runs_the_body_again_and_keeps_only_its_input() -> None:
     assert plain >= 3 * LAYERS * ONE
     # The argument, each layer's input, and what one layer makes again.
     assert (1 + LAYERS + 1) * ONE <= remat <= (1 + LAYERS + 8) * ONE
+
+
+def offloaded(name: str) -> Any:
+    """`layers` that keep their inputs, named "x": on the host, or on the device."""
+    policies = jax.checkpoint_policies
+    policy = {
+        "host": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["x"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+        "device": policies.save_only_these_names("x"),
+    }[name]
+    named = jax.checkpoint(lambda x: jnp.sin(checkpoint_name(x, "x")), policy=policy)
+    return jax.grad(layers(named))
+
+
+def test_what_is_offloaded_lies_on_the_host_and_takes_the_time_of_its_links() -> None:
+    x, size = S((8 * ROWS, ROWS), F32), 8 * ONE
+    there, here = (em.estimate(offloaded(name), x, on=POD) for name in ("host", "device"))
+    assert here.memory.peak_bytes - there.memory.peak_bytes >= (LAYERS - 2) * size
+    (port,) = (p for p in POD.fabric.ports if p.name == "host")
+    copies = {row.name: row for row in there.rows() if "host" in row.name}
+    for name, rate in (
+        ("copy to host", port.write_bytes_per_s),
+        ("copy from host", port.read_bytes_per_s),
+    ):
+        each_s = copies[name].time_s / copies[name].count
+        assert each_s == pytest.approx(port.latency_s + size / (2 * rate))  # two dies
+        assert copies[name].count == LAYERS and copies[name].limited_by == "host link"
+    assert not any("host" in row.name for row in here.rows())
+
+
+def test_the_devices_of_a_node_share_its_links_to_the_host() -> None:
+    def kept(x: Any) -> Any:
+        return jax.device_put(jax.device_put(x + 1, jax.memory.Space.Host), jax.memory.Space.Device)
+
+    def time_s(devices: int) -> float:
+        sharded = jax.shard_map(kept, mesh=POD.mesh(x=devices), in_specs=P("x"), out_specs=P("x"))
+        answer = em.estimate(sharded, S((devices * ROWS, ROWS), F32), on=POD)
+        return sum(row.time_s for row in answer.rows() if "host" in row.name)
+
+    (port,) = (p for p in POD.fabric.ports if p.name == "host")
+    of_eight = ONE / (port.per_node * port.bytes_per_s / POD.devices_per_node)
+    assert time_s(8) == time_s(16) == pytest.approx(2 * (port.latency_s + of_eight))
+    assert time_s(1) < time_s(8)
+    other = em.estimate(kept, X, on=em.gb200_nvl72())
+    assert any("no number for its links to the hosts" in text for text in other.assumptions)
 
 
 def test_remat_costs_the_work_that_it_saves_the_memory_of() -> None:

@@ -190,6 +190,8 @@ def test_what_nobody_knows_is_refused_by_name() -> None:
 
         kernel = pl.pallas_call(lambda a, o: None, jax.ShapeDtypeStruct((8,), jnp.float32))
         em.emulate(kernel, POD)(jnp.ones(8))
+    with pytest.raises(NotImplementedError, match="pallas_call.*another chip"):
+        em.estimate(kernel, jnp.ones(8), on=POD)
     with pytest.raises(NotImplementedError, match="psend"):
         mesh = POD.mesh(x=2)
         send = jax.shard_map(
@@ -200,3 +202,38 @@ def test_what_nobody_knows_is_refused_by_name() -> None:
         )
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
             em.emulate(send, POD)(jnp.ones(2))
+
+
+def of_a_library(name: str, impl: Any) -> Any:
+    primitive = jax.extend.core.Primitive(name)
+    primitive.def_impl(impl)
+    primitive.def_abstract_eval(lambda x, **_: x)
+    return primitive
+
+
+def test_a_librarys_own_primitive_is_what_it_is_in_operations_of_jax() -> None:
+    def grown(x: Any, *, by: float) -> Any:
+        return lax.while_loop(lambda v: jnp.any(v < 8), lambda v: v @ v.T[: v.shape[1]] + by, x)
+
+    primitive = of_a_library("test_grown", grown)
+    x = np.random.default_rng(0).uniform(0.5, 0.9, (DEVICES * 4, 4)).astype(np.float32)
+
+    def sharded(fun: Any) -> Any:
+        spec = P(("x", "y"))
+        return jax.shard_map(
+            fun, mesh=POD.mesh(x=2, y=4), in_specs=spec, out_specs=spec, check_vma=False
+        )
+
+    both = [lambda v: primitive.bind(v, by=0.5), lambda v: grown(v, by=0.5)]
+    for pair, v in ((both, x[:4]), (list(map(sharded, both)), x)):
+        found, wanted = (em.run(f, v, on=POD, arithmetic="native") for f in pair)
+        np.testing.assert_array_equal(found.value, wanted.value)
+        assert found.counts == wanted.counts and found.counts
+        assert found.time_s == wanted.time_s > 0
+
+
+def test_a_librarys_primitive_that_is_not_jax_inside_is_refused_by_name() -> None:
+    primitive = of_a_library("test_numpy", lambda x: np.sort(np.asarray(x)))
+    for call in (em.emulate(primitive.bind, POD), lambda x: em.estimate(primitive.bind, x, on=POD)):
+        with pytest.raises(NotImplementedError, match="'test_numpy' is a library's own"):
+            call(np.ones(3, np.float32))

@@ -3,7 +3,9 @@
 `jit`, `checkpoint`, custom derivatives and their like run a body once where they stand; both
 readings enter it. A few others are entered although their body is not simply applied to all
 operands: a `custom_linear_solve` runs its solver, a `platform_dependent` choice one branch, and
-products written with a primitive of their own are spelled out as the `dot_general` they are.
+products written with a primitive of their own are spelled out as the `dot_general` they are. A
+primitive that another library defines in Python by operations of JAX (Equinox's loops do) stands
+for those operations.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,11 +56,23 @@ def call_body(eqn: Any) -> Call | None:
         return _solver(eqn)
     if name == "cond":
         return params["branches"][platform_branch(params["branches_platforms"])], everything[1:]
-    fun = _SPELLED_OUT[name](params) if name in _SPELLED_OUT else _dense(name)
+    if name in _SPELLED_OUT:
+        return _traced(_SPELLED_OUT[name](params), eqn), everything
+    if name in SPARSE:
+        return _traced(partial(_dense(name), **params), eqn), everything
+    try:
+        return _traced(partial(eqn.primitive.impl, **params), eqn), everything
+    except Exception as error:
+        raise NotImplementedError(
+            f"primitive {name!r} is a library's own, and what it is in operations of JAX cannot be "
+            f"traced: {error}"
+        ) from error
+
+
+def _traced(fun: Callable[..., Any], eqn: Any) -> core.ClosedJaxpr:
+    """`fun` of the operands of `eqn`, as a program."""
     avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-    options = params if name in SPARSE else {}
-    body = jax.make_jaxpr(lambda *args: fun(*args, **options))(*avals)
-    return spelled_out(body), everything
+    return spelled_out(jax.make_jaxpr(fun)(*avals))
 
 
 def spelled_out(jaxpr: core.ClosedJaxpr) -> core.ClosedJaxpr:
@@ -73,7 +88,19 @@ def is_call(eqn: Any) -> bool:
     name = eqn.primitive.name
     if name == "cond":
         return eqn.params.get("branches_platforms") is not None
-    return name in CALLS or name in _SPELLED_OUT or name in SPARSE or name == "custom_linear_solve"
+    return name in ENTERED or _of_a_library(eqn.primitive)
+
+
+def _of_a_library(primitive: Any) -> bool:
+    """Whether somebody other than JAX has said in Python what `primitive` is.
+
+    What JAX runs through the compiler, `dispatch.apply_primitive`, or leaves undefined says nothing
+    here.
+    """
+    impl = primitive.impl
+    while isinstance(impl, partial):
+        impl = impl.func
+    return (getattr(impl, "__module__", None) or "jax").split(".")[0] not in ("jax", "jaxlib")
 
 
 def platform_branch(platforms: Any) -> int:

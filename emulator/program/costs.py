@@ -26,6 +26,7 @@ from emulator.program import (
     cost_kernels,
     cost_linalg,
     cost_matmuls,
+    cost_offload,
     cost_ragged,
 )
 from emulator.program.calls import is_call
@@ -49,6 +50,7 @@ FUSIONS = ("chains", "eager")
 # What is no part of a fused kernel. Whatever is neither here nor in `weights` raises by name.
 RULES: dict[str, Rule] = {
     **dict.fromkeys(MOVES, cost_kernels.move),
+    "device_put": cost_offload.device_put,
     **dict.fromkeys(CUMULATIVE, cost_kernels.cumulative),
     **dict.fromkeys(FREE, cost_kernels.free),
     **dict.fromkeys(("sort", "top_k", "approx_top_k"), cost_kernels.sort),

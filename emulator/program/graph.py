@@ -13,6 +13,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax.extend import core
 
 from emulator.program.calls import call_body
@@ -212,6 +213,11 @@ def _item_bytes(dtype: Any) -> float:
     if name in ("int2", "uint2"):
         return 0.25
     return float(dtype.itemsize)
+
+
+def on_host(aval: Any) -> bool:
+    """Whether a value lies in the memory of the host."""
+    return getattr(aval, "memory_space", None) is jax.memory.Space.Host
 
 
 def nbytes(shape: tuple[int, ...], dtype: Any) -> int:

@@ -17,9 +17,10 @@ from emulator.machines import Machine
 from emulator.memory import Buffer, Lifetimes, Moment
 from emulator.program import layout as layouts_
 from emulator.program.attention import Kernel, find
-from emulator.program.graph import Graph, Node, nbytes
+from emulator.program.graph import Graph, Node, nbytes, on_host
 from emulator.program.groups import Groups
 from emulator.program.layout import ELEMENTWISE, Layout, axes_of, from_spec, local_shape
+from emulator.program.primitives import REFUSED
 from emulator.program.weights import ALIASES, GENERATED, PER_ELEMENT, RANDOM, REDUCTIONS, SLICES
 from emulator.program.where import at, where
 from emulator.timeline import Needs, Op, Step
@@ -291,7 +292,7 @@ class Walker:
             name=label,
             shape=self.shape(frame, v),
             dtype=str(getattr(aval, "dtype", "token")),
-            bytes=self.bytes(frame, v),
+            bytes=0 if on_host(aval) else self.bytes(frame, v),
         )
         return number
 
@@ -420,7 +421,7 @@ class Walker:
             if rule is None:
                 raise NotImplementedError(
                     f"no cost rule for primitive {name!r} at {where(node.eqn) or node.path}: "
-                    "it cannot be estimated"
+                    f"{REFUSED.get(name, 'it cannot be estimated')}"
                 )
             rule(self, frame, i, node)
             frame.steps.extend(self.after(frame, node))

@@ -38,8 +38,16 @@ class Bound:
 
     @property
     def limited_by(self) -> str:
+        """What takes that long: matmul, vector, memory or links; "nothing" if it is 0."""
         parts = dataclasses.asdict(self)
+        if not self.time_s:
+            return "nothing"
         return max(parts, key=lambda name: parts[name]).removesuffix("_s")
+
+
+def _axis(name: str) -> str:
+    """The name of a mesh axis; JAX gives one to the axis of a `jax.pmap` that has none."""
+    return "pmap" if name == "_internal_pmap_axis_name" else name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +102,7 @@ class Estimate:
     @property
     def mesh(self) -> str:
         """The program's mesh as people read it, or its meshes: "dp=48 x tp=8", "x=8; y=2 x z=4"."""
-        shapes = (" x ".join(f"{name}={size}" for name, size in s) for s in self.mesh_shapes)
+        shapes = (" x ".join(f"{_axis(name)}={size}" for name, size in s) for s in self.mesh_shapes)
         return "; ".join(shapes) or "one device"
 
     @property

@@ -35,7 +35,7 @@ class Eager:
         if name in _MOVES:
             self.moves += 1
             return
-        key = name, _line()
+        key = name, line()
         devices = max((_devices(x) for x in args), default=1)
         old = self._found.get(key)
         self._found[key] = EagerOperation(
@@ -55,7 +55,7 @@ def _devices(x: Any) -> int:
     return len(x.devices()) if isinstance(x, jax.Array) else 1
 
 
-def _line() -> str:
+def line() -> str:
     """The line of the script that is being executed."""
     frame = source_info_util.user_frame(source_info_util.current().traceback)
     return f"{os.path.basename(frame.file_name)}:{frame.start_line}" if frame else ""

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import api_util, pjit, source_info_util
+from jax._src import api_util, config, pjit, source_info_util
 from jax._src import core as jax_core
 from jax._src import shard_map as jax_shard_map
 from jax._src.interpreters import partial_eval
@@ -29,7 +29,7 @@ from jax.sharding import AbstractMesh
 
 from emulator.program.trace import open_jaxpr
 from emulator.script import compiled
-from emulator.script.eager import Eager
+from emulator.script.eager import Eager, line
 
 _JAX = os.path.dirname(jax.__file__) + os.sep
 _PMAP = os.path.join(_JAX, "_src", "pmap.py")
@@ -37,25 +37,37 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 
 #: The name of what is jitted here for a script that calls `jax.shard_map` outside of any jit.
 EAGER_MAP = "eager_shard_map"
+#: The name of what is jitted here for a loop or a branch of the script's outside of any jit.
+EAGER_WHOLE = "eager_loop_or_branch"
+#: What JAX compiles as a whole outside of any jit, too: loops and branches.
+_WHOLE = frozenset({"scan", "while", "cond"})
 
 Step = Callable[[tuple[Any, ...], dict[str, Any], Callable[[], list[Any]]], list[Any]]
 
 
 class _Caller(threading.local):
-    """What this thread is in: a step or an eager operation, a function under `jax.pmap`."""
+    """What this thread is in: a step or an eager operation, a function under `jax.pmap`, a loop
+    outside of any jit.
+    """
 
     inside = False
     mapped = ""
+    looped = ""
 
 
 _CALLER = _Caller()
 
 
 @contextmanager
-def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[None]:
+def caught(
+    step: Step,
+    eager: Eager,
+    asked: Callable[[int], None],
+    memory_stats: Callable[[jax.Device], dict[str, int]],
+) -> Iterator[None]:
     """Inside, `step(flat arrays, parameters of the jit, the native way)` computes the script's
     jitted programs and `eager` counts everything else that computes; `asked` is told how many
-    devices the script would have.
+    devices the script would have, and `memory_stats` answers for a device.
     """
     execute = pjit._pjit_call_impl_python
     one_operation = jax_core.EvalTrace.process_primitive
@@ -82,6 +94,9 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
     def operation(trace: Any, primitive: Any, args: Any, params: Any, /) -> Any:
         if _CALLER.inside or primitive.name in ("jit", "pjit"):
             return one_operation(trace, primitive, args, params)
+        if primitive.name in _WHOLE and not config.disable_jit.value:
+            with jax_core.set_current_trace(trace), _looping(f"{primitive.name} at {line()}"):
+                return _whole(primitive, tuple(params.items()))(*args)
         with within():
             eager.note(primitive.name, args)
             return one_operation(trace, primitive, args, params)
@@ -110,6 +125,7 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
         (jax_shard_map, "shard_map", _shard_map(jax_shard_map.shard_map)),
         (experimental, "shard_map", _shard_map(old_shard_map)),
         (jax, "device_put", _device_put(jax.device_put)),
+        (jax.Device, "memory_stats", lambda device: memory_stats(device)),  # the host's has none
         # One process has all devices, and their number is the machine's.
         (jax.distributed, "initialize", lambda *_, **__: None),
         (jax.config, "update", _update(jax.config.update, asked)),
@@ -128,6 +144,8 @@ def caught(step: Step, eager: Eager, asked: Callable[[int], None]) -> Iterator[N
 def _source(jaxpr: Any) -> str:
     """The function that was jitted and its place: "step at /home/me/train.py:12"."""
     own = open_jaxpr(jaxpr).debug_info.func_src_info or ""
+    if own.startswith(EAGER_WHOLE):
+        return _CALLER.looped
     return _CALLER.mapped if _PMAP in own and _CALLER.mapped else own
 
 
@@ -136,11 +154,15 @@ def _of_jax(source: str) -> bool:
 
 
 def name_and_place(params: dict[str, Any]) -> tuple[str, str]:
-    """What a jitted function is called, and where it stands: "train.py:12", or nothing."""
+    """What a jitted function is called, and where it stands: "train.py:12"; where it is called, if
+    it is an object's or a function of JAX's.
+    """
     name, _, place = _source(params["jaxpr"]).partition(" at ")
-    if not name or "<" in name:  # a partial, say, or a lambda
-        name = params["name"]
-    return name, "" if place.startswith((_HERE, _JAX)) else os.path.basename(place)
+    known = bool(place) and not place.startswith((_HERE, _JAX))
+    lambda_of_pmap = name == "<lambda>" and _CALLER.mapped  # whose own jit has another name
+    if not name or "<" in name and not lambda_of_pmap or place.startswith(_HERE):
+        name = params["name"]  # a partial, say
+    return name, os.path.basename(place) if known else line()
 
 
 def _update(update: Any, asked: Callable[[int], None]) -> Any:
@@ -231,6 +253,27 @@ def _one_step(mapped: Any, mesh: Any) -> Any:
     return call
 
 
+@functools.lru_cache(maxsize=256)
+def _whole(primitive: Any, params: tuple[tuple[str, Any], ...]) -> Any:
+    """A loop or branch as if it were jitted."""
+
+    def named(*args: Any) -> Any:
+        return primitive.bind(*args, **dict(params))
+
+    named.__name__ = EAGER_WHOLE
+    named.__qualname__ = EAGER_WHOLE
+    return jax.jit(named)
+
+
+@contextmanager
+def _looping(source: str) -> Iterator[None]:
+    before, _CALLER.looped = _CALLER.looped, source
+    try:
+        yield
+    finally:
+        _CALLER.looped = before
+
+
 def _staged() -> bool:
     """Whether JAX is making a program now (for a jit or `jax.make_jaxpr`, under whatever
     transformations) rather than computing.
@@ -256,7 +299,10 @@ def _wrapped(function: Any) -> Any:
     def step(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
-    functools.update_wrapper(step, function)
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    functools.update_wrapper(step, inner)
     del step.__wrapped__  # type: ignore[attr-defined]  # JAX would look through it
     return step
 

@@ -81,7 +81,7 @@ def run(options: Options, on: Machine) -> int:
         allow_oom=options.allow_oom,
     )
     asked: list[int] = []
-    with caught(steps, eager, asked.append), clock.shown():
+    with caught(steps, eager, asked.append, steps.memory_stats), clock.shown():
         status = _script(options)
     sys.stdout.flush()
     if status:

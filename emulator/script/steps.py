@@ -142,6 +142,26 @@ class Steps:
         timed = [f for f in self.functions.values() if f.last is not None]
         return max(timed, key=lambda f: f.time_s).last if timed else None
 
+    def memory_stats(self, device: jax.Device) -> dict[str, int]:
+        """What `device.memory_stats()` says on the machine: its capacity, the bytes of the script's
+        arrays on it, and the most that one of the steps takes.
+        """
+        # A part of an array may be listed as an array, too; it has the same bytes.
+        buffers = {
+            part.data.unsafe_buffer_pointer(): part.data.nbytes
+            for x in jax.live_arrays()
+            if device in x.sharding.device_set
+            for part in x.addressable_shards
+            if part.device == device
+        }
+        in_use = sum(buffers.values())
+        peaks = [f.last.memory.peak_bytes for f in self.functions.values() if f.last is not None]
+        return {
+            "bytes_in_use": in_use,
+            "bytes_limit": self.on.memory_bytes_per_device,
+            "peak_bytes_in_use": max((in_use, *peaks)),
+        }
+
     def _compute(
         self, args: tuple[Any, ...], params: dict[str, Any], function: Function
     ) -> tuple[list[Any], Estimate]:
