@@ -30,15 +30,16 @@ def pad(a: Array, b: Array, size: int, arithmetic: Arithmetic) -> tuple[Array, A
     """Operands with K filled up to whole blocks.
 
     A short step is filled up with products +0. Whole steps of nothing but -0 change no accumulator
-    that is the result of a step; where inputs are flushed they change none that a step reads, so
-    they come first there.
+    that is the result of a step; where a step flushes or saturates what it reads they change none
+    that a step has read, so they come first there.
     """
     k = a.shape[-1]
     short = -k % arithmetic.products
     rest = -(k + short) % size
     if short == 0 and rest == 0:
         return a, b
-    idle = (0, rest) if arithmetic.subnormal_inputs == "keep" else (rest, 0)
+    keeps = arithmetic.subnormal_inputs == "keep" and arithmetic.specials == "ieee"
+    idle = (0, rest) if keeps else (rest, 0)
     minus_zero = np.array(1 << (8 * a.dtype.itemsize - 1), unsigned(a))
     x, y = (lax.bitcast_convert_type(v, unsigned(v)) for v in (a, b))  # floats might be rounded
     x = jnp.pad(x, ((0, 0), (0, 0), (0, short)))

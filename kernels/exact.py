@@ -278,13 +278,21 @@ def _extents(x: Array, y: Array, size: int, arithmetic: Arithmetic) -> tuple[Arr
     return total.T, last.T
 
 
+_LIMITS = np.int32(np.iinfo(np.int32).max), np.int32(-1)
+
+
+def _least_and_most(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
+    return lax.min(x[0], y[0]), lax.max(x[1], y[1])
+
+
 def _largest(words: Array) -> Array:
     """A little more than each matrix's largest magnitude (FP64 `[batch]`), infinite if any is
     infinite or NaN.
     """
-    # XLA:CPU stores what it takes the maximum of: the upper halves need less room.
-    upper = ((words & floats.MAGNITUDE) >> 16).astype(jnp.int16)
-    upper = jnp.max(upper, axis=(1, 2)).astype(jnp.uint32)
+    upper = ((words & floats.MAGNITUDE) >> 16).astype(jnp.int32)
+    # Beside a minimum, because XLA:CPU would write down what it takes a maximum alone of.
+    rows = lax.reduce((upper, upper), _LIMITS, _least_and_most, (2,))
+    upper = jnp.max(jnp.maximum(*rows), axis=1).astype(jnp.uint32)
     largest = floats.to_float64((upper << 16) | np.uint32(0xFFFF))
     return jnp.where(jnp.isnan(largest), jnp.inf, largest)
 

@@ -120,7 +120,8 @@ def _to_odd(digits: Array) -> Array:
     odd = (found >> shift) | ((found & ((1 << shift) - 1)) != 0)
     exponent = place * _DIGIT + shift + (_LOWEST - 30)
     power = lax.bitcast_convert_type((exponent + 1023) << 52, jnp.float64)
-    return (jnp.where(minus, -odd, odd).astype(jnp.float64) * power)[0]
+    total = (jnp.where(minus, -odd, odd).astype(jnp.float64) * power)[0]
+    return lax.optimization_barrier(total)  # the same for this reshape
 
 
 def round_to_float32(x: Array, rounding: str, overflow: str) -> Array:

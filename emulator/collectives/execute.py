@@ -275,13 +275,18 @@ def _evaluate(leaves: _Leaves, todo: Plan, how: How) -> Array:
     def leaf(numbers: Array) -> Array:
         return how.load(leaves.take(numbers))
 
+    def combine(a: Array, b: Array) -> Array:
+        # Gathered first: XLA would compute the gathers again for each number, and move the reshape
+        # that ends one through all of `combine`, one operation in each round of its passes.
+        return how.combine(*lax.optimization_barrier((a, b)))
+
     if todo.start is None:
         dtype = jax.eval_shape(leaf, jnp.zeros(1, jnp.int32)).dtype
         registers = jnp.zeros((todo.registers, leaves.batch, leaves.size), dtype)
     else:
         registers = leaf(jnp.asarray(todo.start, jnp.int32))
     for part in todo.runs:
-        registers = _run_levels(registers, part, leaf, how.combine)
+        registers = _run_levels(registers, part, leaf, combine)
     chosen = -1 - todo.results
     return registers if np.array_equal(chosen, np.arange(todo.registers)) else registers[chosen]
 
