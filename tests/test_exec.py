@@ -551,6 +551,17 @@ with jax.set_mesh(typed):
     say("typed", jax.jit(lambda v: v.T * 2)(a))
     r = jax.device_put(vector, P(reduced={"x"}))
     say("reduced", jax.jit(jax.shard_map(lambda v: v * v, out_specs=P(reduced={"x"})))(r))
+    say("a literal", jax.jit(lambda v: jax.lax.full_like(v, 2.0))(jnp.float32(3)))
+
+def renamed(v):  # goes on over the same devices by other names
+    with jax.sharding.use_abstract_mesh(jax.typeof(v).sharding.mesh.update((8, 1), ("a", "b"))):
+        if typed.abstract_mesh == jax.typeof(v).sharding.mesh:
+            return jax.reshard(v, P(("a", "b"), None)) * 2
+        return jax.lax.with_sharding_constraint(v, P("a")) * 2
+
+for names in (typed, mesh):
+    with jax.set_mesh(names):
+        say("other names", jax.jit(renamed)(jax.device_put(np.asarray(x), P("x"))))
 half = Mesh(grid, ("x", "y"), axis_types=(AxisType.Auto, AxisType.Explicit))
 with jax.set_mesh(half):  # its types say nothing of "x"
     say("half typed", jax.jit(lambda v: v * 2)(jax.device_put(np.asarray(x), P("x", "y"))))
@@ -567,6 +578,6 @@ def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -
     assert answer.code == 0, answer.err
     native = natively(tmp_path)
     said = [line for line in answer.out.splitlines() if line.startswith("spec")]
-    assert said == native.splitlines() and len(said) == 18
+    assert said == native.splitlines() and len(said) == 21
     assert "shard_map" not in answer.out.partition("eager operations")[2]  # all are steps
     assert "which it should not" not in answer.err + answer.out

@@ -203,7 +203,7 @@ def _as(x: Any, kind: Any) -> Any:
 
 def _asked(jaxpr: core.Jaxpr) -> Iterator[NamedSharding]:
     """Shardings that equations outside of a full `shard_map` ask for."""
-    for v in jaxpr.invars:
+    for v in (*jaxpr.constvars, *jaxpr.invars):
         sharding = getattr(v.aval, "sharding", None)
         if sharding is not None and _explicit(sharding):
             yield sharding

@@ -13,6 +13,7 @@ from jax._src.config import trace_context
 from jax._src.lax.lax import _convert_element_type
 from jax.extend import core
 from jax.interpreters import ad
+from jax.sharding import AxisType
 
 import kernels
 from emulator.collectives import check_algorithms
@@ -315,8 +316,18 @@ def _trace_once(
     leaves, tree = jax.tree.flatten(tuple(args))
     key = what, tree, tuple(_leaf_key(leaf) for leaf in leaves)
     if key not in known:
-        known[key] = trace(fun, args)
+        known[key] = trace(fun, jax.tree.map(_of_no_mesh, args))
     return known[key]
+
+
+def _of_no_mesh(x: Any) -> Any:
+    """An array as the equations of any program take it: those of a mesh with explicit axes keep
+    that mesh as their context, and no array typed over another would do.
+    """
+    axis_types = getattr(jax.typeof(x).sharding.mesh, "axis_types", ())
+    if not axis_types or AxisType.Manual in axis_types:
+        return x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=jax.typeof(x).weak_type)
 
 
 def _zero(cotangent: Any) -> ad.Zero | None:

@@ -37,6 +37,7 @@ from emulator.program.collective_rules import groups_differ
 from emulator.program.folded import Folded, FoldedMesh, merge_dims, split_dims, spread, union_axes
 from emulator.program.groups import check_fits
 from emulator.program.host_calls import host_call
+from emulator.program.outside import of_the_host
 from emulator.program.primitives import HOST, IDENTITIES, LINEAR_ALGEBRA, PER_DEVICE, REFUSED
 from emulator.program.real_devices import any_of, gather, over, own_part
 from emulator.program.sites import sites, width
@@ -90,7 +91,7 @@ class Evaluator:
         consts = getattr(jaxpr, "consts", None) or []
         body = open_jaxpr(jaxpr)
         env: dict[Any, Folded] = {}
-        env.update(zip(body.constvars, (Folded(c) for c in consts), strict=True))
+        env.update(zip(body.constvars, (Folded(of_the_host(c)) for c in consts), strict=True))
         env.update(zip(body.invars, args, strict=True))
 
         def read(atom: Any) -> Folded:

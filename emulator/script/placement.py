@@ -101,14 +101,31 @@ def result_shardings(
         spec = trimmed(PartitionSpec(*(entry or None for entry in layout)))
         said = _said(aval, eager_spec)
         spec = spec if said is None else said
-        mesh = _mesh_with({a for entry in entries(spec) for a in entry}, known, over)
+        words = _of_the_type(aval, known)
+        mesh = _mesh_with({a for entry in entries(spec) for a in entry}, [*words, *known], over)
         if not _divides(mesh, spec, aval):
             spec = PartitionSpec()
-        sharding = _in_the_scripts_words(NamedSharding(mesh, spec), known, aval.ndim)
+        sharding = _in_the_scripts_words(NamedSharding(mesh, spec), words or known, aval.ndim)
         if said is None and first is not None and _same_division(first, sharding, aval):
             sharding = first[0]
         found.append(sharding)
     return tuple(found)
+
+
+def _of_the_type(aval: Any, known: Sequence[Mesh]) -> list[Mesh]:
+    """The mesh that a result's type speaks of, over the script's devices, where it is none of the
+    script's: a program may go on over the same devices with other axes.
+    """
+    typed = getattr(getattr(aval, "sharding", None), "mesh", None)
+    if typed is None or any(
+        (m.axis_sizes, m.axis_names) == (typed.axis_sizes, typed.axis_names) for m in known
+    ):
+        return []
+    devices = next((m.devices for m in known if m.size == typed.size), None)
+    if devices is None:
+        return []
+    types = typed.axis_types
+    return [Mesh(devices.reshape(typed.axis_sizes), typed.axis_names, axis_types=types)]
 
 
 def _in_the_scripts_words(
