@@ -293,6 +293,31 @@ def test_what_has_no_time_is_said_to_be_outside_the_model(run: Script) -> None:
     assert not any(line.split()[:1] == ["asks"] for line in answer.out.splitlines())
 
 
+BOUND = """
+import jax, jax.numpy as jnp
+x, devices = jnp.arange(4), jax.devices()
+step = jax.jit(lambda v: v * 2)
+for v in (x, jax.device_put(x, devices[3]), jax.device_put(x, devices[1]), x):
+    result = step(v)
+    print("bound", result, result.devices(), result.committed)
+try:
+    jax.jit(lambda v, w: v + w)(jax.device_put(x, devices[3]), jax.device_put(x, devices[1]))
+except ValueError as error:
+    print("bound", error)
+token = jax.lax.create_token()
+passed = jax.jit(lambda v, t: (v + 1, t), donate_argnums=0)(jnp.arange(4), token)
+print("bound", passed[0], type(passed[1]))
+"""
+
+
+def test_arguments_bound_to_a_device(run: Script, tmp_path: Path) -> None:
+    answer = run(BOUND)
+    assert answer.code == 0, answer.err
+    said = [line for line in answer.out.splitlines() if line.startswith("bound")]
+    assert said == natively(tmp_path).splitlines() and len(said) == 6
+    assert "incompatible devices" in said[4] and "which it should not" not in answer.err
+
+
 REFUSED_BY_JAX = """
 import jax, jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec as P

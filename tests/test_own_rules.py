@@ -33,3 +33,21 @@ def test_nans_are_looked_for_in_results(cloud: Machine) -> None:
             emulated(a, jnp.asarray([[1.0], [0.0]], jnp.bfloat16))
     with jax.debug_infs(True), pytest.raises(FloatingPointError, match=r"\(inf\) in a result"):
         emulated(a, jnp.ones((2, 1), jnp.bfloat16))
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_random_numbers_are_drawn_as_where_the_program_was_traced(
+    cloud: Machine, around: bool
+) -> None:
+    def draws(key: jax.Array) -> tuple[jax.Array, ...]:
+        plain = jax.random.bits(key, (3,)), jax.random.key_data(jax.random.split(key))
+        with jax.threefry_partitionable(not around):
+            return *plain, jax.random.bits(key, (3,)), jax.random.key_data(jax.random.split(key))
+
+    key = jax.random.key(72)
+    with jax.threefry_partitionable(around):
+        native = jax.jit(draws)(key)
+        emulated = em.emulate(draws, on=cloud)(key)
+    assert not np.array_equal(native[0], native[2]) and not np.array_equal(native[1], native[3])
+    for got, want in zip(emulated, native, strict=True):
+        np.testing.assert_array_equal(got, want)

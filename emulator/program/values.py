@@ -551,7 +551,14 @@ def _binder(eqn: Any) -> Callable[..., Any]:
     """Binds the equation's primitive; shardings refer to the traced mesh and are dropped."""
     params = {k: None if k in ("sharding", "out_sharding") else v for k, v in eqn.params.items()}
     params = eqn.primitive.get_bind_params(params)
-    return lambda *arrays: eqn.primitive.bind(*arrays, **params)
+    if not eqn.primitive.name.startswith("random_"):
+        return lambda *arrays: eqn.primitive.bind(*arrays, **params)
+
+    def drawn(*arrays: Any) -> Any:  # in the manner that held where the program was traced
+        with jax.threefry_partitionable(eqn.ctx.threefry_partitionable):
+            return eqn.primitive.bind(*arrays, **params)
+
+    return drawn
 
 
 def _one_by_one(eqn: Any, values: Sequence[Folded]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src.array import ArrayImpl
+from jax._src.core import Token
 from jax._src.mesh import get_concrete_mesh
 from jax._src.sharding_impls import parse_flatten_op_sharding
 from jax.extend import core
@@ -33,7 +34,7 @@ def folded(x: Any) -> Any:
 
 def put(x: Any, sharding: Sharding | None, weak: bool = False) -> Any:
     """An array as the script's devices have it; a `weak` type is a Python number's."""
-    if sharding is None:
+    if sharding is None or isinstance(x, Token):
         return _weak(x) if weak else x
     if _is_key(x):
         data = jax.random.key_data(x)
@@ -50,7 +51,7 @@ def taken(
     """
     given = [x for x, gone in zip(args, donated, strict=True) if gone and isinstance(x, jax.Array)]
     found: list[jax.Array] = []
-    free = list(results)
+    free = [x for x in results if not isinstance(x, Token)]
     for alike in (lambda x: (x.shape, x.dtype, _local_bytes(x)), _local_bytes):
         for result in list(free):
             match = next((x for x in given if alike(x) == alike(result)), None)
@@ -85,7 +86,7 @@ def result_shardings(
     graph = flatten(program.jaxpr)
     layouts = infer(graph, {}, frozenset())
     over = [node.params["mesh"] for node in graph.nodes if node.name == "shard_map"]
-    single = _single_device(args)
+    single = single_device(args)
     eager = _eager_specs(params)
     first = _first_named(args, params)
     found: list[Sharding | None] = []
@@ -93,6 +94,9 @@ def result_shardings(
     for value, aval, wish, eager_spec in results:
         if isinstance(wish, Sharding):
             found.append(wish)
+            continue
+        if not hasattr(aval, "shape"):  # a token
+            found.append(None)
             continue
         if not known and not over:
             found.append(single)
@@ -246,7 +250,7 @@ def _divides(mesh: Mesh, spec: PartitionSpec, aval: Any) -> bool:
     return True
 
 
-def _single_device(args: Sequence[Any]) -> Sharding | None:
+def single_device(args: Sequence[Any]) -> Sharding | None:
     """The device to which an argument is bound, where that is not the first."""
     for x in args:
         if isinstance(x, jax.Array) and getattr(x, "committed", False):
