@@ -27,6 +27,7 @@ from emulator.program.partition_mesh import PartitionMesh, refined
 from emulator.program.real_devices import REAL
 from emulator.program.stablehlo import Translator, module_functions
 from emulator.program.trace import DIVIDED, Program, open_jaxpr, sub_jaxprs, trace, walk
+from emulator.program.wide_types import as_wide_as
 
 
 def trace_divided(
@@ -56,7 +57,8 @@ def trace_divided(
     if not asked or is_one_map(jaxpr, given):
         return program
     _refuse_partial_sums(jaxpr)
-    return dataclasses.replace(program, jaxpr=_divided(jaxpr, given, asked))
+    with as_wide_as(jaxpr):
+        return dataclasses.replace(program, jaxpr=_divided(jaxpr, given, asked))
 
 
 def _refuse_partial_sums(jaxpr: core.ClosedJaxpr) -> None:

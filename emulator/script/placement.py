@@ -39,7 +39,8 @@ def put(x: Any, sharding: Sharding | None, weak: bool = False) -> Any:
     if _is_key(x):
         data = jax.random.key_data(x)
         return jax.random.wrap_key_data(put(data, sharding), impl=jax.random.key_impl(x))
-    placed = jax.device_put(np.asarray(x), sharding)
+    with jax.enable_x64(True):  # what is 64 bits wide stays so
+        placed = jax.device_put(np.asarray(x), sharding)
     return _weak(placed) if weak else placed
 
 
