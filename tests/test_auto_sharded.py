@@ -232,6 +232,26 @@ def test_random_numbers_that_are_divided_take_no_loop() -> None:
     assert (bits[0] == bits[1]).mean() > 0.9  # the rest: log1p's last bit
 
 
+def test_products_and_bitwise_reductions_over_devices() -> None:
+    words = np.random.default_rng(3).integers(-(2**31), 2**31, (16, 8)).astype(np.int32)
+    powers = np.exp2(words % 5 - 2).astype(np.float32)  # whose products are exact in any order
+
+    def program(words: Any, powers: Any) -> Any:
+        bits = [f(words, (0,)) for f in (lax.reduce_and, lax.reduce_or, lax.reduce_xor)]
+        holds = jnp.any(powers > 3, 0), jnp.all(words > -(2**30), 0)
+        return *bits, *holds, jnp.prod(words, 0), jnp.prod(powers, 0)
+
+    divided = jax.jit(program, in_shardings=NamedSharding(POD.mesh(x=4), P("x")))
+    answer = em.run(divided, words, powers, on=POD, arithmetic="native")
+    for got, want in zip(answer.value, program(words, powers), strict=True):
+        np.testing.assert_array_equal(got, want)
+    sent = collectives(answer)
+    assert [(op, axes, n) for op, axes, _, n in sent] == [("all_reduce", ("x",), 1.0)] * 7
+    assert sorted(nbytes for _, _, nbytes, _ in sent) == [8, 8, 32, 32, 32, 32, 32]
+    both = jax.vmap(em.emulate(divided, on=POD))(np.stack([words, -words]), np.ones((2, 16, 8)))
+    np.testing.assert_array_equal(both[2][1], lax.reduce_xor(-words, (0,)))
+
+
 def test_what_has_no_translation_is_named() -> None:
     def program(x: Any) -> Any:
         jax.debug.print("{}", x, ordered=True)

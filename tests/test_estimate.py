@@ -446,6 +446,12 @@ def adam_like(w: Any, m: Any, g: Any) -> tuple[Any, Any]:
     return w - 1e-3 * m, m
 
 
+@pytest.mark.parametrize("moved", [lax.optimization_barrier, lax.stop_gradient])
+def test_a_number_that_is_passed_on_lies_nowhere(moved: Any) -> None:
+    e = estimate(lambda x: (x + 1, moved(2.0)), X, on=POD)
+    assert e.memory.results_bytes == 4 * 384 * 64
+
+
 def test_optimizer_outside_shard_map_is_divided() -> None:
     loss = sharded(
         lambda w, x: lax.pmean((x @ w).sum(), ("dp", "tp")), (P(None, "tp"), P("dp")), P()

@@ -293,6 +293,31 @@ def test_what_has_no_time_is_said_to_be_outside_the_model(run: Script) -> None:
     assert not any(line.split()[:1] == ["asks"] for line in answer.out.splitlines())
 
 
+BOUND = """
+import jax, jax.numpy as jnp
+x, devices = jnp.arange(4), jax.devices()
+step = jax.jit(lambda v: v * 2)
+for v in (x, jax.device_put(x, devices[3]), jax.device_put(x, devices[1]), x):
+    result = step(v)
+    print("bound", result, result.devices(), result.committed)
+try:
+    jax.jit(lambda v, w: v + w)(jax.device_put(x, devices[3]), jax.device_put(x, devices[1]))
+except ValueError as error:
+    print("bound", error)
+token = jax.lax.create_token()
+passed = jax.jit(lambda v, t: (v + 1, t), donate_argnums=0)(jnp.arange(4), token)
+print("bound", passed[0], type(passed[1]))
+"""
+
+
+def test_arguments_bound_to_a_device(run: Script, tmp_path: Path) -> None:
+    answer = run(BOUND)
+    assert answer.code == 0, answer.err
+    said = [line for line in answer.out.splitlines() if line.startswith("bound")]
+    assert said == natively(tmp_path).splitlines() and len(said) == 6
+    assert "incompatible devices" in said[4] and "which it should not" not in answer.err
+
+
 REFUSED_BY_JAX = """
 import jax, jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec as P
@@ -551,6 +576,17 @@ with jax.set_mesh(typed):
     say("typed", jax.jit(lambda v: v.T * 2)(a))
     r = jax.device_put(vector, P(reduced={"x"}))
     say("reduced", jax.jit(jax.shard_map(lambda v: v * v, out_specs=P(reduced={"x"})))(r))
+    say("a literal", jax.jit(lambda v: jax.lax.full_like(v, 2.0))(jnp.float32(3)))
+
+def renamed(v):  # goes on over the same devices by other names
+    with jax.sharding.use_abstract_mesh(jax.typeof(v).sharding.mesh.update((8, 1), ("a", "b"))):
+        if typed.abstract_mesh == jax.typeof(v).sharding.mesh:
+            return jax.reshard(v, P(("a", "b"), None)) * 2
+        return jax.lax.with_sharding_constraint(v, P("a")) * 2
+
+for names in (typed, mesh):
+    with jax.set_mesh(names):
+        say("other names", jax.jit(renamed)(jax.device_put(np.asarray(x), P("x"))))
 half = Mesh(grid, ("x", "y"), axis_types=(AxisType.Auto, AxisType.Explicit))
 with jax.set_mesh(half):  # its types say nothing of "x"
     say("half typed", jax.jit(lambda v: v * 2)(jax.device_put(np.asarray(x), P("x", "y"))))
@@ -656,6 +692,6 @@ def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -
     assert answer.code == 0, answer.err
     native = natively(tmp_path)
     said = [line for line in answer.out.splitlines() if line.startswith("spec")]
-    assert said == native.splitlines() and len(said) == 18
+    assert said == native.splitlines() and len(said) == 21
     assert "shard_map" not in answer.out.partition("eager operations")[2]  # all are steps
     assert "which it should not" not in answer.err + answer.out

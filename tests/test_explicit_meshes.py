@@ -227,6 +227,23 @@ for kind in (AxisType.Auto, AxisType.Explicit):
         both = jax.grad(lambda a: (em.emulate(sharded, pod)(a) ** 2).sum())(args[0])
         native = jax.grad(lambda a: (jax.jit(sharded)(a) ** 2).sum())(args[0])
         np.testing.assert_array_equal(np.asarray(both), np.asarray(native))
+
+# What a jit closes over has a type, too; so has what an outer gradient is taken of.
+typed = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Explicit,))
+with jax.set_mesh(typed):
+    whole, parts = (jnp.arange(8.0, out_sharding=P(axis)) for axis in (None, "x"))
+    key = jax.device_put(jax.random.key(3), P())
+    random = em.emulate(jax.jit(lambda: jax.random.bits(key, (4,))), pod)()
+    assert np.array_equal(random, jax.random.bits(jax.random.key(3), (4,)))
+    for kept in (whole, parts):
+        scaled = jax.jit(lambda v: jax.lax.fori_loop(0, 2, lambda _, u: u * kept, v * kept))
+        native = np.asarray(scaled(whole))
+        for f in (em.emulate(scaled, pod), jax.jit(em.emulate(scaled, pod))):
+            assert np.array_equal(f(whole), native)
+    assert em.estimate(jax.jit(lambda: parts * 2), on=pod).devices == (0, 1, 2, 3)
+    for f in (lambda v: (v * whole).sum(), jax.jit(lambda v: (v * whole).sum())):
+        for v in (whole, np.ones(8, np.float32)):
+            assert np.array_equal(jax.grad(em.emulate(f, pod))(v), np.arange(8.0))
 """
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import emulator as em
 from emulator.machines import Machine
@@ -33,3 +36,54 @@ def test_nans_are_looked_for_in_results(cloud: Machine) -> None:
             emulated(a, jnp.asarray([[1.0], [0.0]], jnp.bfloat16))
     with jax.debug_infs(True), pytest.raises(FloatingPointError, match=r"\(inf\) in a result"):
         emulated(a, jnp.ones((2, 1), jnp.bfloat16))
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_random_numbers_are_drawn_as_where_the_program_was_traced(
+    cloud: Machine, around: bool
+) -> None:
+    def draws(key: jax.Array) -> tuple[jax.Array, ...]:
+        plain = jax.random.bits(key, (3,)), jax.random.key_data(jax.random.split(key))
+        with jax.threefry_partitionable(not around):
+            return *plain, jax.random.bits(key, (3,)), jax.random.key_data(jax.random.split(key))
+
+    key = jax.random.key(72)
+    with jax.threefry_partitionable(around):
+        native = jax.jit(draws)(key)
+        emulated = em.emulate(draws, on=cloud)(key)
+    assert not np.array_equal(native[0], native[2]) and not np.array_equal(native[1], native[3])
+    for got, want in zip(emulated, native, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_64_bit_types_are_kept_where_the_program_alone_has_them(cloud: Machine) -> None:
+    mesh = cloud.mesh(x=4)
+
+    def ninth_digits(x: jax.Array) -> jax.Array:
+        with jax.enable_x64(True):
+            wide = x.astype(jnp.float64) * 1e-9 + 1
+            wide = jax.lax.fori_loop(0, 2, lambda _, v: v + x * 1e-9, wide)
+            high = jnp.arange(4).astype(jnp.int64) * 2**33 >> 33
+            return ((wide - 1) * 1e9 + high[: wide.shape[0]]).astype(jnp.float32)
+
+    def total(x: jax.Array) -> jax.Array:
+        with jax.enable_x64(True):
+            return jax.lax.psum(x.astype(jnp.float64) * 1e-9 + 1, "x")
+
+    def gradient(of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return jax.jit(jax.grad(lambda x: of(x).sum()))(x)
+
+    x = jnp.arange(4, dtype=jnp.float32)
+    emulated = em.emulate(ninth_digits, on=cloud, arithmetic="native")
+    native = jax.jit(ninth_digits)
+    assert np.allclose(native(x), 4 * np.arange(4), atol=1e-5)
+    np.testing.assert_array_equal(emulated(x), native(x))
+    np.testing.assert_array_equal(emulated(np.arange(4.0)), native(x))
+    np.testing.assert_array_equal(jax.jit(jax.vmap(emulated))(x[None]), native(x)[None])
+    np.testing.assert_array_equal(gradient(emulated), gradient(native))
+    divided = jax.jit(ninth_digits, in_shardings=NamedSharding(mesh, PartitionSpec("x")))
+    answer = em.run(divided, x, on=cloud, arithmetic="native")
+    np.testing.assert_array_equal(answer.value, native(x))
+    mapped = jax.shard_map(total, mesh=mesh, in_specs=PartitionSpec("x"), out_specs=PartitionSpec())
+    summed = np.asarray(em.run(mapped, x, on=cloud, arithmetic="native").value)
+    assert summed.dtype == np.float64 and abs(summed[0] - 4 - 6e-9) < 1e-14

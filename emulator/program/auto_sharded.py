@@ -27,6 +27,7 @@ from emulator.program.partition_mesh import PartitionMesh, refined
 from emulator.program.real_devices import REAL
 from emulator.program.stablehlo import Translator, module_functions
 from emulator.program.trace import DIVIDED, Program, open_jaxpr, sub_jaxprs, trace, walk
+from emulator.program.wide_types import as_wide_as
 
 
 def trace_divided(
@@ -56,7 +57,8 @@ def trace_divided(
     if not asked or is_one_map(jaxpr, given):
         return program
     _refuse_partial_sums(jaxpr)
-    return dataclasses.replace(program, jaxpr=_divided(jaxpr, given, asked))
+    with as_wide_as(jaxpr):
+        return dataclasses.replace(program, jaxpr=_divided(jaxpr, given, asked))
 
 
 def _refuse_partial_sums(jaxpr: core.ClosedJaxpr) -> None:
@@ -203,7 +205,7 @@ def _as(x: Any, kind: Any) -> Any:
 
 def _asked(jaxpr: core.Jaxpr) -> Iterator[NamedSharding]:
     """Shardings that equations outside of a full `shard_map` ask for."""
-    for v in jaxpr.invars:
+    for v in (*jaxpr.constvars, *jaxpr.invars):
         sharding = getattr(v.aval, "sharding", None)
         if sharding is not None and _explicit(sharding):
             yield sharding

@@ -17,6 +17,7 @@ from emulator.mesh import entries
 from emulator.program.calls import call_body, is_call
 from emulator.program.collective_rules import REDUCTIONS, collective_axes
 from emulator.program.folded import FoldedMesh
+from emulator.program.partitioned_reductions import KINDS
 from emulator.program.primitives import HOST
 from emulator.program.trace import open_jaxpr, scan_counts
 
@@ -25,7 +26,7 @@ Axes = tuple[str, ...]
 _INVARIANT = frozenset(
     """psum psum_invariant unreduced_psum pmax pmin unreduced_pmax unreduced_pmin all_gather
     all_gather_invariant all_gather_reduced pbroadcast""".split()
-)
+) | frozenset(KINDS)
 
 
 def infer_axes(

@@ -21,6 +21,7 @@ from jax import Array, lax
 from emulator.collectives import build, execute, group_of
 from emulator.fabric import choose, collective
 from emulator.program.folded import Folded, FoldedMesh, lead, spread, unlead
+from emulator.program.partitioned_reductions import KINDS
 from emulator.program.real_devices import together
 from emulator.program.vector import reduce_tree
 from emulator.program.words import on_words
@@ -35,6 +36,7 @@ REDUCTIONS = {
     "pmin": "min",
     "unreduced_pmax": "max",
     "unreduced_pmin": "min",
+    **KINDS,
 }
 SCATTERING = ("reduce_scatter", "unreduced_reduce_scatter")
 

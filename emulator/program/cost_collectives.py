@@ -6,10 +6,11 @@ from typing import Any
 
 from emulator.fabric.arguments import ITEM_BYTES
 from emulator.program.graph import Node, nbytes
+from emulator.program.partitioned_reductions import KINDS
 from emulator.program.walker import Frame, Walker
 from emulator.program.where import at, where
 
-ALL_REDUCE = frozenset({"psum", "pmax", "pmin"})
+ALL_REDUCE = frozenset({"psum", "pmax", "pmin", *KINDS})
 
 
 def collective(walker: Walker, frame: Frame, index: int, node: Node) -> None:

@@ -33,6 +33,7 @@ from emulator.program.calls import is_call
 from emulator.program.fused import fuse
 from emulator.program.graph import flatten
 from emulator.program.groups import Groups
+from emulator.program.partitioned_reductions import KINDS
 from emulator.program.trace import (
     DIVIDED,
     EMULATED,
@@ -75,7 +76,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         """psum psum_invariant unreduced_psum pmax pmin unreduced_pmax unreduced_pmin all_gather
         all_gather_invariant all_gather_reduced reduce_scatter unreduced_reduce_scatter all_to_all
-        ppermute pbroadcast""".split(),
+        ppermute pbroadcast""".split()
+        + [*KINDS],
         cost_collectives.collective,
     ),
     "shard_map": cost_bodies.shard_map,

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax._src.config import trace_context
 from jax._src.lax.lax import _convert_element_type
 from jax.extend import core
 from jax.interpreters import ad
+from jax.sharding import AxisType
 
 import kernels
 from emulator.collectives import check_algorithms
@@ -37,6 +39,7 @@ from emulator.program.trace import (
     walk,
 )
 from emulator.program.values import Evaluator, Settings
+from emulator.program.wide_types import as_wide_as, is_wide
 
 
 def emulate(
@@ -212,10 +215,20 @@ def evaluate(
     """
     run = _evaluator(_Key(jaxpr), settings)
     with own_rules():
-        arrays = everywhere([*jaxpr.consts, *inputs], settings.devices)
+        flat = [*jaxpr.consts, *inputs]
+        if is_wide(jaxpr.jaxpr):
+            variables = (*jaxpr.jaxpr.constvars, *jaxpr.jaxpr.invars)
+            flat = [_typed(x, v.aval) for x, v in zip(flat, variables, strict=True)]
+        arrays = everywhere(flat, settings.devices)
         outs, counts = outside_meshes(run, arrays)
     check_results(outs)
     return outs, counts
+
+
+def _typed(x: Any, aval: Any) -> Any:
+    """A number or an array of NumPy's in the type that the program takes it in."""
+    of_the_host = isinstance(x, bool | int | float | complex | np.ndarray | np.generic)
+    return np.asarray(x, aval.dtype) if of_the_host else x
 
 
 class _Key:
@@ -251,8 +264,20 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
 
     values.__name__ = values.__qualname__ = EMULATED
     values = jax.jit(values)
+    wide = is_wide(key.open)
+
+    def widely(run: Callable[..., Any]) -> Callable[..., Any]:
+        """`run` with JAX's 64-bit types, if the program has any."""
+
+        @functools.wraps(run)
+        def run_widely(*args: Any) -> Any:
+            with jax.enable_x64(True):
+                return run(*args)
+
+        return run_widely if wide else run
+
     if settings.counting:
-        return values  # em.run: values and counts, not differentiated
+        return widely(values)  # em.run: values and counts, not differentiated
 
     @jax.custom_vjp
     def differentiable(*flat: Any) -> Any:
@@ -304,8 +329,8 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
         outs = [out if depends else None for out, depends in zip(outs, linear, strict=True)]
         return tuple(dict(zip(perturbed, outs, strict=True)).get(i) for i in range(n_inputs))
 
-    differentiable.defvjp(forward, backward, symbolic_zeros=True)
-    return differentiable
+    differentiable.defvjp(widely(forward), widely(backward), symbolic_zeros=True)
+    return widely(differentiable)
 
 
 def _trace_once(
@@ -315,8 +340,18 @@ def _trace_once(
     leaves, tree = jax.tree.flatten(tuple(args))
     key = what, tree, tuple(_leaf_key(leaf) for leaf in leaves)
     if key not in known:
-        known[key] = trace(fun, args)
+        known[key] = trace(fun, jax.tree.map(_of_no_mesh, args))
     return known[key]
+
+
+def _of_no_mesh(x: Any) -> Any:
+    """An array as the equations of any program take it: those of a mesh with explicit axes keep
+    that mesh as their context, and no array typed over another would do.
+    """
+    axis_types = getattr(jax.typeof(x).sharding.mesh, "axis_types", ())
+    if not axis_types or AxisType.Manual in axis_types:
+        return x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=jax.typeof(x).weak_type)
 
 
 def _zero(cotangent: Any) -> ad.Zero | None:
@@ -369,10 +404,11 @@ def evaluate_with_counts(
 
 def _as_weak(jaxpr: core.ClosedJaxpr, outs: Sequence[Any]) -> list[Any]:
     """`outs` with the weak types that the program's results have."""
-    return [
-        _convert_element_type(x, weak_type=True) if getattr(aval, "weak_type", False) else x
-        for x, aval in zip(outs, jaxpr.out_avals, strict=True)
-    ]
+    with as_wide_as(jaxpr):
+        return [
+            _convert_element_type(x, weak_type=True) if getattr(aval, "weak_type", False) else x
+            for x, aval in zip(outs, jaxpr.out_avals, strict=True)
+        ]
 
 
 def _not_a_shape(leaf: Any) -> Any:

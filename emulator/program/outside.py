@@ -31,7 +31,7 @@ def outside_meshes(run: Callable[..., Any], arrays: Sequence[Any]) -> Any:
 
     if trace_state_clean():  # no transformation is under way, and every array is at hand
         with jax.set_mesh(None):
-            return run(*(_of_the_host(x) for x in arrays))
+            return run(*(of_the_host(x) for x in arrays))
 
     def without(*untyped: Any) -> Any:
         with jax.sharding.use_abstract_mesh(NO_MESH):
@@ -52,13 +52,16 @@ def _typed_over(x: Any) -> AbstractMesh | None:
     return mesh if mesh is not None and AxisType.Explicit in mesh.axis_types else None
 
 
-def _of_the_host(x: Any) -> Any:
+def of_the_host(x: Any) -> Any:
     """An array of several of this process's devices, whole and bound to none: XLA's partitioner
     would divide the evaluation along with it, in an order of its own.
     """
-    if not isinstance(x, jax.Array) or len(x.devices()) == 1 or not x.is_fully_addressable:
+    if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
+        return x
+    if len(x.devices()) == 1 or not x.is_fully_addressable:
         return x
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        words = jnp.asarray(np.asarray(jax.random.key_data(x)))
+        with jax.ensure_compile_time_eval():
+            words = jnp.asarray(np.asarray(jax.random.key_data(x)))
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
     return np.asarray(x)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from emulator.program import collective_rules, costs, values, vector
 from emulator.program.calls import ENTERED
+from emulator.program.partitioned_reductions import KINDS
 from emulator.program.primitives import (
     HOST,
     IDENTITIES,
@@ -24,7 +25,7 @@ from emulator.program.weights import ALIASES
 
 PATH = Path(__file__).with_name("PRIMITIVES.md")
 
-COLLECTIVES = frozenset({*collective_rules.RULES, "axis_index", "ragged_all_to_all"})
+COLLECTIVES = frozenset({*collective_rules.RULES, "axis_index", "ragged_all_to_all"} - {*KINDS})
 
 _OWN = {
     "dot_general": "matrix unit",

@@ -16,6 +16,7 @@ from jax import lax
 from jaxlib.mlir import ir
 from numpy.typing import NDArray
 
+from emulator.program.partitioned_reductions import PRIMITIVES, reduced
 from emulator.program.stablehlo_constants import PerPartition, shape_of
 from emulator.program.stablehlo_rules import combiner
 
@@ -83,14 +84,14 @@ def _all_reduce(t: Any, op: Any, arrays: list[Any]) -> list[Any]:
     if not axes:
         return arrays
     how = combiner(op)
-    rules = {"add": lax.psum, "maximum": lax.pmax, "minimum": lax.pmin, "or": lax.pmax}
-    rules["and"] = lax.pmin
-    booleans = all(x.dtype == jnp.bool_ for x in arrays)
-    if how not in rules or (how in ("and", "or") and not booleans):
+    rules = {"add": lax.psum, "maximum": lax.pmax, "minimum": lax.pmin}
+    if how not in rules and how not in PRIMITIVES:
         raise NotImplementedError(f"an all_reduce that combines values by {how!r} has no rule here")
 
     def reduce(x: Any) -> Any:
-        sent = x.astype(jnp.uint8) if booleans else x
+        sent = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+        if how in PRIMITIVES:
+            return reduced(how, sent, axes, _listed(groups)).astype(x.dtype)
         return rules[how](sent, axes, axis_index_groups=_listed(groups)).astype(x.dtype)
 
     return [reduce(x) for x in arrays]

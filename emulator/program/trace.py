@@ -19,6 +19,7 @@ from jax.extend import core
 
 from emulator.program.calls import call_body, is_call, spelled_out
 from emulator.program.refs import without_refs
+from emulator.program.wide_types import as_wide_as
 
 #: The name of the jitted function in which `em.emulate` computes: not a program of the machine's.
 EMULATED = "cm384_emulated"
@@ -120,7 +121,8 @@ def trace(
             "a collective names an axis that no enclosing shard_map or pmap has: "
             f"{at.line or error} ({at.filename}:{at.lineno}); name an axis of the mesh"
         ) from error
-    jaxpr = without_refs(spelled_out(jaxpr))
+    with as_wide_as(jaxpr):
+        jaxpr = without_refs(spelled_out(jaxpr))
     return Program(jaxpr=jaxpr, in_tree=in_tree, out_tree=out_tree[0], dynamic=dynamic)
 
 

@@ -37,6 +37,7 @@ from emulator.program.collective_rules import groups_differ
 from emulator.program.folded import Folded, FoldedMesh, merge_dims, split_dims, spread, union_axes
 from emulator.program.groups import check_fits
 from emulator.program.host_calls import host_call
+from emulator.program.outside import of_the_host
 from emulator.program.primitives import HOST, IDENTITIES, LINEAR_ALGEBRA, PER_DEVICE, REFUSED
 from emulator.program.real_devices import any_of, gather, over, own_part
 from emulator.program.sites import sites, width
@@ -90,7 +91,7 @@ class Evaluator:
         consts = getattr(jaxpr, "consts", None) or []
         body = open_jaxpr(jaxpr)
         env: dict[Any, Folded] = {}
-        env.update(zip(body.constvars, (Folded(c) for c in consts), strict=True))
+        env.update(zip(body.constvars, (Folded(of_the_host(c)) for c in consts), strict=True))
         env.update(zip(body.invars, args, strict=True))
 
         def read(atom: Any) -> Folded:
@@ -550,7 +551,14 @@ def _binder(eqn: Any) -> Callable[..., Any]:
     """Binds the equation's primitive; shardings refer to the traced mesh and are dropped."""
     params = {k: None if k in ("sharding", "out_sharding") else v for k, v in eqn.params.items()}
     params = eqn.primitive.get_bind_params(params)
-    return lambda *arrays: eqn.primitive.bind(*arrays, **params)
+    if not eqn.primitive.name.startswith("random_"):
+        return lambda *arrays: eqn.primitive.bind(*arrays, **params)
+
+    def drawn(*arrays: Any) -> Any:  # in the manner that held where the program was traced
+        with jax.threefry_partitionable(eqn.ctx.threefry_partitionable):
+            return eqn.primitive.bind(*arrays, **params)
+
+    return drawn
 
 
 def _one_by_one(eqn: Any, values: Sequence[Folded]) -> bool:

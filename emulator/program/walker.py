@@ -430,10 +430,11 @@ class Walker:
             else:
                 first = self.close(frame, first, node.ins, node.outs)
         flush()
-        for w, root in enumerate(
-            frame.plan.roots
-        ):  # aliases share the number of what they are aliases of
-            if root is not None and root != w and root in frame.ids:
+        # Aliases share the number of what they are aliases of; one of a literal lies nowhere.
+        for w, root in enumerate(frame.plan.roots):
+            if root is None:
+                frame.ids.setdefault(w, None)
+            elif root != w and root in frame.ids:
                 frame.ids[w] = frame.ids[root]
 
     def moves(self, frame: Frame, node: Node) -> list[Step]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src.array import ArrayImpl
+from jax._src.core import Token
 from jax._src.mesh import get_concrete_mesh
 from jax._src.sharding_impls import parse_flatten_op_sharding
 from jax.extend import core
@@ -33,12 +34,13 @@ def folded(x: Any) -> Any:
 
 def put(x: Any, sharding: Sharding | None, weak: bool = False) -> Any:
     """An array as the script's devices have it; a `weak` type is a Python number's."""
-    if sharding is None:
+    if sharding is None or isinstance(x, Token):
         return _weak(x) if weak else x
     if _is_key(x):
         data = jax.random.key_data(x)
         return jax.random.wrap_key_data(put(data, sharding), impl=jax.random.key_impl(x))
-    placed = jax.device_put(np.asarray(x), sharding)
+    with jax.enable_x64(True):  # what is 64 bits wide stays so
+        placed = jax.device_put(np.asarray(x), sharding)
     return _weak(placed) if weak else placed
 
 
@@ -50,7 +52,7 @@ def taken(
     """
     given = [x for x, gone in zip(args, donated, strict=True) if gone and isinstance(x, jax.Array)]
     found: list[jax.Array] = []
-    free = list(results)
+    free = [x for x in results if not isinstance(x, Token)]
     for alike in (lambda x: (x.shape, x.dtype, _local_bytes(x)), _local_bytes):
         for result in list(free):
             match = next((x for x in given if alike(x) == alike(result)), None)
@@ -85,7 +87,7 @@ def result_shardings(
     graph = flatten(program.jaxpr)
     layouts = infer(graph, {}, frozenset())
     over = [node.params["mesh"] for node in graph.nodes if node.name == "shard_map"]
-    single = _single_device(args)
+    single = single_device(args)
     eager = _eager_specs(params)
     first = _first_named(args, params)
     found: list[Sharding | None] = []
@@ -94,6 +96,9 @@ def result_shardings(
         if isinstance(wish, Sharding):
             found.append(wish)
             continue
+        if not hasattr(aval, "shape"):  # a token
+            found.append(None)
+            continue
         if not known and not over:
             found.append(single)
             continue
@@ -101,14 +106,31 @@ def result_shardings(
         spec = trimmed(PartitionSpec(*(entry or None for entry in layout)))
         said = _said(aval, eager_spec)
         spec = spec if said is None else said
-        mesh = _mesh_with({a for entry in entries(spec) for a in entry}, known, over)
+        words = _of_the_type(aval, known)
+        mesh = _mesh_with({a for entry in entries(spec) for a in entry}, [*words, *known], over)
         if not _divides(mesh, spec, aval):
             spec = PartitionSpec()
-        sharding = _in_the_scripts_words(NamedSharding(mesh, spec), known, aval.ndim)
+        sharding = _in_the_scripts_words(NamedSharding(mesh, spec), words or known, aval.ndim)
         if said is None and first is not None and _same_division(first, sharding, aval):
             sharding = first[0]
         found.append(sharding)
     return tuple(found)
+
+
+def _of_the_type(aval: Any, known: Sequence[Mesh]) -> list[Mesh]:
+    """The mesh that a result's type speaks of, over the script's devices, where it is none of the
+    script's: a program may go on over the same devices with other axes.
+    """
+    typed = getattr(getattr(aval, "sharding", None), "mesh", None)
+    if typed is None or any(
+        (m.axis_sizes, m.axis_names) == (typed.axis_sizes, typed.axis_names) for m in known
+    ):
+        return []
+    devices = next((m.devices for m in known if m.size == typed.size), None)
+    if devices is None:
+        return []
+    types = typed.axis_types
+    return [Mesh(devices.reshape(typed.axis_sizes), typed.axis_names, axis_types=types)]
 
 
 def _in_the_scripts_words(
@@ -229,7 +251,7 @@ def _divides(mesh: Mesh, spec: PartitionSpec, aval: Any) -> bool:
     return True
 
 
-def _single_device(args: Sequence[Any]) -> Sharding | None:
+def single_device(args: Sequence[Any]) -> Sharding | None:
     """The device to which an argument is bound, where that is not the first."""
     for x in args:
         if isinstance(x, jax.Array) and getattr(x, "committed", False):

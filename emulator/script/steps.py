@@ -27,6 +27,7 @@ from emulator.script.placement import (
     folded,
     put,
     result_shardings,
+    single_device,
     taken,
     trimmed,
     weak_results,
@@ -214,6 +215,7 @@ class Steps:
         return [put(x, sharding, weak) for x, sharding, weak in wishes], estimate
 
     def _read(self, args: tuple[Any, ...], params: dict[str, Any], function: Function) -> _Read:
+        _check_devices(args)
         with _of_no_transformation():
             program = self._shared(function, trace_divided(_as_function(params), args))
         function.host_calls |= bool(host_sites(program.jaxpr))
@@ -291,6 +293,17 @@ def _as_function(params: dict[str, Any]) -> Any:
 
 
 def _where(x: Any) -> Any:
-    """The sharding of an argument, written in one way."""
+    """The sharding of an argument, written in one way, or the one device that it is bound to."""
     sharding = placed(x)
-    return sharding and (sharding.mesh, trimmed(sharding.spec))
+    if sharding is None:
+        return single_device([x])
+    return sharding.mesh, trimmed(sharding.spec)
+
+
+def _check_devices(args: Sequence[Any]) -> None:
+    """Raises where arguments are bound to different devices, which JAX refuses in words of its
+    own.
+    """
+    bound = [x for x in args if isinstance(x, jax.Array) and getattr(x, "committed", False)]
+    if len({frozenset(x.sharding.device_set) for x in bound}) > 1:
+        raise ValueError("arguments are bound to different devices")
