@@ -92,7 +92,11 @@ def test_matrices_without_c(arithmetic, dtype):
         check(name, a, b, None, arithmetic)
 
 
-@pytest.mark.parametrize("arithmetic", [X86_AVX512_BF16, FP32_FMA_CHAIN], ids=lambda x: x.name)
+@pytest.mark.parametrize(
+    "arithmetic",
+    [X86_AVX512_BF16, pytest.param(FP32_FMA_CHAIN, marks=pytest.mark.slow)],
+    ids=lambda x: x.name,
+)
 def test_tiles_jit_and_vmap_keep_bits(arithmetic, monkeypatch):
     a, b, c = draw_matrices("raw", 3, 3 * 20, 40, 24, BF16)
     a[30:], b[:, 12:] = draw_matrices("wide", 4, 30, 40, 12, BF16)[:2]
@@ -223,7 +227,9 @@ def test_small_products_follow_large_ones_that_cancel(arithmetic, small):
     assert np.array_equal(words(got), words(expected))
 
 
-@pytest.mark.parametrize("largest", [0.0, 2.0**-30, 2.0**-10])
+@pytest.mark.parametrize(
+    "largest", [0.0, *(pytest.param(x, marks=pytest.mark.slow) for x in (2.0**-30, 2.0**-10))]
+)
 @pytest.mark.parametrize("dtype, bits", [(BF16, 8), (FP32, 12)], ids=str)
 def test_products_of_every_kind_beside_the_last_place(dtype, bits, largest):
     """Products at all distances to multiples of 2^-149, also halves, beside C at the ends of each

@@ -56,8 +56,19 @@ FAMILY = [
     (unit(8, rounding="toward_zero", addend="late", zero="ieee", overflow="saturate"), FP32),
     (unit(64, rounding="toward_zero", zero="ieee"), BF16),
 ]
+NEIGHBOURS = [CANDIDATES[key] for key in ("products_8", "products_4", "flush_inputs")]
+"""Each is between two others of the family."""
 family = pytest.mark.parametrize(
-    ("record", "dtype"), FAMILY, ids=[f"{record.name}-{dtype.name}" for record, dtype in FAMILY]
+    ("record", "dtype"),
+    [
+        pytest.param(
+            record,
+            dtype,
+            id=f"{record.name}-{dtype.name}",
+            marks=pytest.mark.slow if record in NEIGHBOURS else (),
+        )
+        for record, dtype in FAMILY
+    ],
 )
 
 
@@ -106,14 +117,16 @@ def test_exact_sums_alone(record, dtype):
     assert (np.asarray(jax.jit(sums)(a, b, c)) == expected.reshape(-1)).all()
 
 
-@pytest.mark.parametrize(("record", "dtype"), FAMILY[::4], ids=lambda x: x.name)
+@pytest.mark.parametrize(("record", "dtype"), FAMILY[::6], ids=lambda x: x.name)
 def test_matrices(record, dtype):
     a, b, c = stacked([draw_matrices(name, 22, 6, 40, 7, dtype) for name in GENERATORS])
     check(a, b, c, record)
 
 
 @pytest.mark.parametrize(
-    ("record", "dtype"), [(ASCEND, BF16), (ASCEND, FP32)], ids=["BF16", "FP32"]
+    ("record", "dtype"),
+    [(ASCEND, BF16), pytest.param(ASCEND, FP32, marks=pytest.mark.slow)],
+    ids=["BF16", "FP32"],
 )
 def test_tiles_of_every_shape(record, dtype, monkeypatch):
     """Small tiles that do not divide the result: the last ones overlap those before."""

@@ -16,6 +16,16 @@ PRESETS = [kernels.ASCEND_910C, kernels.FP32_FMA_CHAIN, kernels.NVIDIA_HOPPER]
 
 preset = pytest.mark.parametrize("arithmetic", PRESETS, ids=lambda p: p.name)
 
+# Chains, which take longest to compile, have the same tests in a file of their own.
+quick_preset = pytest.mark.parametrize(
+    "arithmetic",
+    [
+        pytest.param(p, marks=pytest.mark.slow if p is kernels.FP32_FMA_CHAIN else ())
+        for p in PRESETS
+    ],
+    ids=lambda p: p.name,
+)
+
 
 @preset
 @pytest.mark.parametrize("k", [1, 17])
@@ -65,7 +75,7 @@ def test_small_exact_products_on_every_generator(arithmetic, dtype):
     check(np.stack(a), np.stack(b), None, arithmetic)
 
 
-@preset
+@quick_preset
 @settings(max_examples=25)
 @given(
     st.sampled_from(sorted(GENERATORS)),
@@ -90,7 +100,7 @@ def test_mixed_fp32_operand(arithmetic):
     check(b.T.copy(), a.T.copy(), None, arithmetic)
 
 
-@preset
+@quick_preset
 def test_jit_vmap_and_batch_splits_keep_bits(arithmetic):
     a, b, _ = draw_matrices("wide", 4, 6 * 5, 48, 40, BF16)
     a, b = a.reshape(6, 5, 48), b.reshape(48, 8, 5).transpose(1, 0, 2)[:6]

@@ -58,7 +58,7 @@ def compare(seed: int) -> None:
     assert not wrong, f"{dtype.name} [{m}, {k}] x [{k}, {n}] of {record}: {wrong}"
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_drawn_records(seed):
     compare(seed)
 

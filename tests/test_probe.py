@@ -249,6 +249,7 @@ class Rounded:
         return np.array([[self[i, j] for j in range(n)] for i in range(m)]).astype(dtype)
 
 
+@pytest.mark.slow
 def test_rounded_results_are_understood() -> None:
     """A library that returns BF16 shows less, but nothing that is wrong."""
     unit = kernels.NVIDIA_HOPPER
@@ -262,6 +263,7 @@ def test_rounded_results_are_understood() -> None:
     assert "nan" in report.ambiguous
 
 
+@pytest.mark.slow
 def test_words_of_nans_do_not_decide_the_family() -> None:
     """NaNs of many words, as operands leave them: all else is recovered, and it is said."""
     unit = kernels.NVIDIA_HOPPER

@@ -61,7 +61,7 @@ def on_one(name: str) -> Any:
     ("count", "names"),
     [
         (1, "movement,control,pod"),
-        (2, "step,pod"),
+        (2, "pod"),
         (3, "movement,control,pod"),
         (5, "control"),  # does not divide the mesh: all repeat the same work
         (8, "step,gradient,movement,control,pod"),

@@ -361,7 +361,9 @@ def test_bits_do_not_depend_on_batching(width: int) -> None:
 # --- derivatives, transformations -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["tensor_parallel", "fully_sharded"])
+@pytest.mark.parametrize(
+    "name", ["tensor_parallel", pytest.param("fully_sharded", marks=pytest.mark.slow)]
+)
 def test_gradient_of_emulated_is_emulated_gradient(name: str) -> None:
     axes, build, args = PROGRAMS[name]
     both, wrt = build(PACKAGE.mesh(**axes)), tuple(range(len(args)))
