@@ -330,3 +330,12 @@ def test_operands_are_not_copied(record, dtype):
     product = jax.jit(lambda a, b: kernels.matmul(a, b, arithmetic=record))
     memory = product.lower(a, b).compile().memory_analysis()
     assert memory.temp_size_in_bytes < memory.argument_size_in_bytes / 2
+
+
+def test_fp64_sums_are_plain_up_to_their_last_integer():
+    """2^53 + 2^29 is halfway between two FP32 numbers; FP64 drops a 1 beside it."""
+    a, b = np.zeros((2, 1, 16), BF16)
+    a[0, [0, 2, 4]], b[0, [0, 2, 4]] = [2.0**27, 2.0**15, 1], [2.0**26, 2.0**14, 1]
+    result = kernels.matmul(a, b.T, arithmetic=ASCEND)
+    assert float(result[0, 0]) == 2.0**53 + 2.0**30
+    check(a, b.T, None, ASCEND)
