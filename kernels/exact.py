@@ -542,11 +542,8 @@ def _first_and_last(marks: Array) -> tuple[Array, Array]:
     width = marks.shape[-1]
     places = lax.broadcasted_iota(jnp.int32, marks.shape, marks.ndim - 1)
 
-    def both(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
-        return lax.min(x[0], y[0]), lax.max(x[1], y[1])
-
     of_marks = jnp.where(marks, places, width), jnp.where(marks, places, -1)
     first, last = lax.reduce(  # in one pass
-        of_marks, (np.int32(width), np.int32(-1)), both, (marks.ndim - 1,)
+        of_marks, (np.int32(width), np.int32(-1)), _least_and_most, (marks.ndim - 1,)
     )
     return first, last
