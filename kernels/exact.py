@@ -28,7 +28,7 @@ from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
 from kernels.blocks import outer, paired
 
-_NARROW = 16  # columns below which the product is computed transposed
+NARROW = 16  # columns below which the product is computed transposed
 _GROUP = 16  # products of a block, if a step has fewer
 _TILE = 1 << 17  # elements of a tile
 _WIDTH = 512  # columns of a tile of many rows: a block of b stays in the first-level cache
@@ -61,7 +61,7 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
         c: FP32 `[batch, m, n]`, or `None` for +0.
         arithmetic: a fused one with `fraction_bits=None`.
     """
-    if b.shape[2] < _NARROW < a.shape[1]:  # long rows are what the loops below are good at
+    if b.shape[2] < NARROW < a.shape[1]:  # long rows are what the loops below are good at
         turned = None if c is None else c.swapaxes(1, 2)
         return accumulate(b.swapaxes(1, 2), a.swapaxes(1, 2), turned, arithmetic).swapaxes(1, 2)
     short = -a.shape[2] % arithmetic.products  # a short step is filled up with products +0

@@ -1,0 +1,298 @@
+"""`kernels.native` as a custom call of XLA:CPU, which XLA's own threads share among themselves.
+
+XLA calls a function of C with one structure (`xla/ffi/api/c_api.h`, which jaxlib ships; its layout
+is kept for as long as the version's first number is). Numba compiles such a function; the places of
+what is read from the structure are named below.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numba
+import numpy as np
+from jaxtyping import Array
+from llvmlite import binding as llvm
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from kernels import native
+from kernels import operands as reading
+from kernels.arithmetic import Arithmetic
+from kernels.operands import FRACTION_BITS
+
+NAME = "cm384_exact_product"
+
+# Offsets in bytes. A call frame:
+_EXTENSION, _API, _CONTEXT, _ARGUMENTS, _RESULTS, _ATTRIBUTES = 8, 16, 24, 72, 112, 160
+# The frame of a call that asks for the version: type of its extension, and where to write.
+_TYPE, _METADATA, _VERSION, _IS_METADATA = 8, 24, 24, 1
+# A buffer:
+_DATA, _DIMENSIONS = 24, 40
+# An array among the attributes:
+_ARRAY_DATA = 16
+# The API's version and functions:
+_API_VERSION, _DESTROY, _SCHEDULE, _THREADS = 32, 64, 136, 144
+_SCHEDULE_SIZE, _THREADS_SIZE = 40, 32  # of their arguments
+
+# A job, 64-bit words: the next tile, tiles done, threads that may still look at it, and the rest.
+_NEXT, _DONE, _USERS, _TILES, _KIND, _OPTIONS, _A, _B, _C, _OUT, _ROWS, _COLUMNS = range(12)
+
+_WORTH = 1 << 18  # multiply-adds that are worth another thread
+_TILES_PER_THREAD = 4
+
+
+@intrinsic
+def _load(context: Any, address: Any) -> Any:
+    """The 64-bit word at an address."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
+def _save(context: Any, address: Any, value: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        builder.store(arguments[1], pointer)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+@intrinsic
+def _add(context: Any, address: Any, value: Any) -> Any:
+    """What the word at an address was before `value` was added, as one operation."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), emit
+
+
+@intrinsic
+def _call(context: Any, function: Any, argument: Any) -> Any:
+    """A function of C at an address, of one pointer."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(64)
+        kind = ir.FunctionType(word, [word]).as_pointer()
+        return builder.call(builder.inttoptr(arguments[0], kind), [arguments[1]])
+
+    return types.int64(types.int64, types.int64), emit
+
+
+_malloc = types.ExternalFunction("malloc", types.int64(types.int64))
+_free = types.ExternalFunction("free", types.void(types.int64))
+_pause = types.ExternalFunction("sched_yield", types.int32())
+
+
+@intrinsic
+def _pointer(context: Any, address: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), emit
+
+
+@njit(**native.COMPILED)
+def _shape(buffer: int) -> tuple[int, int, int]:
+    dimensions = _load(buffer + _DIMENSIONS)
+    return _load(dimensions), _load(dimensions + 8), _load(dimensions + 16)
+
+
+@njit(**native.COMPILED)
+def _words(buffer: int) -> Any:
+    return numba.carray(_pointer(_load(buffer + _DATA)), _shape(buffer), np.uint32)
+
+
+@njit(**native.COMPILED)
+def _short_words(buffer: int) -> Any:
+    return numba.carray(_pointer(_load(buffer + _DATA)), _shape(buffer), np.uint16)
+
+
+@njit(**native.COMPILED)
+def _work(job: int) -> None:
+    """Tiles of a job, as long as there are any that nobody has."""
+    tiles, kind = _load(job + 8 * _TILES), _load(job + 8 * _KIND)
+    number = _add(job + 8 * _NEXT, 1)
+    if number >= tiles:
+        return
+    at = _load(job + 8 * _OPTIONS)
+    options = _load(at), _load(at + 8), _load(at + 16), _load(at + 24)
+    a, b = _load(job + 8 * _A), _load(job + 8 * _B)
+    c, out = _words(_load(job + 8 * _C)), _words(_load(job + 8 * _OUT))
+    tile = _load(job + 8 * _ROWS), _load(job + 8 * _COLUMNS)
+    buffers = native.buffers_for(tile, options[0])
+    while number < tiles:
+        if kind == native.FP32:
+            native.compute(_words(a), _words(b), c, out, kind, options, number, tile, buffers)
+        else:
+            native.compute(
+                _short_words(a), _short_words(b), c, out, kind, options, number, tile, buffers
+            )
+        _add(job + 8 * _DONE, 1)
+        number = _add(job + 8 * _NEXT, 1)
+
+
+@njit(**native.COMPILED)
+def _leave(job: int) -> None:
+    """The last one to leave puts the light out: a thread may come when all is done."""
+    if _add(job + 8 * _USERS, -1) == 1:
+        _free(job)
+
+
+_TASK = "cm384_exact_product_task"
+
+
+@intrinsic
+def _task_address(context: Any) -> Any:
+    """Where `task` is in this process: a name is looked up when code comes from a cache."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
+        function = cgutils.get_or_insert_function(builder.module, kind, _TASK)
+        return builder.ptrtoint(function, ir.IntType(64))
+
+    return types.int64(), emit
+
+
+@njit(**native.COMPILED)
+def _threads(api: int, context: int) -> int:
+    """How many threads XLA has; 1 if it does not say."""
+    arguments = np.zeros(5, np.int64)
+    arguments[0], arguments[2] = _THREADS_SIZE, context
+    arguments[3] = np.int64(arguments.ctypes.data) + 32
+    error = _call(_load(api + _THREADS), np.int64(arguments.ctypes.data))
+    return max(1, arguments[4]) if error == 0 else _forgotten(api, error)
+
+
+@njit(**native.COMPILED)
+def _forgotten(api: int, error: int) -> int:
+    arguments = np.zeros(3, np.int64)
+    arguments[0], arguments[2] = 24, error
+    _call(_load(api + _DESTROY), np.int64(arguments.ctypes.data))
+    return 1
+
+
+@njit(**native.COMPILED)
+def _schedule(api: int, context: int, task: int, job: int) -> None:
+    arguments = np.zeros(5, np.int64)
+    arguments[0], arguments[2], arguments[3], arguments[4] = _SCHEDULE_SIZE, context, task, job
+    _add(job + 8 * _USERS, 1)
+    error = _call(_load(api + _SCHEDULE), np.int64(arguments.ctypes.data))
+    if error != 0:
+        _forgotten(api, error)
+        _leave(job)
+
+
+@njit(**native.COMPILED)
+def _handle(frame: int) -> int:
+    """A call by XLA, with operands a, b and c; the attribute is the kind of operands and the
+    options of `native.compute`.
+    """
+    api, context = _load(frame + _API), _load(frame + _CONTEXT)
+    extension = _load(frame + _EXTENSION)
+    if extension != 0 and _load(extension + _TYPE) & 0xFFFFFFFF == _IS_METADATA:
+        version = _load(api + _API_VERSION)  # its first number in the lower half
+        _save(_load(extension + _METADATA) + _VERSION, version if version & 0xFFFFFFFF == 0 else 0)
+        return 0
+    operands, attributes = _load(frame + _ARGUMENTS), _load(frame + _ATTRIBUTES)
+    out = _load(_load(frame + _RESULTS))
+    options = _load(_load(attributes) + _ARRAY_DATA)
+    job = _malloc(12 * 8)
+    shape = _shape(out)
+    work = shape[0] * shape[1] * shape[2] * _shape(_load(operands))[2]
+    threads = min(_threads(api, context), 1 + work // _WORTH)
+    tile = native.cut(shape, _TILES_PER_THREAD * threads if threads > 1 else 1)
+    tiles = shape[0] * -(-shape[1] // tile[0]) * -(-shape[2] // tile[1])
+    _save(job + 8 * _NEXT, 0)
+    _save(job + 8 * _DONE, 0)
+    _save(job + 8 * _USERS, 1)
+    _save(job + 8 * _TILES, tiles)
+    _save(job + 8 * _KIND, _load(options))
+    _save(job + 8 * _OPTIONS, options + 8)
+    _save(job + 8 * _A, _load(operands))
+    _save(job + 8 * _B, _load(operands + 8))
+    _save(job + 8 * _C, _load(operands + 16))
+    _save(job + 8 * _OUT, out)
+    _save(job + 8 * _ROWS, tile[0])
+    _save(job + 8 * _COLUMNS, tile[1])
+    for _ in range(min(threads, tiles) - 1):
+        _schedule(api, context, _task_address(), job)
+    _add(job + 8 * _USERS, 1)
+    _call(_task_address(), job)
+    while _add(job + 8 * _DONE, 0) < tiles:
+        _pause()  # others are at their last tiles
+    _leave(job)
+    return 0
+
+
+def _sources() -> str:
+    """A digest of what is compiled: numba's cache looks only at the file of a cached function."""
+    files = [Path(__file__).with_name(name) for name in ("vectors.py", "native.py")]
+    texts = b"".join(file.read_bytes() for file in [*files, Path(__file__)])
+    return hashlib.sha256(texts).hexdigest()
+
+
+def _entries(sources: str) -> tuple[Any, Any]:
+    """Functions of C for a thread that helps and for XLA; numba's cache has them by `sources`."""
+
+    @numba.cfunc(types.void(types.int64), cache=True)
+    def task(job: int) -> None:
+        if sources:
+            _work(job)
+            _leave(job)
+
+    llvm.add_symbol(_TASK, task.address)
+
+    @numba.cfunc(types.int64(types.int64), cache=True)
+    def handler(frame: int) -> int:
+        return _handle(frame) if sources else 0
+
+    return task, handler
+
+
+@functools.cache
+def _registered() -> tuple[Any, Any]:
+    """The entries, which must stay alive."""
+    entries = _entries(_sources())
+    jax.ffi.register_ffi_target(NAME, jax.ffi.pycapsule(entries[1].ctypes), platform="cpu")
+    return entries
+
+
+_KINDS = {"bfloat16": native.BF16, "float16": native.FP16, "float32": native.FP32}
+
+
+def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+    """FP32 `[batch, m, n]` of `a[batch, m, k]`, `b[batch, k, n]` and `c`, on a CPU."""
+    _registered()
+    shape = a.shape[0], a.shape[1], b.shape[2]
+    kept = FRACTION_BITS[a.dtype.name]
+    if a.dtype == jnp.float32 and arithmetic.operand_fraction_bits is not None:
+        kept = arithmetic.operand_fraction_bits
+    options = [
+        _KINDS[a.dtype.name],
+        arithmetic.products,
+        kept + 1,
+        arithmetic.overflow == "saturate",
+        arithmetic.nan,
+    ]
+    call = jax.ffi.ffi_call(NAME, jax.ShapeDtypeStruct(shape, jnp.float32))
+    found: Array = call(
+        reading.read(a, arithmetic),
+        reading.read(b, arithmetic),
+        jnp.zeros((0, 0, 0), jnp.float32) if c is None else c,
+        options=np.array(options, np.int64),
+    )
+    return found

@@ -1,0 +1,89 @@
+"""Exact step sums as one JAX operation: compiled for the processor where that is a CPU
+(`kernels.native`), XLA's operations elsewhere (`kernels.exact`). The bits are the same.
+"""
+
+import warnings
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jaxtyping import Array
+
+from kernels import exact
+from kernels.arithmetic import Arithmetic
+
+_product = Primitive("exact_product")
+
+
+def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, in ascending steps.
+
+    Args:
+        a, b: BF16, FP16 or FP32; no size is 0.
+        c: FP32 `[batch, m, n]`, or `None` for +0.
+        arithmetic: one with `summation="fused"` and `fraction_bits=None`.
+    """
+    if not _is_native(arithmetic):
+        return exact.accumulate(a, b, c, arithmetic)
+    found: Array = _product.bind(a, b, *([] if c is None else [c]), arithmetic=arithmetic)
+    return found
+
+
+def _is_native(arithmetic: Arithmetic) -> bool:
+    """Whether a CPU has a way of its own for the unit: C among the terms, one rounding to nearest
+    even that keeps subnormal numbers.
+    """
+    return (
+        arithmetic.addend == "fused"
+        and arithmetic.rounding == "nearest_even"
+        and arithmetic.subnormal_inputs == arithmetic.subnormal_results == "keep"
+        and arithmetic.product_overflow == "keep"
+        and arithmetic.zero == "positive"
+    )
+
+
+@cache
+def _native() -> Any:
+    """`kernels.custom_call`; `None` where numba, which compiles it, does not work."""
+    try:
+        from kernels import custom_call
+    except (ImportError, RuntimeError) as error:
+        warnings.warn(
+            f"numba does not work here ({error}); matmuls take XLA's operations, which give the "
+            "same bits in more time",
+            stacklevel=2,
+        )
+        return None
+    return custom_call
+
+
+def _on_cpu(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:
+    if (native := _native()) is None:
+        return _elsewhere(a, b, *c, arithmetic=arithmetic)
+    if b.shape[2] < exact.NARROW < a.shape[1]:  # whole groups of columns are computed
+        turned = (x.swapaxes(1, 2) for x in (b, a, *c))
+        return _on_cpu(*turned, arithmetic=arithmetic).swapaxes(1, 2)
+    found: Array = native.accumulate(a, b, c[0] if c else None, arithmetic)
+    return found
+
+
+def _elsewhere(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:
+    return exact.accumulate(a, b, c[0] if c else None, arithmetic)
+
+
+@_product.def_impl
+def _eager(*operands: Array, arithmetic: Arithmetic) -> Array:
+    found: Array = jax.jit(partial(_product.bind, arithmetic=arithmetic))(*operands)
+    return found
+
+
+@_product.def_abstract_eval
+def _shape(a: Any, b: Any, *c: Any, arithmetic: Arithmetic) -> Any:
+    return a.update(shape=(a.shape[0], a.shape[1], b.shape[2]), dtype=jnp.dtype(jnp.float32))
+
+
+mlir.register_lowering(_product, mlir.lower_fun(_elsewhere, multiple_results=False))
+mlir.register_lowering(_product, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")

@@ -1,0 +1,220 @@
+"""Vectors of doubles in functions that numba compiles: expressions that emit LLVM's operations.
+
+Numba itself has no vector types, and whether its loops become vectors is LLVM's choice. A function
+marked `inline` is written in terms of `Vector` and runs once, when it is compiled; what it computes
+is strict IEEE arithmetic in FP64, in which LLVM contracts and reorders nothing. Where the processor
+has shorter vectors, LLVM splits these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 8
+
+_I64 = ir.IntType(64)
+_F64 = ir.DoubleType()
+_DOUBLES = ir.VectorType(_F64, LANES)
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_INTEGERS = ir.VectorType(_I64, LANES)
+_ANSWERS = ir.VectorType(ir.IntType(1), LANES)
+_PLACES = ir.VectorType(ir.IntType(32), LANES)
+
+
+class Vector:
+    """`LANES` numbers: doubles, their words, or the answers of a comparison."""
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        self.builder, self.value = builder, value
+
+    def _new(self, value: ir.Value) -> Vector:
+        return Vector(self.builder, value)
+
+    def __add__(self, other: Vector) -> Vector:
+        return self._new(self.builder.fadd(self.value, other.value))
+
+    def __sub__(self, other: Vector) -> Vector:
+        return self._new(self.builder.fsub(self.value, other.value))
+
+    def __mul__(self, other: Vector) -> Vector:
+        return self._new(self.builder.fmul(self.value, other.value))
+
+    def __neg__(self) -> Vector:
+        return self._new(self.builder.fneg(self.value))
+
+    def __lt__(self, other: Vector) -> Vector:
+        return self._new(self.builder.fcmp_ordered("<", self.value, other.value))
+
+    def __ge__(self, other: Vector) -> Vector:
+        return self._new(self.builder.fcmp_ordered(">=", self.value, other.value))
+
+    def equals(self, other: Vector) -> Vector:
+        return self._new(self.builder.fcmp_ordered("==", self.value, other.value))
+
+    def __and__(self, other: Vector) -> Vector:
+        return self._new(self.builder.and_(self.value, other.value))
+
+    def __or__(self, other: Vector) -> Vector:
+        return self._new(self.builder.or_(self.value, other.value))
+
+    def __invert__(self) -> Vector:
+        return self._new(self.builder.not_(self.value))
+
+    def size(self) -> Vector:
+        return self._call("llvm.fabs", self)
+
+    def times_plus(self, factor: Vector, addend: Vector) -> Vector:
+        """Rounded once."""
+        return self._call("llvm.fma", self, factor, addend)
+
+    def _call(self, name: str, *operands: Vector) -> Vector:
+        kind = ir.FunctionType(_DOUBLES, [_DOUBLES] * len(operands))
+        function = cgutils.get_or_insert_function(self.builder.module, kind, f"{name}.v{LANES}f64")
+        return self._new(self.builder.call(function, [x.value for x in operands]))
+
+    def where(self, yes: Vector, no: Vector) -> Vector:
+        """Of an answer: the lanes of `yes` where it holds."""
+        return self._new(self.builder.select(self.value, yes.value, no.value))
+
+    def larger(self, other: Vector) -> Vector:
+        return (self < other).where(other, self)
+
+    def to_float32(self) -> Vector:
+        """Rounded to FP32's 24 bits; for numbers in its normal range."""
+        return self._new(self.builder.fpext(self.builder.fptrunc(self.value, _FLOATS), _DOUBLES))
+
+    def words(self) -> Vector:
+        return self._new(self.builder.bitcast(self.value, _INTEGERS))
+
+    def doubles(self) -> Vector:
+        return self._new(self.builder.bitcast(self.value, _DOUBLES))
+
+    def plus_words(self, other: Vector) -> Vector:
+        return self._new(self.builder.add(self.value, other.value))
+
+    def same_words(self, other: Vector) -> Vector:
+        return self._new(self.builder.icmp_unsigned("==", self.value, other.value))
+
+    def bits(self) -> ir.Value:
+        """Of an answer: an integer with a bit for each lane, the first one the lowest."""
+        short = self.builder.bitcast(self.value, ir.IntType(LANES))
+        return self.builder.zext(short, _I64)
+
+
+class Emitter:
+    """What an inlined function has in its hands: constants, memory and loops."""
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self.builder = builder
+
+    def number(self, value: float) -> Vector:
+        return Vector(self.builder, ir.Constant(_DOUBLES, [value] * LANES))
+
+    def word(self, value: int) -> Vector:
+        return Vector(self.builder, ir.Constant(_INTEGERS, [value] * LANES))
+
+    def all_equal(self, scalar: ir.Value) -> Vector:
+        one = self.builder.insert_element(
+            ir.Constant(_DOUBLES, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+        )
+        none = ir.Constant(_DOUBLES, ir.Undefined)
+        same = ir.Constant(_PLACES, [0] * LANES)
+        return Vector(self.builder, self.builder.shuffle_vector(one, none, same))
+
+    def answer(self, bits: ir.Value) -> Vector:
+        """The lanes whose bits are set; see `Vector.bits`."""
+        short = self.builder.trunc(bits, ir.IntType(LANES))
+        return Vector(self.builder, self.builder.bitcast(short, _ANSWERS))
+
+    def integer(self, value: int) -> ir.Value:
+        return ir.Constant(_I64, value)
+
+    def at(self, address: ir.Value) -> ir.Value:
+        return self.builder.inttoptr(address, _F64.as_pointer())
+
+    def place(self, pointer: ir.Value, *terms: ir.Value | int) -> ir.Value:
+        """`pointer` further by so many doubles."""
+        for term in terms:
+            offset = self.integer(term) if isinstance(term, int) else term
+            pointer = self.builder.gep(pointer, [offset])
+        return pointer
+
+    def times(self, x: ir.Value, y: ir.Value | int) -> ir.Value:
+        return self.builder.mul(x, self.integer(y) if isinstance(y, int) else y)
+
+    def load(self, pointer: ir.Value) -> Vector:
+        value = self.builder.load(self.builder.bitcast(pointer, _DOUBLES.as_pointer()))
+        value.align = 8
+        return Vector(self.builder, value)
+
+    def load_all_equal(self, pointer: ir.Value) -> Vector:
+        return self.all_equal(self.builder.load(pointer))
+
+    def store(self, vector: Vector, pointer: ir.Value) -> None:
+        where = self.builder.bitcast(pointer, _DOUBLES.as_pointer())
+        self.builder.store(vector.value, where).align = 8
+
+    def variable(self, start: Vector) -> ir.Value:
+        """A place whose value LLVM keeps in a register."""
+        place = cgutils.alloca_once(self.builder, start.value.type)
+        self.builder.store(start.value, place)
+        return place
+
+    def integer_variable(self, start: int) -> ir.Value:
+        place = cgutils.alloca_once(self.builder, _I64)
+        self.builder.store(self.integer(start), place)
+        return place
+
+    def get(self, place: ir.Value) -> Vector:
+        return Vector(self.builder, self.builder.load(place))
+
+    def put(self, place: ir.Value, vector: Vector) -> None:
+        self.builder.store(vector.value, place)
+
+    def loop(self, count: ir.Value) -> Any:
+        """`with emitter.loop(count) as index:`"""
+        return _Loop(cgutils.for_range(self.builder, count))
+
+    def when(self, condition: ir.Value) -> Any:
+        """`with emitter.when(bits):` what is done if the integer is not zero."""
+        return self.builder.if_then(
+            self.builder.icmp_unsigned("!=", condition, self.integer(0)), likely=False
+        )
+
+
+class _Loop:
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __enter__(self) -> ir.Value:
+        return self.inner.__enter__().index
+
+    def __exit__(self, *error: Any) -> Any:
+        return self.inner.__exit__(*error)
+
+
+def inline(result: bool) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator: `function(emitter, *operands)` becomes `function((*operands,))` in compiled
+    code, where operands are 64-bit integers, addresses among them (`array.ctypes.data`), and so is
+    the result, if there is one.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        @intrinsic
+        def compiled(context: Any, operands: Any) -> Any:
+            def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                values = cgutils.unpack_tuple(builder, arguments[0], len(operands))
+                found = function(Emitter(builder), *values)
+                return found if result else context.get_dummy_value()
+
+            return (types.int64 if result else types.void)(operands), emit
+
+        return compiled
+
+    return decorate
