@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array
 from llvmlite import binding as llvm
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -27,6 +27,7 @@ from kernels import native
 from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
 from kernels.operands import FRACTION_BITS
+from kernels.vectors import pointer
 
 NAME = "cm384_exact_product"
 
@@ -97,14 +98,6 @@ _free = types.ExternalFunction("free", types.void(types.int64))
 _pause = types.ExternalFunction("sched_yield", types.int32())
 
 
-@intrinsic
-def _pointer(context: Any, address: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), emit
-
-
 @njit(**native.COMPILED)
 def _shape(buffer: int) -> tuple[int, int, int]:
     dimensions = _load(buffer + _DIMENSIONS)
@@ -113,12 +106,7 @@ def _shape(buffer: int) -> tuple[int, int, int]:
 
 @njit(**native.COMPILED)
 def _words(buffer: int) -> Any:
-    return numba.carray(_pointer(_load(buffer + _DATA)), _shape(buffer), np.uint32)
-
-
-@njit(**native.COMPILED)
-def _short_words(buffer: int) -> Any:
-    return numba.carray(_pointer(_load(buffer + _DATA)), _shape(buffer), np.uint16)
+    return carray(pointer(_load(buffer + _DATA)), _shape(buffer), np.uint32)
 
 
 @njit(**native.COMPILED)
@@ -131,16 +119,13 @@ def _work(job: int) -> None:
     at = _load(job + 8 * _OPTIONS)
     options = _load(at), _load(at + 8), _load(at + 16), _load(at + 24)
     a, b = _load(job + 8 * _A), _load(job + 8 * _B)
+    k = _shape(a)[2]
+    a, b = _load(a + _DATA), _load(b + _DATA)
     c, out = _words(_load(job + 8 * _C)), _words(_load(job + 8 * _OUT))
     tile = _load(job + 8 * _ROWS), _load(job + 8 * _COLUMNS)
     buffers = native.buffers_for(tile, options[0])
     while number < tiles:
-        if kind == native.FP32:
-            native.compute(_words(a), _words(b), c, out, kind, options, number, tile, buffers)
-        else:
-            native.compute(
-                _short_words(a), _short_words(b), c, out, kind, options, number, tile, buffers
-            )
+        native.compute(a, b, k, c, out, kind, options, number, tile, buffers)
         _add(job + 8 * _DONE, 1)
         number = _add(job + 8 * _NEXT, 1)
 

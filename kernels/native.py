@@ -21,9 +21,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 
-from kernels.vectors import LANES, Emitter, Vector, inline
+from kernels.vectors import LANES, Emitter, Vector, inline, pointer
 
 BF16, FP16, FP32 = range(3)
 
@@ -350,52 +350,77 @@ def _decoded(word: Any, kind: int) -> float:
 
 
 @njit(**COMPILED)
+def _read(address: int, count: int, kind: int, target: Any, start: int) -> None:
+    """So many numbers at an address, as doubles into `target`."""
+    if kind == FP32:
+        words = carray(pointer(address), (count,), np.uint32)
+        for i in range(count):
+            target[start + i] = _decoded(words[i], FP32)
+    elif kind == FP16:
+        short = carray(pointer(address), (count,), np.uint16)
+        for i in range(count):
+            target[start + i] = _decoded(short[i], FP16)
+    else:
+        short = carray(pointer(address), (count,), np.uint16)
+        for i in range(count):
+            target[start + i] = _decoded(short[i], BF16)
+
+
+@njit(**COMPILED)
+def _bytes(kind: int) -> int:
+    return 4 if kind == FP32 else 2
+
+
+@njit(**COMPILED)
 def _pack_rows(
-    a: Any, kind: int, i0: int, rows: int, k0: int, steps: int, shape: Any, x: Any, row: Any
+    a: int, kind: int, i0: int, rows: int, k: int, k0: int, steps: int, shape: Any, x: Any, row: Any
 ) -> None:
-    """Doubles `x[groups, steps padded, _ROWS]` of rows and steps of `a[m, k]`."""
+    """Doubles `x[groups, steps padded, _ROWS]` of rows and steps of the matrix `[m, k]` at `a`."""
     products, padded = shape
-    count = min(steps * products, a.shape[1] - k0)
+    count = min(steps * products, k - k0)
     length = steps * padded
     groups = -(-rows // _ROWS)
     if count < length or rows < groups * _ROWS:
         x[: groups * length * _ROWS] = 0
     for i in range(rows):
-        source = a[i0 + i]
-        for k in range(count):
-            row[k] = _decoded(source[k0 + k], kind)
+        _read(a + ((i0 + i) * k + k0) * _bytes(kind), count, kind, row, 0)
         start = i // _ROWS * length * _ROWS + i % _ROWS
         if products == padded:
-            for k in range(count):
-                x[start + k * _ROWS] = row[k]
+            for index in range(count):
+                x[start + index * _ROWS] = row[index]
         else:
-            for k in range(count):
-                x[start + (k // products * padded + k % products) * _ROWS] = row[k]
+            for index in range(count):
+                place = index // products * padded + index % products
+                x[start + place * _ROWS] = row[index]
 
 
 @njit(**COMPILED)
 def _pack_columns(
-    b: Any, kind: int, j0: int, columns: int, k0: int, steps: int, shape: Any, y: Any
+    b: int,
+    kind: int,
+    j0: int,
+    columns: int,
+    k: int,
+    n: int,
+    k0: int,
+    steps: int,
+    shape: Any,
+    y: Any,
 ) -> None:
-    """Doubles `y[groups, steps padded, _COLUMNS]` of columns and steps of `b[k, n]`."""
+    """Doubles `y[groups, steps padded, _COLUMNS]` of columns and steps of `[k, n]` at `b`."""
     products, padded = shape
-    count = min(steps * products, b.shape[0] - k0)
+    count = min(steps * products, k - k0)
     length = steps * padded
     groups = -(-columns // _COLUMNS)
     if count < length or columns < groups * _COLUMNS:
         y[: groups * length * _COLUMNS] = 0
-    for k in range(count):
-        source = b[k0 + k]
-        place = k // products * padded + k % products
+    for index in range(count):
+        source = b + ((k0 + index) * n + j0) * _bytes(kind)
+        place = index // products * padded + index % products
         for group in range(groups):
+            first = group * _COLUMNS
             start = (group * length + place) * _COLUMNS
-            first = j0 + group * _COLUMNS
-            if (group + 1) * _COLUMNS <= columns:
-                for j in range(_COLUMNS):
-                    y[start + j] = _decoded(source[first + j], kind)
-            else:
-                for j in range(columns - group * _COLUMNS):
-                    y[start + j] = _decoded(source[first + j], kind)
+            _read(source + first * _bytes(kind), min(_COLUMNS, columns - first), kind, y, start)
 
 
 @njit(**COMPILED)
@@ -517,7 +542,7 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
 @njit(**COMPILED)
 def _address(array: Any, offset: int) -> int:
     """Of a double in `array`."""
-    return np.int64(array.ctypes.data) + 8 * offset
+    return int(array.ctypes.data) + 8 * offset
 
 
 @njit(**COMPILED)
@@ -612,9 +637,11 @@ def _copy(emit: Emitter, source: Any, target: Any) -> None:
 
 @njit(**COMPILED)
 def _tile(
-    a: Any,
-    b: Any,
+    a: int,
+    b: int,
     kind: int,
+    k: int,
+    n: int,
     corner: Any,
     size: Any,
     shape: Any,
@@ -632,7 +659,7 @@ def _tile(
     width = column_groups * _COLUMNS
     quads = padded // _QUAD
     unit = 2.0 ** (1 - significand)
-    number = -(-a.shape[1] // products)
+    number = -(-k // products)
     block = max(1, _BLOCK // padded)
     largest = np.empty(2 * LANES)
     for group in range(row_groups * column_groups):
@@ -653,8 +680,8 @@ def _tile(
     for first in range(0, number, block):
         steps = min(block, number - first)
         length = steps * padded
-        _pack_rows(a, kind, i0, rows, first * products, steps, shape, x, row)
-        _pack_columns(b, kind, j0, columns, first * products, steps, shape, y)
+        _pack_rows(a, kind, i0, rows, k, first * products, steps, shape, x, row)
+        _pack_columns(b, kind, j0, columns, k, n, first * products, steps, shape, y)
         x_words, y_words = x.view(np.int64), y.view(np.int64)
         for g in range(row_groups):
             start = _address(x, g * length * _ROWS)
@@ -750,12 +777,21 @@ def buffers_for(tile: tuple[int, int], products: int) -> Any:
 
 @njit(**COMPILED)
 def compute(
-    a: Any, b: Any, c: Any, out: Any, kind: int, options: Any, number: int, tile: Any, buffers: Any
+    a: int,
+    b: int,
+    k: int,
+    c: Any,
+    out: Any,
+    kind: int,
+    options: Any,
+    number: int,
+    tile: Any,
+    buffers: Any,
 ) -> None:
     """Tile `number` of `out[batch, m, n]`, FP32 words.
 
     Args:
-        a, b: words `[batch, m, k]` and `[batch, k, n]` of a `kind` of number; no size is 0.
+        a, b: addresses of `[batch, m, k]` and `[batch, k, n]`, of a `kind` of number; no size is 0.
         c: FP32 words `[batch, m, n]`, or of size 0 for +0.
         options: products of a step, significant bits of an operand, whether overflow saturates,
             and the word of a NaN.
@@ -772,9 +808,11 @@ def compute(
     size = min(tile[0], m - corner[0]), min(tile[1], n - corner[1])
     _start(c, matrix, corner, size, buffers[0])
     _tile(
-        a[matrix],
-        b[matrix],
+        a + matrix * m * k * _bytes(kind),
+        b + matrix * k * n * _bytes(kind),
         kind,
+        k,
+        n,
         corner,
         size,
         (products, padded),
@@ -813,6 +851,5 @@ def _finish(tile: Any, corner: Any, size: Any, nan: int, out: Any) -> None:
             word = np.int64(np.float32(value).view(np.uint32))
             if extent < _LEAST:
                 word = np.int64(extent * 2.0**149) | np.int64((value < 0) << 31)
-            if value != value:
-                word = nan
+            word = word if value == value else np.int64(nan)
             out[corner[0] + i, corner[1] + j] = np.uint32(word)

@@ -218,3 +218,13 @@ def inline(result: bool) -> Callable[[Callable[..., Any]], Any]:
         return compiled
 
     return decorate
+
+
+@intrinsic
+def pointer(context: Any, address: Any) -> Any:
+    """Of an address, what `numba.carray` takes."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), emit
