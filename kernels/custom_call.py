@@ -44,7 +44,7 @@ _API_VERSION, _DESTROY, _SCHEDULE, _THREADS = 32, 64, 136, 144
 _SCHEDULE_SIZE, _THREADS_SIZE = 40, 32  # of their arguments
 
 # A job, 64-bit words: the next tile, tiles done, threads that may still look at it, and the rest.
-_NEXT, _DONE, _USERS, _TILES, _KIND, _OPTIONS, _A, _B, _C, _OUT, _ROWS, _COLUMNS = range(12)
+_NEXT, _DONE, _USERS, _TILES, _OPTIONS, _A, _B, _C, _OUT, _ROWS, _COLUMNS, _SIZE = range(12)
 
 _WORTH = 1 << 18  # multiply-adds that are worth another thread
 _TILES_PER_THREAD = 4
@@ -112,12 +112,13 @@ def _words(buffer: int) -> Any:
 @njit(**native.COMPILED)
 def _work(job: int) -> None:
     """Tiles of a job, as long as there are any that nobody has."""
-    tiles, kind = _load(job + 8 * _TILES), _load(job + 8 * _KIND)
+    tiles = _load(job + 8 * _TILES)
     number = _add(job + 8 * _NEXT, 1)
     if number >= tiles:
         return
     at = _load(job + 8 * _OPTIONS)
-    options = _load(at), _load(at + 8), _load(at + 16), _load(at + 24)
+    form = _load(at), _load(at + 8), _load(at + 16)
+    options = _load(at + 24), _load(at + 32), _load(at + 40), _load(at + 48)
     a, b = _load(job + 8 * _A), _load(job + 8 * _B)
     k = _shape(a)[2]
     a, b = _load(a + _DATA), _load(b + _DATA)
@@ -125,7 +126,7 @@ def _work(job: int) -> None:
     tile = _load(job + 8 * _ROWS), _load(job + 8 * _COLUMNS)
     buffers = native.buffers_for(tile, options[0])
     while number < tiles:
-        native.compute(a, b, k, c, out, kind, options, number, tile, buffers)
+        native.compute(a, b, k, c, out, form, options, number, tile, buffers)
         _add(job + 8 * _DONE, 1)
         number = _add(job + 8 * _NEXT, 1)
 
@@ -183,8 +184,8 @@ def _schedule(api: int, context: int, task: int, job: int) -> None:
 
 @njit(**native.COMPILED)
 def _handle(frame: int) -> int:
-    """A call by XLA, with operands a, b and c; the attribute is the kind of operands and the
-    options of `native.compute`.
+    """A call by XLA, with operands a, b and c; the attribute is `form` and `options` of
+    `native.compute`.
     """
     api, context = _load(frame + _API), _load(frame + _CONTEXT)
     extension = _load(frame + _EXTENSION)
@@ -195,7 +196,7 @@ def _handle(frame: int) -> int:
     operands, attributes = _load(frame + _ARGUMENTS), _load(frame + _ATTRIBUTES)
     out = _load(_load(frame + _RESULTS))
     options = _load(_load(attributes) + _ARRAY_DATA)
-    job = _malloc(12 * 8)
+    job = _malloc(8 * _SIZE)
     shape = _shape(out)
     work = shape[0] * shape[1] * shape[2] * _shape(_load(operands))[2]
     threads = min(_threads(api, context), 1 + work // _WORTH)
@@ -205,8 +206,7 @@ def _handle(frame: int) -> int:
     _save(job + 8 * _DONE, 0)
     _save(job + 8 * _USERS, 1)
     _save(job + 8 * _TILES, tiles)
-    _save(job + 8 * _KIND, _load(options))
-    _save(job + 8 * _OPTIONS, options + 8)
+    _save(job + 8 * _OPTIONS, options)
     _save(job + 8 * _A, _load(operands))
     _save(job + 8 * _B, _load(operands + 8))
     _save(job + 8 * _C, _load(operands + 16))
@@ -266,8 +266,13 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
     kept = FRACTION_BITS[a.dtype.name]
     if a.dtype == jnp.float32 and arithmetic.operand_fraction_bits is not None:
         kept = arithmetic.operand_fraction_bits
+    cut = FRACTION_BITS[a.dtype.name] - kept
+    if arithmetic.specials == "saturate":
+        a, b, cut = reading.read(a, arithmetic), reading.read(b, arithmetic), 0
     options = [
         _KINDS[a.dtype.name],
+        cut,
+        arithmetic.operand_rounding == "nearest_even",
         arithmetic.products,
         kept + 1,
         arithmetic.overflow == "saturate",
@@ -275,8 +280,8 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
     ]
     call = jax.ffi.ffi_call(NAME, jax.ShapeDtypeStruct(shape, jnp.float32))
     found: Array = call(
-        reading.read(a, arithmetic),
-        reading.read(b, arithmetic),
+        a,
+        b,
         jnp.zeros((0, 0, 0), jnp.float32) if c is None else c,
         options=np.array(options, np.int64),
     )

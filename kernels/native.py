@@ -350,12 +350,28 @@ def _decoded(word: Any, kind: int) -> float:
 
 
 @njit(**COMPILED)
-def _read(address: int, count: int, kind: int, target: Any, start: int) -> None:
-    """So many numbers at an address, as doubles into `target`."""
+def _cut(word: Any, cut: int, nearest: int) -> Any:
+    """A word of FP32 without its last `cut` bits, as `kernels.operands` has it."""
+    bits = np.int64(word)
+    rounded = bits + (((np.int64(1) << cut) >> 1) - 1 + (bits >> cut & 1)) * nearest
+    finite = bits & 0x7FFFFFFF < 255 << 23
+    return rounded >> cut << cut if finite or nearest == 0 else bits
+
+
+@njit(**COMPILED)
+def _read(address: int, count: int, form: Any, target: Any, start: int) -> None:
+    """So many numbers at an address, as doubles into `target`; `form` is their kind, how many bits
+    of a word of FP32 are cut, and whether to nearest.
+    """
+    kind, cut, nearest = form
     if kind == FP32:
         words = carray(pointer(address), (count,), np.uint32)
-        for i in range(count):
-            target[start + i] = _decoded(words[i], FP32)
+        if cut == 0:
+            for i in range(count):
+                target[start + i] = _decoded(words[i], FP32)
+        else:
+            for i in range(count):
+                target[start + i] = _decoded(_cut(words[i], cut, nearest), FP32)
     elif kind == FP16:
         short = carray(pointer(address), (count,), np.uint16)
         for i in range(count):
@@ -367,13 +383,13 @@ def _read(address: int, count: int, kind: int, target: Any, start: int) -> None:
 
 
 @njit(**COMPILED)
-def _bytes(kind: int) -> int:
-    return 4 if kind == FP32 else 2
+def _bytes(form: Any) -> int:
+    return 4 if form[0] == FP32 else 2
 
 
 @njit(**COMPILED)
 def _pack_rows(
-    a: int, kind: int, i0: int, rows: int, k: int, k0: int, steps: int, shape: Any, x: Any, row: Any
+    a: int, form: Any, i0: int, rows: int, k: int, k0: int, steps: int, shape: Any, x: Any, row: Any
 ) -> None:
     """Doubles `x[groups, steps padded, _ROWS]` of rows and steps of the matrix `[m, k]` at `a`."""
     products, padded = shape
@@ -383,7 +399,7 @@ def _pack_rows(
     if count < length or rows < groups * _ROWS:
         x[: groups * length * _ROWS] = 0
     for i in range(rows):
-        _read(a + ((i0 + i) * k + k0) * _bytes(kind), count, kind, row, 0)
+        _read(a + ((i0 + i) * k + k0) * _bytes(form), count, form, row, 0)
         start = i // _ROWS * length * _ROWS + i % _ROWS
         if products == padded:
             for index in range(count):
@@ -397,7 +413,7 @@ def _pack_rows(
 @njit(**COMPILED)
 def _pack_columns(
     b: int,
-    kind: int,
+    form: Any,
     j0: int,
     columns: int,
     k: int,
@@ -415,12 +431,12 @@ def _pack_columns(
     if count < length or columns < groups * _COLUMNS:
         y[: groups * length * _COLUMNS] = 0
     for index in range(count):
-        source = b + ((k0 + index) * n + j0) * _bytes(kind)
+        source = b + ((k0 + index) * n + j0) * _bytes(form)
         place = index // products * padded + index % products
         for group in range(groups):
             first = group * _COLUMNS
             start = (group * length + place) * _COLUMNS
-            _read(source + first * _bytes(kind), min(_COLUMNS, columns - first), kind, y, start)
+            _read(source + first * _bytes(form), min(_COLUMNS, columns - first), form, y, start)
 
 
 @njit(**COMPILED)
@@ -579,7 +595,6 @@ def _careful_block(
     width: int,
     steps: int,
     padded: int,
-    special: bool,
     buffers: Any,
     constants: Any,
 ) -> None:
@@ -608,8 +623,7 @@ def _careful_block(
                 )
             )
             if unknown != 0:
-                if special:
-                    unknown = _special((xs + 8 * part, ys, here, width, out, quads, unknown))
+                unknown = _special((xs + 8 * part, ys, here, width, out, quads, unknown))
                 for index in range(_PART * _COLUMNS // LANES):
                     bits = (unknown >> (LANES * index)) & ((1 << LANES) - 1)
                     if bits != 0:
@@ -639,7 +653,7 @@ def _copy(emit: Emitter, source: Any, target: Any) -> None:
 def _tile(
     a: int,
     b: int,
-    kind: int,
+    form: Any,
     k: int,
     n: int,
     corner: Any,
@@ -680,8 +694,8 @@ def _tile(
     for first in range(0, number, block):
         steps = min(block, number - first)
         length = steps * padded
-        _pack_rows(a, kind, i0, rows, k, first * products, steps, shape, x, row)
-        _pack_columns(b, kind, j0, columns, k, n, first * products, steps, shape, y)
+        _pack_rows(a, form, i0, rows, k, first * products, steps, shape, x, row)
+        _pack_columns(b, form, j0, columns, k, n, first * products, steps, shape, y)
         x_words, y_words = x.view(np.int64), y.view(np.int64)
         for g in range(row_groups):
             start = _address(x, g * length * _ROWS)
@@ -702,12 +716,10 @@ def _tile(
                 found = _sizes((here, width, _address(largest, 0)))
                 if found == _ROWS * _COLUMNS:
                     continue  # none is a number, and none will be
-                norms = of_x[0] * of_y[0]
-                special = not norms < np.inf or found != 0
                 most = 0.0
                 for j in range(LANES):
                     most = max(most, largest[j])
-                reach = most + norms
+                reach = most + of_x[0] * of_y[0]
                 index = ig * column_groups + jg
                 last = min(held[index], of_x[1] * of_y[1] * unit**2)
                 held[index] = last
@@ -738,9 +750,7 @@ def _tile(
                     _address(x_lasts, ig * steps * _ROWS),
                     _address(y_lasts, jg * steps * _COLUMNS),
                 )
-                _careful_block(
-                    xs, ys, bounds, here, width, steps, padded, special, buffers, constants
-                )
+                _careful_block(xs, ys, bounds, here, width, steps, padded, buffers, constants)
 
 
 @njit(**COMPILED)
@@ -782,7 +792,7 @@ def compute(
     k: int,
     c: Any,
     out: Any,
-    kind: int,
+    form: Any,
     options: Any,
     number: int,
     tile: Any,
@@ -791,7 +801,8 @@ def compute(
     """Tile `number` of `out[batch, m, n]`, FP32 words.
 
     Args:
-        a, b: addresses of `[batch, m, k]` and `[batch, k, n]`, of a `kind` of number; no size is 0.
+        a, b: addresses of `[batch, m, k]` and `[batch, k, n]`; no size is 0.
+        form: of their numbers, see `_read`.
         c: FP32 words `[batch, m, n]`, or of size 0 for +0.
         options: products of a step, significant bits of an operand, whether overflow saturates,
             and the word of a NaN.
@@ -808,9 +819,9 @@ def compute(
     size = min(tile[0], m - corner[0]), min(tile[1], n - corner[1])
     _start(c, matrix, corner, size, buffers[0])
     _tile(
-        a + matrix * m * k * _bytes(kind),
-        b + matrix * k * n * _bytes(kind),
-        kind,
+        a + matrix * m * k * _bytes(form),
+        b + matrix * k * n * _bytes(form),
+        form,
         k,
         n,
         corner,
