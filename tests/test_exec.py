@@ -339,6 +339,23 @@ def test_what_jax_refuses_is_not_laid_at_our_door(run: Script) -> None:
     assert answer.err == "" and "Outside the model: s" not in answer.out
 
 
+GUARDED = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+jax.config.update("jax_transfer_guard", "disallow")
+mesh = jax.make_mesh((8,), ("x",), (jax.sharding.AxisType.Auto,))
+x = jax.device_put(np.arange(8.0, dtype=np.float32), NamedSharding(mesh, P("x")))
+table = np.arange(8.0, dtype=np.float32)
+print(float(jax.device_get(jax.jit(lambda v: (v * table).sum())(x))))
+"""
+
+
+def test_a_script_may_guard_its_transfers(run: Script) -> None:
+    answer = run(GUARDED)
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("140.0\n") and "Outside the model" not in answer.out
+
+
 def test_calls_to_the_host_are_made_once_and_take_no_time(run: Script) -> None:
     answer = run(ASKS_THE_HOST)
     assert answer.code == 0, answer.err

@@ -114,7 +114,8 @@ class Steps:
         with self.clock.emulating():
             try:
                 given = of_values(params, refs) if refs else params
-                outs, estimate = self._compute(held(args), given, function)
+                with jax.transfer_guard("allow"):  # the script's is about its own transfers
+                    outs, estimate = self._compute(held(args), given, function)
             except (OutOfMemoryError, FloatingPointError):  # `jax_debug_nans` asks for the latter
                 raise
             except NotImplementedError as refusal:
