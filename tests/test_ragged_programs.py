@@ -234,6 +234,14 @@ def test_a_ragged_exchange_of_each_device_with_itself() -> None:
         np.testing.assert_array_equal(mine, [0, *theirs[:count], *[0] * (3 - count)])
 
 
+def test_a_ragged_exchange_of_which_some_operands_are_batched_is_refused_by_name() -> None:
+    run, (x, *tables), _, want = exchange_program()
+    with pytest.raises(NotImplementedError, match="ragged_all_to_all under a vmap"):
+        em.run(jax.vmap(lambda x: run(x, *tables)), np.stack([x, x]), on=POD)
+    both = [np.stack([v, v]) for v in (x, *tables)]
+    np.testing.assert_array_equal(em.run(jax.vmap(run), *both, on=POD).value, [want, want])
+
+
 # -- what only values tell
 
 
