@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -288,9 +289,13 @@ def on_one_set(args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, ...]
 
 def _bound(x: Any) -> frozenset[jax.Device] | None:
     """The devices to which an argument is bound."""
-    if isinstance(x, jax.Array) and getattr(x, "committed", False):
-        return frozenset(x.sharding.device_set)
-    return None
+    committed = isinstance(x, jax.Array) and getattr(x, "committed", False)
+    return _devices(x.sharding) if committed else None
+
+
+@functools.lru_cache(maxsize=256)
+def _devices(sharding: Sharding) -> frozenset[jax.Device]:
+    return frozenset(sharding.device_set)
 
 
 def _zeros(x: Any) -> Any:
