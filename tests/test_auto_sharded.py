@@ -158,12 +158,16 @@ def test_devices_are_those_of_the_mesh() -> None:
 
 def test_a_dimension_divided_over_part_of_an_axis() -> None:
     def program(a: Any) -> Any:  # (8, 3) over 8 devices as (2, 4, 3): the axis is cut in two
-        return a.reshape(2, 4, 3).sum(1)
+        return a.reshape(2, 4, 3).sum(1) + a.sum()
 
     mesh = POD.mesh(x=8)
     whole = jax.jit(program, in_shardings=NamedSharding(mesh, P("x")))
     a = integers(8, 3)
-    np.testing.assert_array_equal(em.emulate(whole, on=POD)(a), program(a))
+    answer = em.run(whole, a, on=POD)
+    np.testing.assert_array_equal(answer.value, program(a))
+    assert answer.mesh == "x=8"
+    names = {row.name for row in answer.rows() if row.kind == "collective"}
+    assert "psum x" in names and len(names) > 1, names
 
 
 def test_a_derivative_from_outside_is_refused() -> None:

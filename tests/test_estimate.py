@@ -731,6 +731,11 @@ def test_arguments_may_be_arrays_or_shapes() -> None:
             ValueError,
             "384 devices.*72",
         ),
+        (
+            lambda: estimate(lambda x: {"x": x, "name": "loss"}, X, on=POD),
+            TypeError,
+            r"<lambda> returns str 'loss' at result\['name'\]",
+        ),
     ],
 )
 def test_bad_calls_are_explained(call: Any, error: type[Exception], words: str) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import jax
@@ -13,12 +14,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from rich.console import Console
 
 import emulator as em
 from emulator.script.clock import PodClock
+from emulator.script.eager import Eager
+from emulator.script.report import report
+from emulator.script.steps import Function, Steps
+from emulator.units import seconds
 from tests.conftest import Answer
 
 ROOT = Path(__file__).resolve().parent.parent
+POD = em.cloudmatrix384()
 Script = Callable[..., Answer]
 
 COMMAND = "import sys; sys.argv[0] = 'cm384'; from emulator.cli import main; main()"
@@ -304,6 +311,12 @@ try:
     jax.jit(lambda v, w: v + w)(jax.device_put(x, devices[3]), jax.device_put(x, devices[1]))
 except ValueError as error:
     print("bound", error)
+a, b = jax.device_put(x, devices[3]), jax.device_put(jax.random.key(0), devices[1])
+part = jax.NamedSharding(jax.make_mesh((4,), ("x",), (jax.sharding.AxisType.Auto,)), jax.P("x"))
+ignore = jax.jit(lambda _, v: v * 2)
+for v in (a, jax.device_put(x, part), x):
+    result = ignore(b, v)
+    print("bound", result, sorted(d.id for d in result.devices()))
 token = jax.lax.create_token()
 passed = jax.jit(lambda v, t: (v + 1, t), donate_argnums=0)(jnp.arange(4), token)
 print("bound", passed[0], type(passed[1]))
@@ -314,7 +327,7 @@ def test_arguments_bound_to_a_device(run: Script, tmp_path: Path) -> None:
     answer = run(BOUND)
     assert answer.code == 0, answer.err
     said = [line for line in answer.out.splitlines() if line.startswith("bound")]
-    assert said == natively(tmp_path).splitlines() and len(said) == 6
+    assert said == natively(tmp_path).splitlines() and len(said) == 9
     assert "incompatible devices" in said[4] and "which it should not" not in answer.err
 
 
@@ -337,6 +350,36 @@ def test_what_jax_refuses_is_not_laid_at_our_door(run: Script) -> None:
     assert answer.code == 0, answer.err
     assert answer.out.startswith("refused ") and "\n2.0\n" in answer.out
     assert answer.err == "" and "Outside the model: s" not in answer.out
+
+
+def test_no_number_of_the_report_is_cut_short() -> None:
+    steps = Steps(POD, PodClock())
+    mesh = POD.mesh(**{f"an_axis_of_size_{n}_x{i}": n for i, n in enumerate([2, 3] * 3)})
+    step = jax.shard_map(lambda v: v * 2, mesh=mesh, in_specs=P(), out_specs=P())
+    last = em.estimate(step, 1.0, on=POD)
+    function = Function(name="step", where="train.py:1", calls=1, time_s=last.time_s, last=last)
+    steps.functions["step", "train.py:1"] = function
+    out = Console(width=160, file=StringIO())
+    out.print(report(POD, 384, steps, Eager(), 0.0))
+    text = out.file.getvalue()
+    assert "…" not in text and text.count(f" {seconds(last.time_s)} ") == 2
+
+
+GUARDED = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+jax.config.update("jax_transfer_guard", "disallow")
+mesh = jax.make_mesh((8,), ("x",), (jax.sharding.AxisType.Auto,))
+x = jax.device_put(np.arange(8.0, dtype=np.float32), NamedSharding(mesh, P("x")))
+table = np.arange(8.0, dtype=np.float32)
+print(float(jax.device_get(jax.jit(lambda v: (v * table).sum())(x))))
+"""
+
+
+def test_a_script_may_guard_its_transfers(run: Script) -> None:
+    answer = run(GUARDED)
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("140.0\n") and "Outside the model" not in answer.out
 
 
 def test_calls_to_the_host_are_made_once_and_take_no_time(run: Script) -> None:

@@ -160,6 +160,30 @@ def test_the_devices_of_a_node_share_its_links_to_the_host() -> None:
     assert any("no number for its links to the hosts" in text for text in other.assumptions)
 
 
+@pytest.mark.parametrize("manual", [False, True])
+def test_results_that_go_to_the_host_take_the_time_of_its_links(manual: bool) -> None:
+    part = jax.NamedSharding(POD.mesh(x=8), P("x"))
+    host = part.with_memory_kind("pinned_host")
+
+    def program(x: Any) -> Any:
+        return x * 2, x + 1
+
+    step: Any = program
+    if manual:
+        step = jax.shard_map(program, mesh=part.mesh, in_specs=P("x"), out_specs=P("x"))
+    plain, moved = (
+        jax.jit(step, in_shardings=part, out_shardings=(where, part)) for where in (part, host)
+    )
+    x = S((8 * ROWS, ROWS), F32)
+    here, there = (em.estimate(f, x, on=POD) for f in (plain, moved))
+    (port,) = (p for p in POD.fabric.ports if p.name == "host")
+    copy_s = port.latency_s + ONE / (port.per_node * port.bytes_per_s / POD.devices_per_node)
+    assert there.time_s - here.time_s == pytest.approx(copy_s)
+    ones = jnp.ones(x.shape)
+    first, second = em.run(moved, ones, on=POD).value
+    assert bool((first == 2).all()) and bool((second == 2).all())
+
+
 def test_remat_costs_the_work_that_it_saves_the_memory_of() -> None:
     def body(c: Any) -> Any:
         return jnp.sin(c @ c)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import io_callback
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import emulator as em
@@ -197,6 +198,48 @@ def test_ragged_exchange_has_values_and_time(groups: Any) -> None:
     table = (rows[0] * 3).tolist()
     first = em.all_to_all_v(table, on=POD, devices=list(members), dtype="float32")
     assert step.groups[0][1][0] == first.time_s
+
+
+@pytest.mark.parametrize("groups", [None, [[0, 2], [3, 1]]])
+def test_a_ragged_exchange_in_a_program_that_the_compiler_divides(groups: Any) -> None:
+    run, args, rows, want = exchange_program(groups)
+    part = NamedSharding(POD.mesh(dp=2, x=4), P(("dp", "x")))
+
+    def divided(x: Any, *tables: Any) -> Any:
+        return run(lax.with_sharding_constraint(x, part), *tables) * 2
+
+    whole = em.run(run, *args, on=POD)
+    answer = em.run(divided, *args, on=POD)
+    np.testing.assert_array_equal(answer.value, want * 2)
+    tables = np.array(answer.counts["ragged_all_to_all_0"])  # the groups in another order
+    np.testing.assert_array_equal(tables.sum(0), rows.sum(0))
+    ours, theirs = ([s for s in a.steps if s.kind == "collective"] for a in (answer, whole))
+    assert [s.time_s for s in ours] == [s.time_s for s in theirs]
+
+
+def test_a_ragged_exchange_of_each_device_with_itself() -> None:
+    part = NamedSharding(POD.mesh(dp=8, x=1), P(("dp", "x")))
+
+    def program(x: Any, rows: Any) -> Any:
+        def body(x: Any, rows: Any) -> Any:
+            start = jnp.zeros_like(rows)
+            return lax.ragged_all_to_all(x, x * 0, start, rows, start + 1, rows, axis_name="x")
+
+        x = lax.with_sharding_constraint(x, part)
+        return jax.shard_map(body, mesh=part.mesh, in_specs=part.spec, out_specs=part.spec)(x, rows)
+
+    x, rows = np.arange(1.0, 33.0, dtype=np.float32), np.arange(8, dtype=np.int32) % 3
+    found = em.run(program, x, rows, on=POD).value.reshape(8, 4)
+    for mine, theirs, count in zip(found, x.reshape(8, 4), rows, strict=True):
+        np.testing.assert_array_equal(mine, [0, *theirs[:count], *[0] * (3 - count)])
+
+
+def test_a_ragged_exchange_of_which_some_operands_are_batched_is_refused_by_name() -> None:
+    run, (x, *tables), _, want = exchange_program()
+    with pytest.raises(NotImplementedError, match="ragged_all_to_all under a vmap"):
+        em.run(jax.vmap(lambda x: run(x, *tables)), np.stack([x, x]), on=POD)
+    both = [np.stack([v, v]) for v in (x, *tables)]
+    np.testing.assert_array_equal(em.run(jax.vmap(run), *both, on=POD).value, [want, want])
 
 
 # -- what only values tell

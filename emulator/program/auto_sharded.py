@@ -22,6 +22,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from emulator.mesh import PodMesh, abstract_mesh, device_numbers
 from emulator.program import partitioner
+from emulator.program.graph import on_host
 from emulator.program.one_map import is_one_map
 from emulator.program.partition_mesh import PartitionMesh, refined
 from emulator.program.real_devices import REAL
@@ -42,6 +43,34 @@ def trace_divided(
         What `trace` raises.
     """
     program = trace(fun, args, kwargs)
+    divided = _divided_program(program, args, kwargs)
+    _, asked, _ = _around(program.jaxpr.jaxpr)
+    wishes = [
+        None if isinstance(v, core.Literal) else asked.get(v) for v in program.jaxpr.jaxpr.outvars
+    ]
+    return dataclasses.replace(divided, jaxpr=_with_results_on_host(divided.jaxpr, wishes))
+
+
+def _with_results_on_host(jaxpr: core.ClosedJaxpr, wishes: Sequence[Any]) -> core.ClosedJaxpr:
+    """The program, then copies of those results that `out_shardings` wants in the host's memory."""
+    copies, outs = [], []
+    for v, wish in zip(jaxpr.jaxpr.outvars, wishes, strict=True):
+        kind = getattr(wish, "memory_kind", None)
+        if kind in ("pinned_host", "unpinned_host") and not on_host(v.aval):
+            like = jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
+            (copy,) = jax.make_jaxpr(lambda x: jax.device_put(x, jax.memory.Space.Host))(like).eqns
+            copies.append(copy.replace(invars=[v]))
+            v = copy.outvars[0]
+        outs.append(v)
+    if not copies:
+        return jaxpr
+    body = jaxpr.jaxpr.replace(eqns=[*jaxpr.jaxpr.eqns, *copies], outvars=outs)
+    return jaxpr.replace(jaxpr=body)
+
+
+def _divided_program(
+    program: Program, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+) -> Program:
     leaves = jax.tree.leaves((tuple(args), dict(kwargs or {})))
     given = [placed(x) for x, d in zip(leaves, program.dynamic, strict=True) if d]
     jaxpr = program.jaxpr

@@ -53,9 +53,9 @@ def collective(walker: Walker, frame: Frame, index: int, node: Node) -> None:
             parts=parts,
             perm=params.get("perm"),
             source=params.get("source"),
-            name=f"{name} {'+'.join(axes)}",
+            name=f"{name} {walker.groups.said(axes)}",
             where=where(node.eqn),
         )
         frame.steps.extend(steps)
-    label = at(f"{name} over {'+'.join(axes)}", node)
+    label = at(f"{name} over {walker.groups.said(axes)}", node)
     walker.moment(frame, label, node.ins, node.outs, in_place=name in ALL_REDUCE)

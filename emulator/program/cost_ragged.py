@@ -125,7 +125,7 @@ def ragged_all_to_all(walker: Walker, frame: Frame, index: int, node: Node) -> N
     operand = node.eqn.invars[0].aval
     each = ranks * int(node.eqn.invars[0].aval.shape[0])
     tables = _sizes(walker, node, "rows from each rank to each rank", (ranks, ranks), each)
-    name = f"ragged_all_to_all {'+'.join(axes)}"
+    name = f"ragged_all_to_all {walker.groups.said(axes)}"
     if tables is not None and tables.any() and ranks > 1:
         items = math.prod(operand.shape[1:])
         step = _exchange(walker, node, name, positions, tables * items, str(operand.dtype), axes)

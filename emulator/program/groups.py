@@ -5,6 +5,7 @@ costs them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,21 @@ class Groups:
 
     def size_of(self, axes: Sequence[str]) -> int:
         return math.prod(self.sizes[a] for a in axes)
+
+    def said(self, axes: Sequence[str]) -> str:
+        """Axes as people read them, "dp+tp": all parts of an axis that the partitioner has cut, one
+        after the other, are that axis.
+        """
+        words: list[str] = []
+        rest = list(axes)
+        while rest:
+            axis = rest[0].removesuffix("/0")
+            part = re.compile(rf"{re.escape(axis)}/\d+")
+            parts = [name for name in self.sizes if part.fullmatch(name)]
+            whole = axis != rest[0] and rest[: len(parts)] == parts
+            words.append(axis if whole else rest[0])
+            del rest[: len(parts) if whole else 1]
+        return "+".join(words)
 
     def positions(self, axes: tuple[str, ...], parts: Any) -> list[NDArray[np.int64]]:
         """Mesh positions [group, rank] of a collective over `axes` (the first slowest), one array

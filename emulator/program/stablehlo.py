@@ -67,6 +67,9 @@ class Translator:
 
     def operation(self, op: Any, operands: list[Value], env: Env) -> list[Value]:
         name = op.name.split(".", 1)[1]
+        if name == "custom_call":  # some collectives are written so
+            target = op.attributes["call_target_name"].value
+            name = target if target in stablehlo_collectives.RULES else name
         if name == "constant":
             return [constant(op)]
         if name == "partition_id":

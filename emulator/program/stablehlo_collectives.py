@@ -56,19 +56,25 @@ def scattered(t: Any, op: Any, operands: list[Any], env: Mapping[Any, Any]) -> A
     )
 
 
+def _of_channel(t: Any, op: Any) -> NDArray[np.int64]:
+    """Partitions [group, rank] of a collective; empty if it is one of all devices."""
+    custom = op.name == "stablehlo.custom_call"
+    said = str(op.attributes["backend_config" if custom else "channel_handle"])
+    channel = re.search(r"(?:handle|channel_id) = (\d+)", said)
+    assert channel is not None
+    groups: NDArray[np.int64] = t.groups[int(channel[1])]
+    return groups
+
+
 def _groups(t: Any, op: Any) -> NDArray[np.int64]:
     """Partitions [group, rank] of a collective."""
-    handle = re.search(r"handle = (\d+)", str(op.attributes["channel_handle"]))
-    assert handle is not None
-    groups = t.groups[int(handle[1])]
+    groups = _of_channel(t, op)
     return groups if groups.size else np.arange(t.mesh.count)[None]
 
 
 def _over(t: Any, op: Any) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
     """The axes of a collective and, where they alone do not say its groups, the groups."""
-    handle = re.search(r"handle = (\d+)", str(op.attributes["channel_handle"]))
-    assert handle is not None
-    groups = t.groups[int(handle[1])]
+    groups = _of_channel(t, op)
     if groups.size == 0:  # all devices
         return t.mesh.names, None
     axes = t.mesh.axes_of(groups)
@@ -142,10 +148,19 @@ def _collective_permute(t: Any, op: Any, arrays: list[Any]) -> list[Any]:
     return [lax.ppermute(x, axes, local) for x in arrays]
 
 
+def _ragged_all_to_all(t: Any, op: Any, arrays: list[Any]) -> list[Any]:
+    axes, groups = _over(t, op)
+    if not axes:  # each device moves its own rows
+        axes, groups = t.mesh.names, np.arange(t.mesh.count)[:, None]
+    found = lax.ragged_all_to_all(*arrays, axis_name=axes, axis_index_groups=_listed(groups))
+    return [found]
+
+
 RULES: Mapping[str, _Collective] = {
     "all_reduce": _all_reduce,
     "all_gather": _all_gather,
     "reduce_scatter": _reduce_scatter,
     "all_to_all": _all_to_all,
     "collective_permute": _collective_permute,
+    "ragged_all_to_all": _ragged_all_to_all,
 }

@@ -10,6 +10,7 @@ with several bodies add a label: a `while` at "/5" has "/5.cond" and "/5.body", 
 from __future__ import annotations
 
 import dataclasses
+import linecache
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -85,8 +86,9 @@ def trace(
     A function made by `em.emulate` or `em.pmap` is traced as the program it was made from.
 
     Raises:
-        TypeError: `fun` is not callable. ValueError: JAX rejects the program (a dimension that the
-        mesh does not divide, an unknown axis, ...).
+        TypeError: `fun` is not callable, or a result of it is no array. ValueError: JAX rejects the
+        program (a dimension that the mesh does not divide, an unknown axis, ...).
+        NotImplementedError: JAX has no rule for a part of it.
     """
     if not callable(fun):
         raise TypeError(f"fun must be a function to trace, got {type(fun).__name__}: {fun!r}")
@@ -99,7 +101,9 @@ def trace(
         arrays_left = iter(arrays)
         filled = [next(arrays_left) if d else leaf for leaf, d in zip(leaves, dynamic, strict=True)]
         call_args, call_kwargs = jax.tree.unflatten(in_tree, filled)
-        outs, tree = jax.tree.flatten(fun(*call_args, **call_kwargs))
+        result = fun(*call_args, **call_kwargs)
+        _check_result(fun, result)
+        outs, tree = jax.tree.flatten(result)
         out_tree[:] = [tree]
         return outs
 
@@ -117,6 +121,11 @@ def trace(
         if str(error) and "axis name" not in str(error):
             raise
         at = traceback.extract_tb(error.__traceback__)[-1]  # JAX asserts that the axis is there
+        if isinstance(error, AssertionError) and "ragged_all_to_all" in _statement(at):
+            raise NotImplementedError(
+                "JAX has no rule for ragged_all_to_all under a vmap of some of its operands "
+                f"({at.filename}:{at.lineno}); batch all six, as in jnp.broadcast_to"
+            ) from error
         raise ValueError(
             "a collective names an axis that no enclosing shard_map or pmap has: "
             f"{at.line or error} ({at.filename}:{at.lineno}); name an axis of the mesh"
@@ -124,6 +133,26 @@ def trace(
     with as_wide_as(jaxpr):
         jaxpr = without_refs(spelled_out(jaxpr))
     return Program(jaxpr=jaxpr, in_tree=in_tree, out_tree=out_tree[0], dynamic=dynamic)
+
+
+def _check_result(fun: Any, result: Any) -> None:
+    """Raises TypeError where a leaf of the result is no array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(result):
+        try:
+            jax.typeof(leaf)
+        except TypeError as error:
+            name = getattr(fun, "__name__", type(fun).__name__)
+            raise TypeError(
+                f"the result of a program must be arrays, but {name} returns "
+                f"{type(leaf).__name__} {leaf!r:.60} at result{jax.tree_util.keystr(path)}; "
+                "return it from elsewhere"
+            ) from error
+
+
+def _statement(at: traceback.FrameSummary) -> str:
+    """The source of what a frame was executing."""
+    lines = linecache.getlines(at.filename)
+    return "".join(lines[(at.lineno or 1) - 1 : at.end_lineno])
 
 
 def is_array_like(leaf: Any) -> bool:

@@ -525,7 +525,7 @@ class Walker:
                 tuple(axes),
                 self.bytes(frame, v),
                 str(self.dtype(frame, v)),
-                name=f"{node.name} over {'+'.join(axes)}",
+                name=f"{node.name} over {self.groups.said(axes)}",
                 where=where(node.eqn),
             )
         self.assume("a reduction over a divided dimension outside shard_map ends in an all_reduce")
@@ -563,7 +563,7 @@ class Walker:
             op, total = "all_to_all", local
         self.assume(
             f"{self.dtype(frame, v)}{list(shape)} changes its sharding outside shard_map: "
-            f"{op} over {'+'.join(moved)}"
+            f"{op} over {self.groups.said(moved)}"
         )
         return self.groups.steps(
             op,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,16 @@ class Estimate:
 
     @property
     def mesh(self) -> str:
-        """The program's mesh as people read it, or its meshes: "dp=48 x tp=8", "x=8; y=2 x z=4"."""
-        shapes = (" x ".join(f"{_axis(name)}={size}" for name, size in s) for s in self.mesh_shapes)
+        """The program's mesh as people read it, or its meshes: "dp=48 x tp=8", "x=8; y=2 x z=4".
+        Parts of axes that the partitioner has made, "dp/0" and so on, are one axis here.
+        """
+        shapes = []
+        for shape in self.mesh_shapes:
+            whole: dict[str, int] = {}
+            for name, size in shape:
+                axis = re.sub(r"/\d+$", "", _axis(name))
+                whole[axis] = whole.get(axis, 1) * size
+            shapes.append(" x ".join(f"{axis}={size}" for axis, size in whole.items()))
         return "; ".join(shapes) or "one device"
 
     @property

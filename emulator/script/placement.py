@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 from jax._src.array import ArrayImpl
 from jax._src.core import Token
+from jax._src.interpreters import partial_eval
 from jax._src.mesh import get_concrete_mesh
 from jax._src.sharding_impls import parse_flatten_op_sharding
 from jax.extend import core
@@ -258,3 +260,45 @@ def single_device(args: Sequence[Any]) -> Sharding | None:
             if len(x.devices()) == 1:
                 return x.sharding
     return None
+
+
+def on_one_set(args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a jit, which are bound to the same devices: JAX leaves out those that the
+    program does not read, so that these may lie elsewhere. Zeros stand for them.
+
+    Raises:
+        ValueError: arguments that are read are bound to different devices; JAX refuses that in
+            words of its own.
+    """
+    body = open_jaxpr(params["jaxpr"])
+    read = [True] * len(args)
+    if not params["keep_unused"]:
+        read = partial_eval.dce_jaxpr(body, [True] * len(body.outvars), instantiate=False)[1]
+    homes = {_bound(x): i for i, (x, r) in enumerate(zip(args, read, strict=True)) if r}
+    homes.pop(None, None)
+    if len(homes) > 1:
+        raise ValueError(
+            f"arguments {sorted(homes.values())} of a step must be bound to the same devices; move "
+            "them with jax.device_put"
+        )
+    return tuple(
+        x if r or _bound(x) is None or _bound(x) in homes else _zeros(x)
+        for x, r in zip(args, read, strict=True)
+    )
+
+
+def _bound(x: Any) -> frozenset[jax.Device] | None:
+    """The devices to which an argument is bound."""
+    committed = isinstance(x, jax.Array) and getattr(x, "committed", False)
+    return _devices(x.sharding) if committed else None
+
+
+@functools.lru_cache(maxsize=256)
+def _devices(sharding: Sharding) -> frozenset[jax.Device]:
+    return frozenset(sharding.device_set)
+
+
+def _zeros(x: Any) -> Any:
+    if _is_key(x):
+        return jax.random.wrap_key_data(_zeros(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+    return np.zeros(x.shape, x.dtype)

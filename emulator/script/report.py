@@ -58,6 +58,7 @@ def _steps(steps: Steps) -> Table:
         ("limited by", False),
         ("mesh", False),
     )
+    table.columns[-1].no_wrap = False  # of many axes, it is what may take several lines
     for function in sorted(steps.functions.values(), key=lambda f: -f.time_s):
         last = function.last
         if last is None:

@@ -25,6 +25,7 @@ from emulator.script.jax_calls import name_and_place
 from emulator.script.notice import notice
 from emulator.script.placement import (
     folded,
+    on_one_set,
     put,
     result_shardings,
     single_device,
@@ -114,7 +115,8 @@ class Steps:
         with self.clock.emulating():
             try:
                 given = of_values(params, refs) if refs else params
-                outs, estimate = self._compute(held(args), given, function)
+                with jax.transfer_guard("allow"):  # the script's is about its own transfers
+                    outs, estimate = self._compute(held(args), given, function)
             except (OutOfMemoryError, FloatingPointError):  # `jax_debug_nans` asks for the latter
                 raise
             except NotImplementedError as refusal:
@@ -166,6 +168,7 @@ class Steps:
     def _compute(
         self, args: tuple[Any, ...], params: dict[str, Any], function: Function
     ) -> tuple[list[Any], Estimate]:
+        args = on_one_set(args, params)
         key = (
             id(params["jaxpr"]),
             tuple(
@@ -215,7 +218,6 @@ class Steps:
         return [put(x, sharding, weak) for x, sharding, weak in wishes], estimate
 
     def _read(self, args: tuple[Any, ...], params: dict[str, Any], function: Function) -> _Read:
-        _check_devices(args)
         with _of_no_transformation():
             program = self._shared(function, trace_divided(_as_function(params), args))
         function.host_calls |= bool(host_sites(program.jaxpr))
@@ -298,12 +300,3 @@ def _where(x: Any) -> Any:
     if sharding is None:
         return single_device([x])
     return sharding.mesh, trimmed(sharding.spec)
-
-
-def _check_devices(args: Sequence[Any]) -> None:
-    """Raises where arguments are bound to different devices, which JAX refuses in words of its
-    own.
-    """
-    bound = [x for x in args if isinstance(x, jax.Array) and getattr(x, "committed", False)]
-    if len({frozenset(x.sharding.device_set) for x in bound}) > 1:
-        raise ValueError("arguments are bound to different devices")
