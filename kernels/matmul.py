@@ -88,9 +88,21 @@ def multiply(
 ) -> Array:
     """The core: `[batch, m, k] x [batch, k, n] + [batch, m, n]` to FP32, or INT8 to INT32."""
     check(tiling)
+    a, b, *rest = _varying_alike([a, b] if c is None else [a, b, c])
+    c = rest[0] if rest else None
     if a.dtype == jnp.int8:
         return _batchable(arithmetic, None, c is not None)(a, b, *([] if c is None else [c]))
     return _differentiable(arithmetic, tiling, a, b, c)
+
+
+def _varying_alike(operands: list[Array]) -> list[Array]:
+    """Within a `shard_map` that checks it: all varying over the axes over which any varies."""
+    axes = [jax.typeof(x).mat.varying for x in operands]
+    every = frozenset().union(*axes)
+    return [
+        lax.pcast(x, tuple(every - own), to="varying") if every - own else x
+        for x, own in zip(operands, axes, strict=True)
+    ]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

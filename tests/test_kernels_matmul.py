@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 import kernels
 from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
@@ -300,3 +301,22 @@ def test_what_cannot_come_out_is_refused_before_any_work(monkeypatch):
         kernels.matmul(A, B, out_dtype="junk")
     with pytest.raises(TypeError, match="expected a to be an array, got NoneType"):
         kernels.matmul(None, B)
+
+
+@pytest.mark.parametrize("divided", [(P("x"), P(), P("x")), (P(), P(None, "x"), P(None, "x"))])
+def test_within_a_shard_map_that_checks_what_varies(divided):
+    """One operand varies over the mesh, the other does not; the derivatives keep to that."""
+    rng = np.random.default_rng(3)
+    a = jnp.asarray(rng.normal(size=(4, 40)), jnp.bfloat16)
+    b = jnp.asarray(rng.normal(size=(40, 6)), jnp.bfloat16)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    inside = jax.shard_map(
+        kernels.matmul, mesh=mesh, in_specs=divided[:2], out_specs=divided[2], check_vma=True
+    )
+    assert np.array_equal(words(inside(a, b)), words(kernels.matmul(a, b)))
+
+    def gradients(product):
+        return jax.grad(lambda a, b: product(a, b).sum(), (0, 1))(a, b)
+
+    for found, expected in zip(gradients(inside), gradients(kernels.matmul), strict=True):
+        assert np.array_equal(found, expected)
