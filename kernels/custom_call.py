@@ -249,8 +249,10 @@ def _entries(sources: str) -> tuple[Any, Any]:
 
 
 @functools.cache
-def _registered() -> tuple[Any, Any]:
-    """The entries, which must stay alive."""
+def register() -> tuple[Any, Any]:
+    """Compiles the entries, or finds them in numba's cache, and names them to XLA. They must stay
+    alive.
+    """
     entries = _entries(_sources())
     jax.ffi.register_ffi_target(NAME, jax.ffi.pycapsule(entries[1].ctypes), platform="cpu")
     return entries
@@ -260,8 +262,7 @@ _KINDS = {"bfloat16": native.BF16, "float16": native.FP16, "float32": native.FP3
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    """FP32 `[batch, m, n]` of `a[batch, m, k]`, `b[batch, k, n]` and `c`, on a CPU."""
-    _registered()
+    """FP32 `a[batch, m, k] @ b[batch, k, n] + c[batch, m, n]` on a CPU, after `register`."""
     shape = a.shape[0], a.shape[1], b.shape[2]
     kept = FRACTION_BITS[a.dtype.name]
     if a.dtype == jnp.float32 and arithmetic.operand_fraction_bits is not None:

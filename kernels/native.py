@@ -48,6 +48,8 @@ _LEAST = 2.0**-126
 _LARGE = 2.0**127
 _DOUBT = 2.0**-90
 _TO_SUBNORMAL = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
+_MANY = 40  # elements in doubt of a part, so that it would have been better to do without
+_PAUSE = 7  # parts
 _NONE = 2.0**500  # what nothing is a multiple of
 
 
@@ -178,8 +180,8 @@ def _two_parts(
         size = total.size()
         middle = (total.words() & emit.word(_DROPPED)).same_words(emit.word(_HALF))
         far = size >= start * least
-        normal = (size >= emit.number(_LEAST)) & (size < emit.number(_LARGE))
-        known = far & normal & ~middle
+        usual = far & ~middle & (size >= emit.number(_LEAST))
+        known = usual & (size < emit.number(_LARGE))
         where = emit.place(out, i * _COLUMNS + j)
         emit.store(total.to_float32(), where)
         with emit.when((~known).bits()):
@@ -192,7 +194,7 @@ def _two_parts(
             )
             exact = (of_x * of_y >= start * held) & (of_c >= start * held)
             decided = far & (rest.size() >= start * emit.number(_DOUBT))
-            surely = (exact | decided) & total.equals(total)
+            surely = (usual | exact | decided) & total.equals(total)
             result = _rounded(emit, _to_odd(emit, total, rest), limit)
             emit.store(known.where(total.to_float32(), result), where)
             bits = builder.shl((~(known | surely)).bits(), emit.integer(LANES * index))
@@ -232,12 +234,14 @@ def _special(
     return builder.and_(found, unknown)
 
 
-# Elements in doubt: terms `[products + 1, LANES]`, the last one C.
+# Elements in doubt: terms `[products + 1, _COLUMNS]` of a row, the last ones C.
+
+_HALVES = range(0, _COLUMNS, LANES)
 
 
 @inline(result=False)
 def _terms(emit: Emitter, x: Any, y: Any, c: Any, terms: Any, products: Any) -> None:
-    """Of one row and `LANES` columns; 0 for what is no finite number."""
+    """Of one row; 0 for what is no finite number."""
     x, y, c, terms = (emit.at(v) for v in (x, y, c, terms))
 
     def store(term: Vector, place: Any) -> None:
@@ -246,59 +250,70 @@ def _terms(emit: Emitter, x: Any, y: Any, c: Any, terms: Any, products: Any) -> 
 
     with emit.loop(products) as k:
         left = emit.load_all_equal(emit.place(x, emit.times(k, _ROWS)))
-        right = emit.load(emit.place(y, emit.times(k, _COLUMNS)))
-        store(left * right, emit.place(terms, emit.times(k, LANES)))
-    store(emit.load(c), emit.place(terms, emit.times(products, LANES)))
+        for j in _HALVES:
+            right = emit.load(emit.place(y, emit.times(k, _COLUMNS), j))
+            store(left * right, emit.place(terms, emit.times(k, _COLUMNS), j))
+    for j in _HALVES:
+        store(emit.load(emit.place(c, j)), emit.place(terms, emit.times(products, _COLUMNS), j))
 
 
 @inline(result=True)
 def _part(emit: Emitter, terms: Any, count: Any, part: Any, constants: Any) -> Any:
-    """`part[LANES]`: the exact sum of what the terms have above a place that it can hold; it is
-    taken from them. Of the result, bits for elements that had anything.
+    """`part[_COLUMNS]`: the exact sum of what the terms have above a place that it can hold; it is
+    taken from them. The result is not 0 if there was anything.
     """
     terms, part = emit.at(terms), emit.at(part)
     scale = emit.load_all_equal(emit.place(emit.at(constants), 4))
     zero = emit.number(0.0)
-    top = emit.variable(zero)
+    tops = {j: emit.variable(zero) for j in _HALVES}
     with emit.loop(count) as k:
-        size = emit.load(emit.place(terms, emit.times(k, LANES))).size()
-        emit.put(top, emit.get(top).larger(size))
-    power = _power(emit, emit.get(top))
-    start = power * scale
-    sums = emit.variable(start)
+        for j, top in tops.items():
+            size = emit.load(emit.place(terms, emit.times(k, _COLUMNS), j)).size()
+            emit.put(top, emit.get(top).larger(size))
+    powers = {j: _power(emit, emit.get(top)) for j, top in tops.items()}
+    starts = {j: power * scale for j, power in powers.items()}
+    sums = {j: emit.variable(start) for j, start in starts.items()}
     with emit.loop(count) as k:
-        place = emit.place(terms, emit.times(k, LANES))
-        term, before = emit.load(place), emit.get(sums)
-        after = before + term
-        emit.put(sums, after)
-        emit.store(term - (after - before), place)
-    emit.store(emit.get(sums) - start, part)
-    return (zero < power).bits()
+        for j, total in sums.items():
+            place = emit.place(terms, emit.times(k, _COLUMNS), j)
+            term, before = emit.load(place), emit.get(total)
+            after = before + term
+            emit.put(total, after)
+            emit.store(term - (after - before), place)
+    found = emit.integer(0)
+    for j, power in powers.items():
+        emit.store(emit.get(sums[j]) - starts[j], emit.place(part, j))
+        found = emit.builder.or_(found, (zero < power).bits())
+    return found
 
 
 @inline(result=False)
 def _sum_of_parts(
     emit: Emitter, parts: Any, count: Any, out: Any, unknown: Any, constants: Any
 ) -> None:
-    """`out[LANES]`, where unknown: the sum of the parts, the largest first, rounded once."""
+    """`out[_COLUMNS]`, where unknown: the sum of the parts, the largest first, rounded once."""
     builder = emit.builder
     parts, out = emit.at(parts), emit.at(out)
     limit = emit.load_all_equal(emit.place(emit.at(constants), 3))
     last = builder.sub(count, emit.integer(1))
-    rest = emit.variable(emit.number(0.0))
+    rests = {j: emit.variable(emit.number(0.0)) for j in _HALVES}
     with emit.loop(last), emit.loop(last) as k:  # each pass brings what cancels one place up
-        upper = emit.place(
-            parts, emit.times(builder.sub(builder.sub(last, k), emit.integer(1)), LANES)
-        )
-        lower = emit.place(upper, LANES)
-        total, dropped = _sum_and_rest(emit.load(upper), emit.load(lower))
-        emit.store(total, upper)
-        emit.store(dropped, lower)
+        index = builder.sub(builder.sub(last, k), emit.integer(1))
+        for j in _HALVES:
+            upper = emit.place(parts, emit.times(index, _COLUMNS), j)
+            lower = emit.place(upper, _COLUMNS)
+            total, dropped = _sum_and_rest(emit.load(upper), emit.load(lower))
+            emit.store(total, upper)
+            emit.store(dropped, lower)
     with emit.loop(last) as k:
-        place = emit.place(parts, emit.times(builder.sub(last, k), LANES))
-        emit.put(rest, emit.load(place) + emit.get(rest))
-    result = _rounded(emit, _to_odd(emit, emit.load(parts), emit.get(rest)), limit)
-    emit.store(emit.answer(unknown).where(result, emit.load(out)), out)
+        for j, rest in rests.items():
+            place = emit.place(parts, emit.times(builder.sub(last, k), _COLUMNS), j)
+            emit.put(rest, emit.load(place) + emit.get(rest))
+    for j, rest in rests.items():
+        total = emit.load(emit.place(parts, j))
+        result = _rounded(emit, _to_odd(emit, total, emit.get(rest)), limit)
+        here = emit.answer(builder.lshr(unknown, emit.integer(j)))
+        emit.store(here.where(result, emit.load(emit.place(out, j))), emit.place(out, j))
 
 
 @inline(result=True)
@@ -322,6 +337,11 @@ def _sizes(emit: Emitter, c: Any, width: Any, largest: Any) -> Any:
             found = builder.add(found, count(size.equals(infinity), 1 << 32))
     emit.store(top, largest)
     return found
+
+
+@inline(result=True)
+def _set_bits(emit: Emitter, bits: Any) -> Any:
+    return emit.builder.ctpop(bits)
 
 
 # Operands.
@@ -548,8 +568,8 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(columns * quads),  # 6: lasts of y
         np.empty(max(length, LANES)),  # 7: a row
         np.empty(_PART * _COLUMNS),  # 8: results of a step
-        np.empty((padded + 1) * LANES),  # 9: terms
-        np.empty(20 * LANES),  # 10: parts
+        np.empty((padded + 1) * _COLUMNS),  # 9: terms
+        np.empty(20 * _COLUMNS),  # 10: parts
         np.empty((rows // _ROWS) * (columns // _COLUMNS)),  # 11: what all of C is a multiple of
         np.empty((rows // _ROWS + columns // _COLUMNS, 3)),  # 12: extents of groups
     )
@@ -573,12 +593,17 @@ def _many_parts(
     parts: Any,
     constants: Any,
 ) -> None:
-    """`out[LANES]`, where unknown: a step of one row, whatever the terms."""
+    """`out[_COLUMNS]`, where unknown: a step of one row, whatever the terms."""
     _terms((x, y, c, _address(terms, 0), padded))
     count = 0
     while (
         _part(
-            (_address(terms, 0), padded + 1, _address(parts, count * LANES), _address(constants, 0))
+            (
+                _address(terms, 0),
+                padded + 1,
+                _address(parts, count * _COLUMNS),
+                _address(constants, 0),
+            )
         )
         != 0
     ):
@@ -602,43 +627,51 @@ def _careful_block(
     x_top, y_top, x_last, y_last = tops
     quads = padded // _QUAD
     out = _address(buffers[8], 0)
+    pause = 0  # parts of which two sums would hardly tell anything
     for step in range(steps):
         xs = x + 8 * step * padded * _ROWS
         ys = y + 8 * step * padded * _COLUMNS
         for part in range(0, _ROWS, _PART):
             here = c + 8 * part * width
-            unknown = _two_parts(
-                (
-                    xs + 8 * part,
-                    ys,
-                    x_top + 8 * (step * quads * _ROWS + part),
-                    y_top + 8 * step * quads * _COLUMNS,
-                    x_last + 8 * (step * _ROWS + part),
-                    y_last + 8 * step * _COLUMNS,
-                    here,
-                    width,
-                    out,
-                    quads,
-                    _address(constants, 0),
+            if pause > 0:
+                pause -= 1
+                unknown = -1
+            else:
+                unknown = _two_parts(
+                    (
+                        xs + 8 * part,
+                        ys,
+                        x_top + 8 * (step * quads * _ROWS + part),
+                        y_top + 8 * step * quads * _COLUMNS,
+                        x_last + 8 * (step * _ROWS + part),
+                        y_last + 8 * step * _COLUMNS,
+                        here,
+                        width,
+                        out,
+                        quads,
+                        _address(constants, 0),
+                    )
                 )
-            )
             if unknown != 0:
                 unknown = _special((xs + 8 * part, ys, here, width, out, quads, unknown))
-                for index in range(_PART * _COLUMNS // LANES):
-                    bits = (unknown >> (LANES * index)) & ((1 << LANES) - 1)
+                lanes = 0
+                for i in range(_PART):
+                    bits = (unknown >> (_COLUMNS * i)) & ((1 << _COLUMNS) - 1)
                     if bits != 0:
-                        i, j = divmod(index * LANES, _COLUMNS)
+                        lanes += _set_bits((bits,))
                         _many_parts(
                             xs + 8 * (part + i),
-                            ys + 8 * j,
-                            here + 8 * (i * width + j),
-                            out + 8 * (i * _COLUMNS + j),
+                            ys,
+                            here + 8 * i * width,
+                            out + 8 * i * _COLUMNS,
                             bits,
                             padded,
                             buffers[9],
                             buffers[10],
                             constants,
                         )
+                if pause == 0 and lanes > _MANY:
+                    pause = _PAUSE
             for i in range(_PART):
                 for j in range(0, _COLUMNS, LANES):
                     _copy((out + 8 * (i * _COLUMNS + j), here + 8 * (i * width + j)))
@@ -716,6 +749,9 @@ def _tile(
                 found = _sizes((here, width, _address(largest, 0)))
                 if found == _ROWS * _COLUMNS:
                     continue  # none is a number, and none will be
+                if (found & 0xFFFFFFFF) + (found >> 32) == _ROWS * _COLUMNS:
+                    _plain((xs, ys, here, width, steps, quads))  # infinite or no number for ever
+                    continue
                 most = 0.0
                 for j in range(LANES):
                     most = max(most, largest[j])

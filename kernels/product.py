@@ -2,6 +2,7 @@
 (`kernels.native`), XLA's operations elsewhere (`kernels.exact`). The bits are the same.
 """
 
+import sys
 import warnings
 from functools import cache, partial
 from typing import Any
@@ -47,9 +48,13 @@ def _is_native(arithmetic: Arithmetic) -> bool:
 
 @cache
 def _native() -> Any:
-    """`kernels.custom_call`; `None` where numba, which compiles it, does not work."""
+    """`kernels.custom_call`, ready for use; `None` where it cannot be compiled."""
+    if sys.platform == "win32":  # not tried there
+        return None
     try:
         from kernels import custom_call
+
+        custom_call.register()
     except (ImportError, RuntimeError) as error:
         warnings.warn(
             f"numba does not work here ({error}); matmuls take XLA's operations, which give the "
