@@ -27,7 +27,7 @@ from kernels import native
 from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
 from kernels.operands import FRACTION_BITS
-from kernels.vectors import pointer
+from kernels.vectors import COMPILED, pointer
 
 NAME = "cm384_exact_product"
 
@@ -98,18 +98,18 @@ _free = types.ExternalFunction("free", types.void(types.int64))
 _pause = types.ExternalFunction("sched_yield", types.int32())
 
 
-@njit(**native.COMPILED)
+@njit(**COMPILED)
 def _shape(buffer: int) -> tuple[int, int, int]:
     dimensions = _load(buffer + _DIMENSIONS)
     return _load(dimensions), _load(dimensions + 8), _load(dimensions + 16)
 
 
-@njit(**native.COMPILED)
+@njit(**COMPILED)
 def _words(buffer: int) -> Any:
     return carray(pointer(_load(buffer + _DATA)), _shape(buffer), np.uint32)
 
 
-@njit(**native.COMPILED)
+@njit(**COMPILED)
 def _work(job: int) -> None:
     """Tiles of a job, as long as there are any that nobody has."""
     tiles = _load(job + 8 * _TILES)
@@ -131,7 +131,7 @@ def _work(job: int) -> None:
         number = _add(job + 8 * _NEXT, 1)
 
 
-@njit(**native.COMPILED)
+@njit(**COMPILED)
 def _leave(job: int) -> None:
     """The last one to leave puts the light out: a thread may come when all is done."""
     if _add(job + 8 * _USERS, -1) == 1:
@@ -153,7 +153,7 @@ def _task_address(context: Any) -> Any:
     return types.int64(), emit
 
 
-@njit(**native.COMPILED)
+@njit(**COMPILED)
 def _threads(api: int, context: int) -> int:
     """How many threads XLA has; 1 if it does not say."""
     arguments = np.zeros(5, np.int64)
@@ -163,7 +163,7 @@ def _threads(api: int, context: int) -> int:
     return max(1, arguments[4]) if error == 0 else _forgotten(api, error)
 
 
-@njit(**native.COMPILED)
+@njit(**COMPILED)
 def _forgotten(api: int, error: int) -> int:
     arguments = np.zeros(3, np.int64)
     arguments[0], arguments[2] = 24, error
@@ -171,7 +171,7 @@ def _forgotten(api: int, error: int) -> int:
     return 1
 
 
-@njit(**native.COMPILED)
+@njit(**COMPILED)
 def _schedule(api: int, context: int, task: int, job: int) -> None:
     arguments = np.zeros(5, np.int64)
     arguments[0], arguments[2], arguments[3], arguments[4] = _SCHEDULE_SIZE, context, task, job
@@ -182,7 +182,7 @@ def _schedule(api: int, context: int, task: int, job: int) -> None:
         _leave(job)
 
 
-@njit(**native.COMPILED)
+@njit(**COMPILED)
 def _handle(frame: int) -> int:
     """A call by XLA, with operands a, b and c; the attribute is `form` and `options` of
     `native.compute`.
@@ -225,7 +225,9 @@ def _handle(frame: int) -> int:
 
 def _sources() -> str:
     """A digest of what is compiled: numba's cache looks only at the file of a cached function."""
-    files = [Path(__file__).with_name(name) for name in ("vectors.py", "native.py")]
+    files = [
+        Path(__file__).with_name(name) for name in ("vectors.py", "native_steps.py", "native.py")
+    ]
     texts = b"".join(file.read_bytes() for file in [*files, Path(__file__)])
     return hashlib.sha256(texts).hexdigest()
 

@@ -18,6 +18,9 @@ from numba.extending import intrinsic
 
 LANES = 8
 
+COMPILED: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+"""How numba compiles the functions that use them: arithmetic as in C, no exceptions."""
+
 _I64 = ir.IntType(64)
 _F64 = ir.DoubleType()
 _DOUBLES = ir.VectorType(_F64, LANES)
