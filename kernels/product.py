@@ -27,13 +27,13 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
         c: FP32 `[batch, m, n]`, or `None` for +0.
         arithmetic: one with `summation="fused"` and `fraction_bits=None`.
     """
-    if not _is_native(arithmetic):
+    if not is_native(arithmetic):
         return exact.accumulate(a, b, c, arithmetic)
     found: Array = _product.bind(a, b, *([] if c is None else [c]), arithmetic=arithmetic)
     return found
 
 
-def _is_native(arithmetic: Arithmetic) -> bool:
+def is_native(arithmetic: Arithmetic) -> bool:
     """Whether a CPU has a way of its own for the unit: C among the terms, one rounding to nearest
     even that keeps subnormal numbers.
     """

@@ -1,0 +1,203 @@
+"""Exact sums compiled for the processor: what only they can get wrong.
+
+That their bits are the definition's on every generator is in test_kernels_exact.py.
+"""
+
+import dataclasses
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kernels
+from kernels import product
+from tests.kernel_inputs import BF16, FP16, FP32, words
+
+ASCEND = kernels.ASCEND_910C
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32" or jax.default_backend() != "cpu", reason="XLA's operations serve here"
+)
+
+
+def check(a, b, c=None, record=ASCEND):
+    expected = words(kernels.reference.matmul(a, b, c, arithmetic=record))
+    got = words(kernels.matmul(a, b, c, arithmetic=record))
+    wrong = np.argwhere(expected != got)
+    assert not len(wrong), (
+        f"{len(wrong)} of {got.size} differ, first at {wrong[0]}: "
+        f"{expected[tuple(wrong[0])]:#010x} expected, {got[tuple(wrong[0])]:#010x} got"
+    )
+
+
+def spread(rng, shape, span):
+    return rng.normal(size=shape) * 2.0 ** rng.integers(-span, span + 1, shape)
+
+
+def sparse(rng, m, k, n):
+    """Products far below what the largest operands suggest."""
+    return [
+        np.where(rng.random(shape) < 0.8, 0, spread(rng, shape, 60)) for shape in ((m, k), (k, n))
+    ]
+
+
+def cancelling(rng, m, k, n):
+    """Terms of 2^100 that cancel and leave ordinary ones."""
+    a, b = rng.normal(size=(m, k)), rng.normal(size=(k, n))
+    a[:, 0::8], b[0::8] = 2.0**50, 2.0**50
+    a[:, 3::8], b[3::8] = -(2.0**50), 2.0**50
+    return a, b
+
+
+def dust(rng, m, k, n):
+    """Sums half way between two numbers of FP32, and a term hundreds of bits below that decides."""
+    a, b = np.zeros((m, k)), np.ones((k, n))
+    a[:, 0::16], a[:, 5::16] = 1, 2.0**-24
+    b[9::16] = 2.0**-60
+    a[:, 9::16] = 2.0 ** rng.integers(-60, -20, (m, a[:, 9::16].shape[1]))
+    a[:, 9::16] *= rng.choice([-1, 0, 1], a[:, 9::16].shape)
+    return a, b
+
+
+def tiny(rng, m, k, n):
+    """Sums at the last places of subnormal numbers, whose halves are decided by dust."""
+    a, b = np.zeros((m, k)), np.ones((k, n))
+    a[:, 0::16] = rng.integers(-3, 4, a[:, 0::16].shape) * 2.0**-75
+    b[0::16] = 2.0**-75
+    a[:, 7::16], b[7::16] = rng.choice([-1, 0, 1], a[:, 7::16].shape) * 2.0**-110, 2.0**-110
+    return a, b
+
+
+def steep(rng, m, k, n):
+    """Every operand of a size of its own: nearly all of what FP64 can hold apart."""
+    return spread(rng, (m, k), 100), spread(rng, (k, n), 100) * 2.0**-80
+
+
+@pytest.mark.parametrize("draw", [sparse, cancelling, dust, tiny, steep])
+@pytest.mark.parametrize("products", [16, 4, 11])
+def test_data_that_need_more_than_two_parts(draw, products):
+    rng = np.random.default_rng(products)
+    with np.errstate(over="ignore"):
+        a, b = (x.astype(np.float32).astype(BF16) for x in draw(rng, 9, 53, 19))
+    c = spread(rng, (9, 19), 40).astype(np.float32)
+    record = dataclasses.replace(ASCEND, products=products)
+    check(a, b, None, record)
+    check(a, b, c, record)
+
+
+@pytest.mark.parametrize("last", [1, 2.0**-30, 2.0**-31, 2.0**-60, 2.0**-99, 2.0**-120, 2.0**-200])
+@pytest.mark.parametrize("sign", [1, 0, -1])
+def test_what_lies_below_a_tie_decides_it(last, sign):
+    """Beside 1 + 2^-24, which is half way, and beside numbers that make the sum start high."""
+    a = np.zeros((3, 16))
+    a[:, :3] = [1, 2.0**-24, sign * last]
+    a[1, 3:5] = 2.0**40, -(2.0**40)
+    a[2, 3:5] = 2.0**120, -(2.0**120)
+    b = np.ones((16, 2))
+    b[2] = min(last, 2.0**-60)
+    a[:, 2] /= b[2, 0]
+    check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16))
+
+
+@pytest.mark.parametrize("size", [2.0**-126, 2.0**-127, 2.0**-149, 2.0**126, 2.0**127])
+def test_the_ends_of_fp32(size):
+    rng = np.random.default_rng(5)
+    a = rng.integers(-9, 10, (16, 40)) * 2.0**-20
+    b = rng.integers(-9, 10, (40, 16)) * 2.0**-20
+    scale = 2.0 ** round(np.log2(size) / 2)
+    c = (rng.integers(-3, 4, (16, 16)) * np.float64(size)).astype(np.float32)
+    for record in (ASCEND, kernels.ASCEND_910C_CANDIDATES["saturation"]):
+        with np.errstate(over="ignore"):
+            x, y = (
+                (a * scale * 2.0**18).astype(np.float32),
+                (b * scale * 2.0**18).astype(np.float32),
+            )
+        check(x.astype(BF16), y.astype(BF16), c, record)
+        check(x, y, c, record)
+
+
+def test_an_infinity_that_arises_within_a_block_stays():
+    a, b = np.zeros((9, 96), BF16), np.ones((96, 17), BF16)
+    a[3, 16:18], b[16:18] = 2.0**64, 2.0**63
+    a[5, 20], b[20] = -(2.0**127), 2.0**10
+    b[70, 4] = np.nan
+    a[5, 71] = np.inf
+    b[40:, 9] = -1
+    check(a, b)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+def test_several_tiles_by_several_threads(dtype):
+    """Whole numbers, whose sums FP32 holds exactly."""
+    rng = np.random.default_rng(6)
+    a, b = rng.integers(-9, 10, (3, 530, 37)), rng.integers(-9, 10, (3, 37, 270))
+    c = rng.integers(-9, 10, (3, 530, 270)).astype(np.float32)
+    for batch, m, n in ((3, 530, 270), (1, 257, 16), (1, 8, 257), (2, 1, 1), (3, 33, 15)):
+        x, y, z = a[:batch, :m], b[:batch, :, :n], c[:batch, :m, :n]
+        got = kernels.matmul(x.astype(dtype), y.astype(dtype), z)
+        assert np.array_equal(got, x @ y + z)
+
+
+def test_products_side_by_side():
+    """Of one program and of several at once; every one shares XLA's threads."""
+    rng = np.random.default_rng(7)
+    operands = [
+        (
+            jnp.asarray(rng.integers(-4, 5, (200, 64)), BF16),
+            jnp.asarray(rng.integers(-4, 5, (64, 300)), BF16),
+        )
+        for _ in range(6)
+    ]
+    expected = [np.asarray(a, np.float32) @ np.asarray(b, np.float32) for a, b in operands]
+    together = jax.jit(lambda pairs: [kernels.matmul(a, b) for a, b in pairs])
+    wrong = []
+
+    def work():
+        for _ in range(10):
+            found = together(operands)
+            wrong.extend(not np.array_equal(x, y) for x, y in zip(found, expected, strict=True))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 240 and not any(wrong)
+
+
+def test_operands_of_a_loop_and_a_branch():
+    """Custom calls within control flow, and under vmap."""
+    rng = np.random.default_rng(8)
+    a = jnp.asarray(rng.integers(-2, 3, (4, 24, 24)), BF16)
+
+    def power(x):
+        def body(_, y):
+            done = y[0, 0] > 1
+            return jax.lax.cond(done, lambda y: y, lambda y: kernels.matmul(x, y.astype(BF16)), y)
+
+        return jax.lax.fori_loop(0, 2, body, jnp.eye(24, dtype=jnp.float32))
+
+    found = jax.jit(jax.vmap(power))(a)
+    for x, got in zip(np.asarray(a, np.float32), found, strict=True):
+        expected = np.eye(24)
+        for _ in range(2):
+            expected = expected if expected[0, 0] > 1 else x @ expected
+        assert np.array_equal(got, expected)
+
+
+def test_without_numba_xla_serves(monkeypatch):
+    rng = np.random.default_rng(9)
+    a, b = rng.normal(size=(5, 20)).astype(BF16), rng.normal(size=(20, 18)).astype(BF16)
+    monkeypatch.setitem(sys.modules, "kernels.custom_call", None)
+    monkeypatch.delattr(kernels, "custom_call", raising=False)
+    product._native.cache_clear()
+    jax.clear_caches()
+    try:
+        with pytest.warns(UserWarning, match="numba does not work here"):
+            check(a, b)
+    finally:
+        product._native.cache_clear()
+        jax.clear_caches()
