@@ -108,15 +108,12 @@ def test_the_ends_of_fp32(size):
     a = rng.integers(-9, 10, (16, 40)) * 2.0**-20
     b = rng.integers(-9, 10, (40, 16)) * 2.0**-20
     scale = 2.0 ** round(np.log2(size) / 2)
-    c = (rng.integers(-3, 4, (16, 16)) * np.float64(size)).astype(np.float32)
-    for record in (ASCEND, kernels.ASCEND_910C_CANDIDATES["saturation"]):
-        with np.errstate(over="ignore"):
-            x, y = (
-                (a * scale * 2.0**18).astype(np.float32),
-                (b * scale * 2.0**18).astype(np.float32),
-            )
-        check(x.astype(BF16), y.astype(BF16), c, record)
-        check(x, y, c, record)
+    with np.errstate(over="ignore"):
+        x, y = ((v * scale * 2.0**18).astype(np.float32) for v in (a, b))
+        c = (rng.integers(-3, 4, (16, 16)) * np.float64(size)).astype(np.float32)
+        for record in (ASCEND, kernels.ASCEND_910C_CANDIDATES["saturation"]):
+            check(x.astype(BF16), y.astype(BF16), c, record)
+            check(x, y, c, record)
 
 
 def test_an_infinity_that_arises_within_a_block_stays():
@@ -144,13 +141,8 @@ def test_several_tiles_by_several_threads(dtype):
 def test_products_side_by_side():
     """Of one program and of several at once; every one shares XLA's threads."""
     rng = np.random.default_rng(7)
-    operands = [
-        (
-            jnp.asarray(rng.integers(-4, 5, (200, 64)), BF16),
-            jnp.asarray(rng.integers(-4, 5, (64, 300)), BF16),
-        )
-        for _ in range(6)
-    ]
+    shapes = (200, 64), (64, 300)
+    operands = [[jnp.asarray(rng.integers(-4, 5, x), BF16) for x in shapes] for _ in range(6)]
     expected = [np.asarray(a, np.float32) @ np.asarray(b, np.float32) for a, b in operands]
     together = jax.jit(lambda pairs: [kernels.matmul(a, b) for a, b in pairs])
     wrong = []
