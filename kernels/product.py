@@ -3,6 +3,7 @@
 """
 
 import sys
+import threading
 import warnings
 from functools import cache, partial
 from typing import Any
@@ -17,6 +18,7 @@ from kernels import exact
 from kernels.arithmetic import Arithmetic
 
 _product = Primitive("exact_product")
+_COMPILING = threading.Lock()
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
@@ -54,7 +56,8 @@ def _native() -> Any:
     try:
         from kernels import custom_call
 
-        custom_call.register()
+        with _COMPILING:
+            custom_call.register()
     except (ImportError, RuntimeError) as error:
         warnings.warn(
             f"numba does not work here ({error}); matmuls take XLA's operations, which give the "

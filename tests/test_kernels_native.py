@@ -76,7 +76,15 @@ def steep(rng, m, k, n):
     return spread(rng, (m, k), 100), spread(rng, (k, n), 100) * 2.0**-80
 
 
-@pytest.mark.parametrize("draw", [sparse, cancelling, dust, tiny, steep])
+def one_sided(rng, m, k, n):
+    """Sums as large as their terms allow, of either sign, and terms that fill up all places."""
+    a, b = rng.uniform(1.9, 2, (m, k)), rng.uniform(1.9, 2, (k, n))
+    a[:, 2::5] *= 2.0 ** -rng.integers(20, 55, a[:, 2::5].shape)
+    a[:, 7::16] *= 2.0**-100
+    return a * rng.choice([-1, 1], (m, 1)), b
+
+
+@pytest.mark.parametrize("draw", [sparse, cancelling, dust, tiny, steep, one_sided])
 @pytest.mark.parametrize("products", [16, 4, 11])
 def test_data_that_need_more_than_two_parts(draw, products):
     rng = np.random.default_rng(products)
@@ -102,6 +110,27 @@ def test_what_lies_below_a_tie_decides_it(last, sign):
     check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16))
 
 
+@pytest.mark.parametrize("tie", [(36, 12), (80, 56)])
+def test_rests_whose_own_sum_rounds(tie):
+    """Beside 2^100, which cancels: +1.5 beside 2^53 is +2 in the sum of the rests, so that the tie
+    seems to be exceeded by a quarter where a quarter is missing.
+    """
+    terms = [(1, 100), (1, 53), (1.5, 0), (-1, 53), (1, tie[0]), (1, tie[1]), (-1.75, 0), (-1, 100)]
+    a, b = np.zeros((1, 16)), np.zeros((16, 1))
+    for k, (factor, exponent) in enumerate(terms):
+        a[0, k], b[k] = factor * 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
+    assert float(kernels.matmul(a.astype(BF16), b.astype(BF16))[0, 0]) == 2.0 ** tie[0]
+    check(a.astype(BF16), b.astype(BF16))
+
+
+def test_the_last_place_of_c_beside_what_cancels():
+    a, b = np.zeros((1, 16), BF16), np.ones((16, 1), BF16)
+    a[0, [0, 2, 3, 5]] = 2.0**50, 2.0**27, -(2.0**27), -(2.0**50)
+    b[[0, 2, 3, 5], 0] = 2.0**50, 2.0**26, 2.0**26, 2.0**50
+    c = np.array([[2.0**20 + 2.0**-3]], np.float32)
+    assert float(kernels.matmul(a, b, c)[0, 0]) == c[0, 0]
+
+
 @pytest.mark.parametrize("size", [2.0**-126, 2.0**-127, 2.0**-149, 2.0**126, 2.0**127])
 def test_the_ends_of_fp32(size):
     rng = np.random.default_rng(5)
@@ -121,7 +150,7 @@ def test_an_infinity_that_arises_within_a_block_stays():
     a[3, 16:18], b[16:18] = 2.0**64, 2.0**63
     a[5, 20], b[20] = -(2.0**127), 2.0**10
     b[70, 4] = np.nan
-    a[5, 71] = np.inf
+    a[5, 71], a[7, 30], a[8, 90] = np.inf, np.inf, -np.inf
     b[40:, 9] = -1
     check(a, b)
 
