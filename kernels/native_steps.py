@@ -181,7 +181,7 @@ def two_parts(
                 emit.load(emit.place(y_last, j)),
             )
             exact = (of_x * of_y >= start * held) & (of_c >= start * held)
-            decided = far & (rest.size() >= start * emit.number(_DOUBT))
+            decided = rest.size() >= start * emit.number(_DOUBT)  # hence `far`
             surely = (usual | exact | decided) & total.equals(total)
             result = _rounded(emit, _to_odd(emit, total, rest), limit)
             emit.store(known.where(total.to_float32(), result), where)
