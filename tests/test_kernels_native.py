@@ -110,7 +110,7 @@ def test_what_lies_below_a_tie_decides_it(last, sign):
     check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16))
 
 
-@pytest.mark.parametrize("tie", [(36, 12), (80, 56)])
+@pytest.mark.parametrize("tie", [(40, 16), (80, 56)])
 def test_rests_whose_own_sum_rounds(tie):
     """Beside 2^100, which cancels: +1.5 beside 2^53 is +2 in the sum of the rests, so that the tie
     seems to be exceeded by a quarter where a quarter is missing.
@@ -121,6 +121,20 @@ def test_rests_whose_own_sum_rounds(tie):
         a[0, k], b[k] = factor * 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
     assert float(kernels.matmul(a.astype(BF16), b.astype(BF16))[0, 0]) == 2.0 ** tie[0]
     check(a.astype(BF16), b.astype(BF16))
+
+
+@pytest.mark.parametrize("size", [0, 2.0**50])
+def test_sums_as_large_as_their_terms_allow(size):
+    """Ten terms of nearly 4, and dust between them that decides a tie; with a larger pair that
+    cancels, their sum is a second part.
+    """
+    a, b = np.zeros((1, 16)), np.zeros((16, 1))
+    a[0, :6], a[0, 7:11], b[:11] = -1.984375, -1.984375, 1.984375
+    a[0, 6], b[6] = -(2.0**-27), 2.0**-27
+    a[0, 11], b[11] = -(2.0**-10), 2.0**-9
+    a[0, 12:14], b[12:14, 0] = size, [size, -size]
+    check(a.astype(BF16), b.astype(BF16))
+    assert float(kernels.matmul(a.astype(BF16), b.astype(BF16))[0, 0]) == -39.375 - 2.0**-18
 
 
 def test_the_last_place_of_c_beside_what_cancels():
