@@ -134,7 +134,9 @@ def test_sums_as_large_as_their_terms_allow(size):
     a[0, 11], b[11] = -(2.0**-10), 2.0**-9
     a[0, 12:14], b[12:14, 0] = size, [size, -size]
     check(a.astype(BF16), b.astype(BF16))
-    assert float(kernels.matmul(a.astype(BF16), b.astype(BF16))[0, 0]) == -39.375 - 2.0**-18
+    assert (
+        float(kernels.matmul(a.astype(BF16), b.astype(BF16))[0, 0]) == -10 * 1.984375**2 - 2.0**-18
+    )
 
 
 def test_the_last_place_of_c_beside_what_cancels():
