@@ -139,6 +139,25 @@ def test_sums_as_large_as_their_terms_allow(size):
     )
 
 
+def test_the_last_bit_of_a_product_beside_a_sum():
+    """2^40 and half a last place of FP32; FP64 has no room for 2^-14 beside them."""
+    a, b = np.zeros((1, 16)), np.zeros((16, 1))
+    a[0, :4] = 2.0**20, 255 / 128, -127 / 64, 2.0**8
+    b[:4, 0] = 2.0**20, 255 / 128, 2, 2.0**8
+    assert float(kernels.matmul(a.astype(BF16), b.astype(BF16))[0, 0]) == 2.0**40 + 2.0**17
+    check(a.astype(BF16), b.astype(BF16))
+
+
+def test_the_last_bit_of_an_accumulator_beside_later_sums():
+    """From the steps of an earlier block, and from C."""
+    a, b = np.zeros((1, 160), BF16), np.ones((160, 1), BF16)
+    a[0, 0], b[0, 0] = 255 / 128, 255 / 128
+    a[0, 144:146], b[144:146] = [2.0**20, -(2.0**20)], 2.0**20
+    c = np.full((1, 1), (255 / 128) ** 2, np.float32)
+    assert float(kernels.matmul(a, b)[0, 0]) == c[0, 0]
+    assert float(kernels.matmul(a[:, 144:], b[144:], c)[0, 0]) == c[0, 0]
+
+
 def test_the_last_place_of_c_beside_what_cancels():
     a, b = np.zeros((1, 16), BF16), np.ones((16, 1), BF16)
     a[0, [0, 2, 3, 5]] = 2.0**50, 2.0**27, -(2.0**27), -(2.0**50)
