@@ -93,6 +93,7 @@ def test_data_that_need_more_than_two_parts(draw, products):
     c = spread(rng, (9, 19), 40).astype(np.float32)
     record = dataclasses.replace(ASCEND, products=products)
     check(a, b, None, record)
+    c[2, 3], c[4, 5] = np.inf, np.nan
     check(a, b, c, record)
 
 
