@@ -203,6 +203,18 @@ def test_several_tiles_by_several_threads(dtype):
         assert np.array_equal(got, x @ y + z)
 
 
+@pytest.mark.parametrize("draw", [sparse, cancelling])
+def test_doubts_in_several_tiles(draw):
+    """Some rows and columns of each tile."""
+    a, b = (
+        x.astype(np.float32).astype(BF16) for x in draw(np.random.default_rng(10), 264, 40, 270)
+    )
+    got = np.asarray(kernels.matmul(a, b))
+    rows, columns = np.array([0, 7, 131, 132, 263]), np.array([0, 17, 134, 135, 144, 269])
+    expected = kernels.reference.matmul(a[rows], b[:, columns], arithmetic=ASCEND)
+    assert np.array_equal(words(got[np.ix_(rows, columns)]), words(expected))
+
+
 def test_products_side_by_side():
     """Of one program and of several at once; every one shares XLA's threads."""
     rng = np.random.default_rng(7)
