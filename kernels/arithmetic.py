@@ -180,6 +180,12 @@ class Arithmetic:
             raise TypeError(f"matmul: {self.name} takes {self.dtypes}, got {a}; cast the operands")
         return self
 
+    @property
+    def is_chain(self) -> bool:
+        """Whether every product is added to C by itself and rounded, with no cut before."""
+        single = self.products == 1 and self.summation == "fused" and self.fraction_bits is None
+        return (self.summation == "chain" or single) and self.addend == "fused"
+
     def _check_sums(self) -> None:
         joined = ("sum_fraction_bits", "addend_fraction_bits", "result_fraction_bits")
         for field in joined:

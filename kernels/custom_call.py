@@ -1,4 +1,5 @@
-"""`kernels.native` as a custom call of XLA:CPU, which XLA's own threads share among themselves.
+"""`kernels.native` and `kernels.native_chain` as custom calls of XLA:CPU, which XLA's own threads
+share among themselves.
 
 XLA calls a function of C with one structure (`xla/ffi/api/c_api.h`, which jaxlib ships; its layout
 is kept for as long as the version's first number is). Numba compiles such a function; the places of
@@ -23,13 +24,11 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels import native
+from kernels import native, native_chain
 from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
 from kernels.operands import FRACTION_BITS
 from kernels.vectors import COMPILED, pointer
-
-NAME = "cm384_exact_product"
 
 # Offsets in bytes. A call frame:
 _EXTENSION, _API, _CONTEXT, _ARGUMENTS, _RESULTS, _ATTRIBUTES = 8, 16, 24, 72, 112, 160
@@ -110,6 +109,14 @@ def _words(buffer: int) -> Any:
 
 
 @njit(**COMPILED)
+def _operands(job: int) -> Any:
+    """What `compute` takes of a job but the options: k, two addresses, C and the result."""
+    a, b = _load(job + 8 * _A), _load(job + 8 * _B)
+    c, out = _words(_load(job + 8 * _C)), _words(_load(job + 8 * _OUT))
+    return _load(a + _DATA), _load(b + _DATA), _shape(a)[2], c, out
+
+
+@njit(**COMPILED)
 def _work(job: int) -> None:
     """Tiles of a job, as long as there are any that nobody has."""
     tiles = _load(job + 8 * _TILES)
@@ -119,14 +126,30 @@ def _work(job: int) -> None:
     at = _load(job + 8 * _OPTIONS)
     form = _load(at), _load(at + 8), _load(at + 16)
     options = _load(at + 24), _load(at + 32), _load(at + 40), _load(at + 48)
-    a, b = _load(job + 8 * _A), _load(job + 8 * _B)
-    k = _shape(a)[2]
-    a, b = _load(a + _DATA), _load(b + _DATA)
-    c, out = _words(_load(job + 8 * _C)), _words(_load(job + 8 * _OUT))
+    a, b, k, c, out = _operands(job)
     tile = _load(job + 8 * _ROWS), _load(job + 8 * _COLUMNS)
     buffers = native.buffers_for(tile, options[0])
     while number < tiles:
         native.compute(a, b, k, c, out, form, options, number, tile, buffers)
+        _add(job + 8 * _DONE, 1)
+        number = _add(job + 8 * _NEXT, 1)
+
+
+@njit(**COMPILED)
+def _work_on_chains(job: int) -> None:
+    """As `_work`."""
+    tiles = _load(job + 8 * _TILES)
+    number = _add(job + 8 * _NEXT, 1)
+    if number >= tiles:
+        return
+    at = _load(job + 8 * _OPTIONS)
+    form = _load(at), _load(at + 8), _load(at + 16)
+    options = _load(at + 24), _load(at + 32), _load(at + 40)
+    a, b, k, c, out = _operands(job)
+    tile = _load(job + 8 * _ROWS), _load(job + 8 * _COLUMNS)
+    buffers = native_chain.buffers_for(tile, options[0])
+    while number < tiles:
+        native_chain.compute(a, b, k, c, out, form, options, number, tile, buffers)
         _add(job + 8 * _DONE, 1)
         number = _add(job + 8 * _NEXT, 1)
 
@@ -138,19 +161,26 @@ def _leave(job: int) -> None:
         _free(job)
 
 
-_TASK = "cm384_exact_product_task"
+_FUSED, _CHAIN = "cm384_fused_sums", "cm384_chains"
+_TASKS = {name: f"{name}_task" for name in (_FUSED, _CHAIN)}
 
 
-@intrinsic
-def _task_address(context: Any) -> Any:
-    """Where `task` is in this process: a name is looked up when code comes from a cache."""
+def _address_of(task: str) -> Any:
+    """Where a task is in this process: a name is looked up when code comes from a cache."""
 
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
-        function = cgutils.get_or_insert_function(builder.module, kind, _TASK)
-        return builder.ptrtoint(function, ir.IntType(64))
+    @intrinsic
+    def address(context: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
+            function = cgutils.get_or_insert_function(builder.module, kind, task)
+            return builder.ptrtoint(function, ir.IntType(64))
 
-    return types.int64(), emit
+        return types.int64(), emit
+
+    return address
+
+
+_fused_task, _chain_task = (_address_of(task) for task in _TASKS.values())
 
 
 @njit(**COMPILED)
@@ -183,9 +213,9 @@ def _schedule(api: int, context: int, task: int, job: int) -> None:
 
 
 @njit(**COMPILED)
-def _handle(frame: int) -> int:
-    """A call by XLA, with operands a, b and c; the attribute is `form` and `options` of
-    `native.compute`.
+def _handle(frame: int, task: int, group: tuple[int, int]) -> int:
+    """A call by XLA, with operands a, b and c, for a task whose tiles are of whole groups; the
+    attribute is `form` and `options` of `compute`.
     """
     api, context = _load(frame + _API), _load(frame + _CONTEXT)
     extension = _load(frame + _EXTENSION)
@@ -200,7 +230,7 @@ def _handle(frame: int) -> int:
     shape = _shape(out)
     work = shape[0] * shape[1] * shape[2] * _shape(_load(operands))[2]
     threads = min(_threads(api, context), 1 + work // _WORTH)
-    tile = native.cut(shape, _TILES_PER_THREAD * threads if threads > 1 else 1)
+    tile = native.cut(shape, _TILES_PER_THREAD * threads if threads > 1 else 1, group)
     tiles = shape[0] * -(-shape[1] // tile[0]) * -(-shape[2] // tile[1])
     _save(job + 8 * _NEXT, 0)
     _save(job + 8 * _DONE, 0)
@@ -214,9 +244,9 @@ def _handle(frame: int) -> int:
     _save(job + 8 * _ROWS, tile[0])
     _save(job + 8 * _COLUMNS, tile[1])
     for _ in range(min(threads, tiles) - 1):
-        _schedule(api, context, _task_address(), job)
+        _schedule(api, context, task, job)
     _add(job + 8 * _USERS, 1)
-    _call(_task_address(), job)
+    _call(task, job)
     while _add(job + 8 * _DONE, 0) < tiles:
         _pause()  # others are at their last tiles
     _leave(job)
@@ -225,14 +255,12 @@ def _handle(frame: int) -> int:
 
 def _sources() -> str:
     """A digest of what is compiled: numba's cache looks only at the file of a cached function."""
-    files = [
-        Path(__file__).with_name(name) for name in ("vectors.py", "native_steps.py", "native.py")
-    ]
-    texts = b"".join(file.read_bytes() for file in [*files, Path(__file__)])
+    names = ("vectors", "native_steps", "native", "native_chain", "custom_call")
+    texts = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(texts).hexdigest()
 
 
-def _entries(sources: str) -> tuple[Any, Any]:
+def _fused_entries(sources: str) -> tuple[Any, Any]:
     """Functions of C for a thread that helps and for XLA; numba's cache has them by `sources`."""
 
     @numba.cfunc(types.void(types.int64), cache=True)
@@ -241,51 +269,83 @@ def _entries(sources: str) -> tuple[Any, Any]:
             _work(job)
             _leave(job)
 
-    llvm.add_symbol(_TASK, task.address)
+    llvm.add_symbol(_TASKS[_FUSED], task.address)
 
     @numba.cfunc(types.int64(types.int64), cache=True)
     def handler(frame: int) -> int:
-        return _handle(frame) if sources else 0
+        group = native.ROWS, native.COLUMNS
+        return _handle(frame, _fused_task(), group) if sources else 0
+
+    return task, handler
+
+
+def _chain_entries(sources: str) -> tuple[Any, Any]:
+    """As `_fused_entries`."""
+
+    @numba.cfunc(types.void(types.int64), cache=True)
+    def task(job: int) -> None:
+        if sources:
+            _work_on_chains(job)
+            _leave(job)
+
+    llvm.add_symbol(_TASKS[_CHAIN], task.address)
+
+    @numba.cfunc(types.int64(types.int64), cache=True)
+    def handler(frame: int) -> int:
+        group = native_chain.ROWS, native_chain.COLUMNS
+        return _handle(frame, _chain_task(), group) if sources else 0
 
     return task, handler
 
 
 @functools.cache
-def register() -> tuple[Any, Any]:
+def register(chain: bool) -> tuple[Any, Any]:
     """Compiles the entries, or finds them in numba's cache, and names them to XLA. They must stay
     alive.
     """
-    entries = _entries(_sources())
-    jax.ffi.register_ffi_target(NAME, jax.ffi.pycapsule(entries[1].ctypes), platform="cpu")
+    name, entries_of = (_CHAIN, _chain_entries) if chain else (_FUSED, _fused_entries)
+    entries = entries_of(_sources())
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(entries[1].ctypes), platform="cpu")
     return entries
 
 
 _KINDS = {"bfloat16": native.BF16, "float16": native.FP16, "float32": native.FP32}
 
 
-def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    """FP32 `a[batch, m, k] @ b[batch, k, n] + c[batch, m, n]` on a CPU, after `register`."""
+def accumulate(
+    a: Array, b: Array, c: Array | None, arithmetic: Arithmetic, turned: bool = False
+) -> Array:
+    """FP32 `a[batch, m, k] @ b[batch, k, n] + c[batch, m, n]` on a CPU, after `register`.
+
+    Args:
+        turned: the operands are transposed and have changed places.
+    """
     shape = a.shape[0], a.shape[1], b.shape[2]
     kept = FRACTION_BITS[a.dtype.name]
     if a.dtype == jnp.float32 and arithmetic.operand_fraction_bits is not None:
         kept = arithmetic.operand_fraction_bits
     cut = FRACTION_BITS[a.dtype.name] - kept
-    if arithmetic.specials == "saturate":
+    flushed = a.dtype == jnp.float16 and arithmetic.subnormal_inputs == "flush"  # normal in FP32
+    if arithmetic.specials == "saturate" or flushed:
         a, b, cut = reading.read(a, arithmetic), reading.read(b, arithmetic), 0
-    options = [
-        _KINDS[a.dtype.name],
-        cut,
-        arithmetic.operand_rounding == "nearest_even",
-        arithmetic.products,
-        kept + 1,
-        arithmetic.overflow == "saturate",
-        arithmetic.nan,
-    ]
-    call = jax.ffi.ffi_call(NAME, jax.ShapeDtypeStruct(shape, jnp.float32))
+    form = [_KINDS[a.dtype.name], cut, arithmetic.operand_rounding == "nearest_even"]
+    if arithmetic.is_chain:
+        unit = (
+            native_chain.FLUSH * (arithmetic.subnormal_results == "flush")
+            + native_chain.PROPAGATE * (arithmetic.nan_rule == "propagate")
+            + native_chain.TURNED * turned
+            + native_chain.POSITIVE_ZERO * (arithmetic.zero == "positive")
+            + native_chain.NARROW * (kept + 1 <= 12)
+        )
+        name, options = _CHAIN, [arithmetic.products, unit, arithmetic.nan]
+    else:
+        saturates = arithmetic.overflow == "saturate"
+        name, options = _FUSED, [arithmetic.products, kept + 1, saturates, arithmetic.nan]
+    call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, jnp.float32))
     found: Array = call(
         a,
         b,
         jnp.zeros((0, 0, 0), jnp.float32) if c is None else c,
-        options=np.array(options, np.int64),
+        options=np.array(form + options, np.int64),
     )
     return found

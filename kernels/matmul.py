@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from kernels import aligned, arguments, chain, fixpipe, floats, operands, product, tiled, tree
+from kernels import aligned, arguments, fixpipe, floats, operands, product, tiled, tree
 from kernels.arithmetic import ASCEND_910C, Arithmetic
 from kernels.tiling import Tiling, check, resolve
 
@@ -195,7 +195,4 @@ def _ascending(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
         return tree.accumulate(a, b, c, arithmetic)
     if arithmetic.fraction_bits is not None:
         return aligned.accumulate(a, b, c, arithmetic)
-    chained = arithmetic.summation == "chain" or arithmetic.products == 1
-    if chained and arithmetic.addend == "fused":
-        return chain.accumulate(a, b, c, arithmetic)
     return product.accumulate(a, b, c, arithmetic)

@@ -43,7 +43,7 @@ _PAUSE = 7  # parts
 
 
 @njit(**COMPILED)
-def _decoded(word: Any, kind: int) -> float:
+def decoded(word: Any, kind: int) -> float:
     """The double of a word of a `kind` of number, by integer operations where it is subnormal."""
     if kind == FP16:
         magnitude = np.int64(word & 0x7FFF)
@@ -65,7 +65,7 @@ def _decoded(word: Any, kind: int) -> float:
 
 
 @njit(**COMPILED)
-def _cut(word: Any, cut: int, nearest: int) -> Any:
+def without_bits(word: Any, cut: int, nearest: int) -> Any:
     """A word of FP32 without its last `cut` bits, as `kernels.operands` has it."""
     bits = np.int64(word)
     rounded = bits + (((np.int64(1) << cut) >> 1) - 1 + (bits >> cut & 1)) * nearest
@@ -83,22 +83,22 @@ def _read(address: int, count: int, form: Any, target: Any, start: int) -> None:
         words = carray(pointer(address), (count,), np.uint32)
         if cut == 0:
             for i in range(count):
-                target[start + i] = _decoded(words[i], FP32)
+                target[start + i] = decoded(words[i], FP32)
         else:
             for i in range(count):
-                target[start + i] = _decoded(_cut(words[i], cut, nearest), FP32)
+                target[start + i] = decoded(without_bits(words[i], cut, nearest), FP32)
     elif kind == FP16:
         short = carray(pointer(address), (count,), np.uint16)
         for i in range(count):
-            target[start + i] = _decoded(short[i], FP16)
+            target[start + i] = decoded(short[i], FP16)
     else:
         short = carray(pointer(address), (count,), np.uint16)
         for i in range(count):
-            target[start + i] = _decoded(short[i], BF16)
+            target[start + i] = decoded(short[i], BF16)
 
 
 @njit(**COMPILED)
-def _bytes(form: Any) -> int:
+def bytes_of(form: Any) -> int:
     return 4 if form[0] == FP32 else 2
 
 
@@ -114,7 +114,7 @@ def _pack_rows(
     if count < length or rows < groups * ROWS:
         x[: groups * length * ROWS] = 0
     for i in range(rows):
-        _read(a + ((i0 + i) * k + k0) * _bytes(form), count, form, row, 0)
+        _read(a + ((i0 + i) * k + k0) * bytes_of(form), count, form, row, 0)
         start = i // ROWS * length * ROWS + i % ROWS
         if products == padded:
             for index in range(count):
@@ -146,12 +146,12 @@ def _pack_columns(
     if count < length or columns < groups * COLUMNS:
         y[: groups * length * COLUMNS] = 0
     for index in range(count):
-        source = b + ((k0 + index) * n + j0) * _bytes(form)
+        source = b + ((k0 + index) * n + j0) * bytes_of(form)
         place = index // products * padded + index % products
         for group in range(groups):
             first = group * COLUMNS
             start = (group * length + place) * COLUMNS
-            _read(source + first * _bytes(form), min(COLUMNS, columns - first), form, y, start)
+            _read(source + first * bytes_of(form), min(COLUMNS, columns - first), form, y, start)
 
 
 @njit(**COMPILED)
@@ -485,19 +485,29 @@ def _tile(
 
 
 @njit(**COMPILED)
-def cut(shape: Any, tiles: int) -> tuple[int, int]:
-    """Rows and columns of a tile of a result `[batch, m, n]`; about so many tiles, if that is worth
-    it.
+def cut(shape: Any, tiles: int, group: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a tile of a result `[batch, m, n]`, in whole groups; about so many tiles,
+    if that is worth it.
     """
     batch, m, n = shape
     rows, columns = -(-m // _HEIGHT), -(-n // _WIDTH)
-    while batch * rows * columns < tiles and max(m // rows, n // columns) > 4 * COLUMNS:
+    while batch * rows * columns < tiles and max(m // rows, n // columns) > 64:
         if m // rows > n // columns:
             rows *= 2
         else:
             columns *= 2
     height, width = -(-m // rows), -(-n // columns)
-    return -(-height // ROWS) * ROWS, -(-width // COLUMNS) * COLUMNS
+    return -(-height // group[0]) * group[0], -(-width // group[1]) * group[1]
+
+
+@njit(**COMPILED)
+def place_of(number: int, tile: tuple[int, int], m: int, n: int) -> Any:
+    """Of the tile of that number: its matrix, its first row and column, and its size."""
+    columns = -(-n // tile[1])
+    rest, column = divmod(number, columns)
+    matrix, row = divmod(rest, -(-m // tile[0]))
+    corner = row * tile[0], column * tile[1]
+    return matrix, corner, (min(tile[0], m - corner[0]), min(tile[1], n - corner[1]))
 
 
 @njit(**COMPILED)
@@ -534,15 +544,11 @@ def compute(
     _, m, n = out.shape
     products, significand, saturates, nan = options
     padded = -(-products // QUAD) * QUAD
-    columns = -(-n // tile[1])
-    rest, column = divmod(number, columns)
-    matrix, row = divmod(rest, -(-m // tile[0]))
-    corner = row * tile[0], column * tile[1]
-    size = min(tile[0], m - corner[0]), min(tile[1], n - corner[1])
+    matrix, corner, size = place_of(number, tile, m, n)
     _start(c, matrix, corner, size, buffers[0])
     _tile(
-        a + matrix * m * k * _bytes(form),
-        b + matrix * k * n * _bytes(form),
+        a + matrix * m * k * bytes_of(form),
+        b + matrix * k * n * bytes_of(form),
         form,
         k,
         n,
@@ -569,7 +575,7 @@ def _start(c: Any, matrix: int, corner: Any, size: Any, tile: Any) -> None:
     if has_c:
         for i in range(rows):
             for j in range(columns):
-                tile[i * width + j] = _decoded(c[matrix, corner[0] + i, corner[1] + j], FP32) + 0.0
+                tile[i * width + j] = decoded(c[matrix, corner[0] + i, corner[1] + j], FP32) + 0.0
 
 
 @njit(**COMPILED)

@@ -63,23 +63,23 @@ def _rounded(emit: Emitter, total: Vector, limit: Vector) -> Vector:
     return (found < -limit).where(-limit, found)
 
 
-def _sum_and_rest(x: Vector, y: Vector) -> tuple[Vector, Vector]:
+def sum_and_rest(x: Vector, y: Vector) -> tuple[Vector, Vector]:
     """Knuth's sum of two numbers and what its rounding dropped."""
     total = x + y
     part = total - x
     return total, (x - (total - part)) + (y - part)
 
 
-def _to_odd(emit: Emitter, total: Vector, rest: Vector) -> Vector:
+def to_odd(emit: Emitter, total: Vector, rest: Vector) -> Vector:
     """`total + rest`, where `rest` is at most half a last place, rounded to odd: any shorter
-    rounding of it is that of the sum.
+    rounding of it is that of the sum. `total` as it is if `rest` is no number.
     """
     zero = emit.number(0.0)
     one, sign = emit.word(1), emit.word(1 << 63)
     even = (total.words() & one).same_words(emit.word(0))
     same = (total.words() & sign).same_words(rest.words() & sign)
     moved = total.words().plus_words(same.where(one, emit.word((1 << 64) - 1))).doubles()
-    return (even & ~rest.equals(zero)).where(moved, total)
+    return (even & (zero < rest.size())).where(moved, total)
 
 
 @inline(result=False)
@@ -164,7 +164,7 @@ def two_parts(
     unknown = emit.integer_variable(0)
     for index, (i, j) in enumerate(elements):
         start = emit.get(starts[i, j])
-        total, rest = _sum_and_rest(emit.get(highs[i, j]) - start, emit.get(lows[i, j]))
+        total, rest = sum_and_rest(emit.get(highs[i, j]) - start, emit.get(lows[i, j]))
         size = total.size()
         middle = (total.words() & emit.word(_DROPPED)).same_words(emit.word(_HALF))
         far = size >= start * least
@@ -183,7 +183,7 @@ def two_parts(
             exact = (of_x * of_y >= start * held) & (of_c >= start * held)
             decided = rest.size() >= start * emit.number(_DOUBT)  # hence `far`
             surely = (usual | exact | decided) & total.equals(total)
-            result = _rounded(emit, _to_odd(emit, total, rest), limit)
+            result = _rounded(emit, to_odd(emit, total, rest), limit)
             emit.store(known.where(total.to_float32(), result), where)
             bits = builder.shl((~(known | surely)).bits(), emit.integer(LANES * index))
             builder.store(builder.or_(builder.load(unknown), bits), unknown)
@@ -290,7 +290,7 @@ def sum_of_parts(
         for j in _HALVES:
             upper = emit.place(parts, emit.times(index, COLUMNS), j)
             lower = emit.place(upper, COLUMNS)
-            total, dropped = _sum_and_rest(emit.load(upper), emit.load(lower))
+            total, dropped = sum_and_rest(emit.load(upper), emit.load(lower))
             emit.store(total, upper)
             emit.store(dropped, lower)
     with emit.loop(last) as k:
@@ -299,7 +299,7 @@ def sum_of_parts(
             emit.put(rest, emit.load(place) + emit.get(rest))
     for j, rest in rests.items():
         total = emit.load(emit.place(parts, j))
-        result = _rounded(emit, _to_odd(emit, total, emit.get(rest)), limit)
+        result = _rounded(emit, to_odd(emit, total, emit.get(rest)), limit)
         here = emit.answer(builder.lshr(unknown, emit.integer(j)))
         emit.store(here.where(result, emit.load(emit.place(out, j))), emit.place(out, j))
 

@@ -1,7 +1,9 @@
-"""Exact step sums as one JAX operation: compiled for the processor where that is a CPU
-(`kernels.native`), XLA's operations elsewhere (`kernels.exact`). The bits are the same.
+"""Exact step sums and FMA chains as one JAX operation: compiled for the processor where that is a
+CPU (`kernels.native`, `kernels.native_chain`), XLA's operations elsewhere (`kernels.exact`,
+`kernels.chain`). The bits are the same.
 """
 
+import platform
 import sys
 import threading
 import warnings
@@ -14,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jaxtyping import Array
 
-from kernels import exact
+from kernels import chain, exact
 from kernels.arithmetic import Arithmetic
 
 _product = Primitive("exact_product")
@@ -27,18 +29,28 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
     Args:
         a, b: BF16, FP16 or FP32; no size is 0.
         c: FP32 `[batch, m, n]`, or `None` for +0.
-        arithmetic: one with `summation="fused"` and `fraction_bits=None`.
+        arithmetic: one with `fraction_bits=None` and no tree.
     """
     if not is_native(arithmetic):
-        return exact.accumulate(a, b, c, arithmetic)
+        return _by_xla(a, b, c, arithmetic)
     found: Array = _product.bind(a, b, *([] if c is None else [c]), arithmetic=arithmetic)
     return found
 
 
 def is_native(arithmetic: Arithmetic) -> bool:
-    """Whether a CPU has a way of its own for the unit: C among the terms, one rounding to nearest
-    even that keeps subnormal numbers. Of two products `kernels.pairs` is the quicker on wide data.
+    """Whether a CPU has a way of its own for the unit. Step sums: C among the terms, one rounding
+    to nearest even that keeps subnormal numbers; of two products `kernels.pairs` is the quicker on
+    wide data. Chains: such roundings that keep subnormal numbers everywhere or nowhere, as an x86
+    does.
     """
+    if arithmetic.is_chain:
+        return (
+            arithmetic.rounding == "nearest_even"
+            and arithmetic.subnormal_inputs == arithmetic.subnormal_results
+            and arithmetic.product_overflow == "keep"
+            and arithmetic.overflow == "inf"
+            and platform.machine().lower() in ("x86_64", "amd64")
+        )
     return (
         arithmetic.products > 2
         and arithmetic.addend == "fused"
@@ -49,8 +61,12 @@ def is_native(arithmetic: Arithmetic) -> bool:
     )
 
 
+def _by_xla(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+    return (chain if arithmetic.is_chain else exact).accumulate(a, b, c, arithmetic)
+
+
 @cache
-def _native() -> Any:
+def _native(is_chain: bool) -> Any:
     """`kernels.custom_call`, ready for use; `None` where it cannot be compiled."""
     if sys.platform == "win32":  # not tried there
         return None
@@ -58,7 +74,7 @@ def _native() -> Any:
         from kernels import custom_call
 
         with _COMPILING:
-            custom_call.register()
+            custom_call.register(is_chain)
     except (ImportError, RuntimeError) as error:
         warnings.warn(
             f"numba does not work here ({error}); matmuls take XLA's operations, which give the "
@@ -70,17 +86,16 @@ def _native() -> Any:
 
 
 def _on_cpu(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:
-    if (native := _native()) is None:
+    if (native := _native(arithmetic.is_chain)) is None:
         return _elsewhere(a, b, *c, arithmetic=arithmetic)
-    if b.shape[2] < exact.NARROW < a.shape[1]:  # whole groups of columns are computed
-        turned = (x.swapaxes(1, 2) for x in (b, a, *c))
-        return _on_cpu(*turned, arithmetic=arithmetic).swapaxes(1, 2)
-    found: Array = native.accumulate(a, b, c[0] if c else None, arithmetic)
-    return found
+    if turned := b.shape[2] < _narrow(arithmetic) < a.shape[1]:  # whole groups of columns are computed
+        b, a, *c = (x.swapaxes(1, 2) for x in (a, b, *c))
+    found: Array = native.accumulate(a, b, c[0] if c else None, arithmetic, turned)
+    return found.swapaxes(1, 2) if turned else found
 
 
 def _elsewhere(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:
-    return exact.accumulate(a, b, c[0] if c else None, arithmetic)
+    return _by_xla(a, b, c[0] if c else None, arithmetic)
 
 
 @_product.def_impl

@@ -23,15 +23,18 @@ COMPILED: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck"
 
 _I64 = ir.IntType(64)
 _F64 = ir.DoubleType()
+_F32 = ir.FloatType()
 _DOUBLES = ir.VectorType(_F64, LANES)
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_FLOATS = ir.VectorType(_F32, LANES)
 _INTEGERS = ir.VectorType(_I64, LANES)
 _ANSWERS = ir.VectorType(ir.IntType(1), LANES)
 _PLACES = ir.VectorType(ir.IntType(32), LANES)
 
 
 class Vector:
-    """`LANES` numbers: doubles, their words, or the answers of a comparison."""
+    """`LANES` numbers: doubles, their words, or the answers of a comparison; or twice as many
+    floats.
+    """
 
     def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
         self.builder, self.value = builder, value
@@ -77,8 +80,11 @@ class Vector:
         return self._call("llvm.fma", self, factor, addend)
 
     def _call(self, name: str, *operands: Vector) -> Vector:
-        kind = ir.FunctionType(_DOUBLES, [_DOUBLES] * len(operands))
-        function = cgutils.get_or_insert_function(self.builder.module, kind, f"{name}.v{LANES}f64")
+        vector = self.value.type
+        bits = 64 if vector.element == _F64 else 32
+        kind = ir.FunctionType(vector, [vector] * len(operands))
+        name = f"{name}.v{vector.count}f{bits}"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self._new(self.builder.call(function, [x.value for x in operands]))
 
     def where(self, yes: Vector, no: Vector) -> Vector:
@@ -101,6 +107,25 @@ class Vector:
     def plus_words(self, other: Vector) -> Vector:
         return self._new(self.builder.add(self.value, other.value))
 
+    def larger_word(self, other: Vector) -> Vector:
+        """Of words without sign."""
+        greater = self.builder.icmp_unsigned(">", self.value, other.value)
+        return self._new(self.builder.select(greater, self.value, other.value))
+
+    def to_floats(self, upper: Vector) -> Vector:
+        """This vector of doubles and another, as one of floats."""
+        halves = [self.builder.fptrunc(x.value, _FLOATS) for x in (self, upper)]
+        both = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), list(range(2 * LANES)))
+        return self._new(self.builder.shuffle_vector(*halves, both))
+
+    def to_doubles(self) -> tuple[Vector, Vector]:
+        """Of a vector of floats, the first half and the second."""
+        none = ir.Constant(self.value.type, ir.Undefined)
+        places = [ir.Constant(_PLACES, list(range(i, i + LANES))) for i in (0, LANES)]
+        halves = [self.builder.shuffle_vector(self.value, none, place) for place in places]
+        low, high = (self._new(self.builder.fpext(half, _DOUBLES)) for half in halves)
+        return low, high
+
     def same_words(self, other: Vector) -> Vector:
         return self._new(self.builder.icmp_unsigned("==", self.value, other.value))
 
@@ -111,23 +136,28 @@ class Vector:
 
 
 class Emitter:
-    """What an inlined function has in its hands: constants, memory and loops."""
+    """What an inlined function has in its hands: constants, memory and loops. Its numbers are
+    doubles; those of `floats` are FP32, twice as many to a vector.
+    """
 
-    def __init__(self, builder: ir.IRBuilder) -> None:
-        self.builder = builder
+    def __init__(self, builder: ir.IRBuilder, element: ir.Type = _F64, lanes: int = LANES) -> None:
+        self.builder, self.element = builder, element
+        self.vector = ir.VectorType(element, lanes)
+
+    def floats(self) -> Emitter:
+        return Emitter(self.builder, _F32, 2 * LANES)
 
     def number(self, value: float) -> Vector:
-        return Vector(self.builder, ir.Constant(_DOUBLES, [value] * LANES))
+        return Vector(self.builder, ir.Constant(self.vector, [value] * self.vector.count))
 
     def word(self, value: int) -> Vector:
         return Vector(self.builder, ir.Constant(_INTEGERS, [value] * LANES))
 
     def all_equal(self, scalar: ir.Value) -> Vector:
-        one = self.builder.insert_element(
-            ir.Constant(_DOUBLES, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
-        )
-        none = ir.Constant(_DOUBLES, ir.Undefined)
-        same = ir.Constant(_PLACES, [0] * LANES)
+        none = ir.Constant(self.vector, ir.Undefined)
+        one = self.builder.insert_element(none, scalar, ir.Constant(ir.IntType(32), 0))
+        lanes = self.vector.count
+        same = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
         return Vector(self.builder, self.builder.shuffle_vector(one, none, same))
 
     def answer(self, bits: ir.Value) -> Vector:
@@ -139,10 +169,10 @@ class Emitter:
         return ir.Constant(_I64, value)
 
     def at(self, address: ir.Value) -> ir.Value:
-        return self.builder.inttoptr(address, _F64.as_pointer())
+        return self.builder.inttoptr(address, self.element.as_pointer())
 
     def place(self, pointer: ir.Value, *terms: ir.Value | int) -> ir.Value:
-        """`pointer` further by so many doubles."""
+        """`pointer` further by so many numbers."""
         for term in terms:
             offset = self.integer(term) if isinstance(term, int) else term
             pointer = self.builder.gep(pointer, [offset])
@@ -152,16 +182,16 @@ class Emitter:
         return self.builder.mul(x, self.integer(y) if isinstance(y, int) else y)
 
     def load(self, pointer: ir.Value) -> Vector:
-        value = self.builder.load(self.builder.bitcast(pointer, _DOUBLES.as_pointer()))
-        value.align = 8
+        value = self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()))
+        value.align = 8 if self.element == _F64 else 4
         return Vector(self.builder, value)
 
     def load_all_equal(self, pointer: ir.Value) -> Vector:
         return self.all_equal(self.builder.load(pointer))
 
     def store(self, vector: Vector, pointer: ir.Value) -> None:
-        where = self.builder.bitcast(pointer, _DOUBLES.as_pointer())
-        self.builder.store(vector.value, where).align = 8
+        where = self.builder.bitcast(pointer, self.vector.as_pointer())
+        self.builder.store(vector.value, where).align = 8 if self.element == _F64 else 4
 
     def variable(self, start: Vector) -> ir.Value:
         """A place whose value LLVM keeps in a register."""
@@ -189,6 +219,18 @@ class Emitter:
         return self.builder.if_then(
             self.builder.icmp_unsigned("!=", condition, self.integer(0)), likely=False
         )
+
+    def unless(self, condition: ir.Value) -> Any:
+        """`with emitter.unless(bits):` what is done if the integer is zero."""
+        return self.builder.if_then(
+            self.builder.icmp_unsigned("==", condition, self.integer(0)), likely=True
+        )
+
+    def call(self, name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
+        """One of LLVM's own functions."""
+        kind = ir.FunctionType(result, [x.type for x in operands])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, operands)
 
 
 class _Loop:

@@ -1,0 +1,547 @@
+"""Chains of fused multiply-adds on an x86's own vectors, compiled by numba: `[batch, m, k] x
+[batch, k, n]`.
+
+The same results as `kernels.chain`, bit for bit. The processor's FP32 multiply-add is the unit's
+own, but where numbers are subnormal it takes a hundred times as long; unless it flushes them, and
+then it is as quick as ever and tells that it did. So every `ROWS x COLUMNS` elements of a tile run
+through a block of k flushing. A unit that flushes is done. For one that does not, a block counts if
+its operands are normal numbers or 0 and nothing was flushed; others are computed in FP64. Its
+multiply-add rounds so far below FP32's last place that rounding again is harmless where products
+have 24 bits at most: to nearest, FP32 has 24 bits and 53 >= 2 * 24 + 2, and a sum below 2^-126 that
+it rounds at all is within 2^-155 of a multiple of 2^-149. Other sums are rounded to odd first.
+
+Tiles are of doubles between the blocks, for these hold subnormal numbers of FP32 as normal ones.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit
+
+from kernels import native
+from kernels.native import BF16, FP16, FP32
+from kernels.native_steps import EXPONENT, LEAST, sum_and_rest, to_odd
+from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
+
+ROWS = 8
+COLUMNS = 4 * LANES
+
+_BLOCK = 256  # products of a block
+_PAUSE = 3  # blocks of FP64 after one in which something was flushed, before it is tried again
+
+# Bits of `unit` (see `compute`).
+FLUSH, PROPAGATE, TURNED, POSITIVE_ZERO, NARROW = (1 << bit for bit in range(5))
+
+# The processor's control word, MXCSR (Intel 64 manual, volume 1, 10.2.3).
+_FLUSHING = 0x9FC0  # to nearest; subnormal operands and results are zeros; nothing interrupts
+_UNDERFLOW = 0x10  # a result has been flushed
+
+_SIGN = 1 << 63
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_INFINITY = 0x7F800000
+_QUIET = 0x00400000
+_NORMAL = 0x00800000  # the word of 2^-126
+_LEAST_EXPONENT = (1023 - 126) << 52
+_TO_FP32 = (29 << 52) | (1 << 51)  # turns the exponent E of a word into the number 1.5 * 2^(E + 29)
+_TO_END = 2.0**896  # of the doubles, from that of FP32
+
+
+# A block of k.
+
+
+def _set_control(emit: Emitter, word: ir.Value) -> None:
+    _control(emit, "llvm.x86.sse.ldmxcsr", word)
+
+
+def _get_control(emit: Emitter) -> ir.Value:
+    return _control(emit, "llvm.x86.sse.stmxcsr", emit.integer(0))
+
+
+def _control(emit: Emitter, name: str, word: ir.Value) -> ir.Value:
+    """The processor's control word, set or read by way of memory."""
+    place = emit.integer_variable(0)
+    emit.builder.store(word, place)
+    byte = ir.IntType(8).as_pointer()
+    emit.call(name, ir.VoidType(), emit.builder.bitcast(place, byte))
+    return emit.builder.load(place)
+
+
+@inline(result=True)
+def control(emit: Emitter) -> Any:
+    return _get_control(emit)
+
+
+@inline(result=False)
+def restore(emit: Emitter, word: Any) -> None:
+    _set_control(emit, word)
+
+
+@inline(result=True)
+def direct(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, refused: Any) -> Any:
+    """C[ROWS, COLUMNS] += x y in FP32, flushing; C stays as it was if one of the control word's
+    flags in `refused` is raised, which is the result.
+
+    Args:
+        x, y: FP32 `[count, ROWS]` and `[count, COLUMNS]`.
+        c: doubles, with rows `width` apart.
+    """
+    singles = emit.floats()
+    x, y, c = singles.at(x), singles.at(y), emit.at(c)
+    _set_control(emit, emit.integer(_FLUSHING))
+    halves = range(0, COLUMNS, 2 * LANES)
+    places = [[emit.place(c, emit.times(width, i), j) for j in halves] for i in range(ROWS)]
+    sums = [
+        [
+            emit.variable(emit.load(place).to_floats(emit.load(emit.place(place, LANES))))
+            for place in row
+        ]
+        for row in places
+    ]
+    with emit.loop(count) as k:
+        ys = singles.place(y, emit.times(k, COLUMNS))
+        right = [singles.load(singles.place(ys, j)) for j in halves]
+        for i, row in enumerate(sums):
+            left = singles.load_all_equal(singles.place(x, emit.times(k, ROWS), i))
+            for total, factor in zip(row, right, strict=True):
+                emit.put(total, left.times_plus(factor, emit.get(total)))
+    raised = emit.builder.and_(_get_control(emit), refused)
+    with emit.unless(raised):
+        for row, row_places in zip(sums, places, strict=True):
+            for total, place in zip(row, row_places, strict=True):
+                low, high = emit.get(total).to_doubles()
+                emit.store(low, place)
+                emit.store(high, emit.place(place, LANES))
+    return raised
+
+
+def _rounded(emit: Emitter, total: Vector) -> Vector:
+    """To FP32, also below and beyond its normal numbers, zeros with their sign."""
+    exponent = (total.words() & emit.word(EXPONENT)).larger_word(emit.word(_LEAST_EXPONENT))
+    grid = exponent.plus_words(emit.word(_TO_FP32)).doubles()  # its last place is that of FP32
+    found = (total + grid) - grid
+    found = (found.words() | (total.words() & emit.word(_SIGN))).doubles()
+    return (found * emit.number(_TO_END)) * emit.number(1 / _TO_END)  # infinite from 2^128 on
+
+
+def _in_float64(
+    emit: Emitter, narrow: bool, x: Any, y: Any, c: Any, width: Any, count: Any
+) -> None:
+    x, y, c = emit.at(x), emit.at(y), emit.at(c)
+    for start in range(0, COLUMNS, 2 * LANES):
+        offsets = range(start, start + 2 * LANES, LANES)
+        places = [[emit.place(c, emit.times(width, i), j) for j in offsets] for i in range(ROWS)]
+        sums = [[emit.variable(emit.load(place)) for place in row] for row in places]
+        with emit.loop(count) as k:
+            right = [emit.load(emit.place(y, emit.times(k, COLUMNS), j)) for j in offsets]
+            for i, row in enumerate(sums):
+                left = emit.load_all_equal(emit.place(x, emit.times(k, ROWS), i))
+                for place, factor in zip(row, right, strict=True):
+                    before = emit.get(place)
+                    if narrow:
+                        total = left.times_plus(factor, before)
+                    else:
+                        total = to_odd(emit, *sum_and_rest(left * factor, before))
+                    emit.put(place, _rounded(emit, total))
+        for row, row_places in zip(sums, places, strict=True):
+            for total, place in zip(row, row_places, strict=True):
+                emit.store(emit.get(total), place)
+
+
+@inline(result=False)
+def wide(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any) -> None:
+    """C[ROWS, COLUMNS] += x y, whatever they are; products have 24 bits at most.
+
+    Args:
+        x, y: doubles `[count, ROWS]` and `[count, COLUMNS]`.
+        c: doubles, with rows `width` apart.
+    """
+    _in_float64(emit, True, x, y, c, width, count)
+
+
+@inline(result=False)
+def wide_odd(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any) -> None:
+    """As `wide`, where products have up to 48 bits."""
+    _in_float64(emit, False, x, y, c, width, count)
+
+
+@inline(result=True)
+def kinds(emit: Emitter, c: Any, width: Any) -> Any:
+    """Of C[ROWS, COLUMNS]: 1 if an element is subnormal, 2 if none is finite."""
+    c, builder = emit.at(c), emit.builder
+    tiny, finite = emit.integer(0), emit.integer(0)
+    zero, least, infinity = emit.number(0.0), emit.number(LEAST), emit.number(math.inf)
+    for i in range(ROWS):
+        for j in range(0, COLUMNS, LANES):
+            size = emit.load(emit.place(c, emit.times(width, i), j)).size()
+            tiny = builder.or_(tiny, ((zero < size) & (size < least)).bits())
+            finite = builder.or_(finite, (size < infinity).bits())
+    none = emit.integer(0)
+    tiny = builder.zext(builder.icmp_unsigned("!=", tiny, none), none.type)
+    settled = builder.zext(builder.icmp_unsigned("==", finite, none), none.type)
+    return builder.or_(tiny, builder.shl(settled, emit.integer(1)))
+
+
+# Operands.
+
+
+@njit(**COMPILED)
+def _read(address: int, count: int, form: Any, target: Any, start: int) -> None:
+    """So many numbers at an address, as FP32 words into `target`; see `native` for `form`."""
+    kind, cut, nearest = form
+    if kind == FP32:
+        words = carray(pointer(address), (count,), np.uint32)
+        for i in range(count):
+            word = native.without_bits(words[i], cut, nearest) if cut != 0 else words[i]
+            target[start + i] = np.uint32(word)
+    elif kind == FP16:
+        short = carray(pointer(address), (count,), np.uint16)
+        for i in range(count):
+            target[start + i] = np.float32(native.decoded(short[i], FP16)).view(np.uint32)
+    else:
+        short = carray(pointer(address), (count,), np.uint16)
+        for i in range(count):
+            target[start + i] = np.uint32(short[i]) << np.uint32(16)
+
+
+@njit(**COMPILED)
+def _turned(index: int, products: int) -> int:
+    """When the product at an index is added: in its step, the last one comes first."""
+    return index - 2 * (index % products) + products - 1
+
+
+@njit(**COMPILED)
+def _pack_rows(
+    a: int, form: Any, i0: int, rows: int, k: int, k0: int, length: int, products: int, x: Any
+) -> None:
+    """Words `x[groups, length, ROWS]` of rows, from product k0 on, of the matrix `[m, k]` at `a`;
+    the last rows of all are filled up with zeros.
+    """
+    count = min(length, k - k0)
+    row = np.empty(count, np.uint32)
+    if count < length or rows % ROWS != 0:
+        x[: -(-rows // ROWS) * length * ROWS] = 0
+    for i in range(rows):
+        _read(a + ((i0 + i) * k + k0) * native.bytes_of(form), count, form, row, 0)
+        start = i // ROWS * length * ROWS + i % ROWS
+        if products == 1:
+            for index in range(count):
+                x[start + index * ROWS] = row[index]
+        else:
+            for index in range(count):
+                x[start + _turned(index, products) * ROWS] = row[index]
+
+
+@njit(**COMPILED)
+def _pack_columns(
+    b: int,
+    form: Any,
+    j0: int,
+    columns: int,
+    sizes: Any,
+    k0: int,
+    length: int,
+    products: int,
+    y: Any,
+) -> None:
+    """Words `y[groups, length, COLUMNS]` of columns of the matrix `[k, n]` at `b`."""
+    k, n = sizes
+    count = min(length, k - k0)
+    groups = -(-columns // COLUMNS)
+    if count < length or columns % COLUMNS != 0:
+        y[: groups * length * COLUMNS] = 0
+    for index in range(count):
+        source = b + ((k0 + index) * n + j0) * native.bytes_of(form)
+        place = _turned(index, products)
+        for group in range(groups):
+            first = group * COLUMNS
+            start = (group * length + place) * COLUMNS
+            here = source + first * native.bytes_of(form)
+            _read(here, min(COLUMNS, columns - first), form, y, start)
+
+
+@njit(**COMPILED)
+def _any_subnormal(words: Any, start: int, count: int) -> bool:
+    found = 0
+    for i in range(start, start + count):
+        magnitude = words[i] & _MAGNITUDE
+        found += (magnitude - np.uint32(1)) < np.uint32(_NORMAL - 1)
+    return found > 0
+
+
+@njit(**COMPILED)
+def _lift(words: Any, start: int, count: int, lifted: Any) -> None:
+    """A copy in which numbers below 2^-126 are that; zeros stay."""
+    for i in range(start, start + count):
+        word = words[i]
+        magnitude = word & _MAGNITUDE
+        small = (magnitude - np.uint32(1)) < np.uint32(_NORMAL - 1)
+        lifted[i] = np.uint32((word - magnitude) | np.uint32(_NORMAL)) if small else word
+
+
+@njit(**COMPILED)
+def _doubles(words: Any, start: int, count: int, target: Any) -> None:
+    for i in range(start, start + count):
+        target[i] = native.decoded(words[i], FP32)
+
+
+# Tiles.
+
+
+@njit(**COMPILED)
+def _buffers(rows: int, columns: int, length: int) -> Any:
+    """What a thread needs for tiles of at most this size and blocks of `length` products."""
+    row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
+    x, y = row_groups * ROWS * length, column_groups * COLUMNS * length
+    return (
+        np.empty(row_groups * ROWS * column_groups * COLUMNS),  # 0: C
+        np.empty(x, np.uint32),  # 1: words of x
+        np.empty(y, np.uint32),  # 2: words of y
+        np.empty(x, np.uint32),  # 3: of x without subnormal numbers
+        np.empty(y, np.uint32),  # 4: of y
+        np.empty(x),  # 5: doubles of x
+        np.empty(y),  # 6: doubles of y
+        np.empty((row_groups + column_groups, 3), np.int64),  # 7: of groups: subnormal, 3 and 4 and
+        #                                                         5 and 6 are made
+        np.empty(row_groups * column_groups, np.int64),  # 8: of C's groups: is any subnormal
+        np.empty(row_groups * column_groups, np.int64),  # 9: blocks to go in FP64
+    )
+
+
+@njit(**COMPILED)
+def _address(array: Any, offset: int) -> int:
+    return int(array.ctypes.data) + array.itemsize * offset
+
+
+@njit(**COMPILED)
+def _careful_block(
+    ig: int, jg: int, here: int, width: int, length: int, narrow: bool, buffers: Any
+) -> int:
+    """A block for a group of C at `here`, whatever there is; 1 if any of C is subnormal now."""
+    _, x_words, y_words, x_lifted, y_lifted, x_doubles, y_doubles, of_groups, _, _ = buffers
+    x, y = ig * length * ROWS, jg * length * COLUMNS
+    of_x, of_y = of_groups[ig], of_groups[of_groups.shape[0] - 1 - jg]
+    if kinds((here, width)) & 2 != 0:  # then what is finite might as well be another number
+        if of_x[1] == 0:
+            of_x[1] = 1
+            _lift(x_words, x, length * ROWS, x_lifted)
+        if of_y[1] == 0:
+            of_y[1] = 1
+            _lift(y_words, y, length * COLUMNS, y_lifted)
+        direct((_address(x_lifted, x), _address(y_lifted, y), here, width, length, 0))
+        return 0
+    if of_x[2] == 0:
+        of_x[2] = 1
+        _doubles(x_words, x, length * ROWS, x_doubles)
+    if of_y[2] == 0:
+        of_y[2] = 1
+        _doubles(y_words, y, length * COLUMNS, y_doubles)
+    operands = _address(x_doubles, x), _address(y_doubles, y), here, width, length
+    if narrow:
+        wide(operands)
+    else:
+        wide_odd(operands)
+    return kinds((here, width)) & 1
+
+
+@njit(**COMPILED)
+def _tile(
+    a: int, b: int, form: Any, sizes: Any, corner: Any, size: Any, options: Any, buffers: Any
+) -> None:
+    """C of a tile after all steps, in `buffers[0]`, whose rows are as wide as whole groups are."""
+    k, n = sizes
+    rows, columns = size
+    products, unit, _ = options
+    c, x, y, _, _, _, _, of_groups, is_tiny, pause = buffers
+    row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
+    width = column_groups * COLUMNS
+    number = -(-k // products) * products
+    block = max(1, _BLOCK // products) * products
+    keeps = unit & FLUSH == 0
+    last = of_groups.shape[0] - 1
+    for ig in range(row_groups):
+        for jg in range(column_groups):
+            group = ig * column_groups + jg
+            here = _address(c, ig * ROWS * width + jg * COLUMNS)
+            is_tiny[group], pause[group] = kinds((here, width)) & 1, 0
+    for first in range(0, number, block):
+        length = min(block, number - first)
+        _pack_rows(a, form, corner[0], rows, k, first, length, products, x)
+        _pack_columns(b, form, corner[1], columns, sizes, first, length, products, y)
+        of_groups[:] = 0
+        if keeps:
+            for ig in range(row_groups):
+                of_groups[ig, 0] = _any_subnormal(x, ig * length * ROWS, length * ROWS)
+            for jg in range(column_groups):
+                found = _any_subnormal(y, jg * length * COLUMNS, length * COLUMNS)
+                of_groups[last - jg, 0] = found
+        for jg in range(column_groups):
+            for ig in range(row_groups):
+                group = ig * column_groups + jg
+                here = _address(c, ig * ROWS * width + jg * COLUMNS)
+                xs = _address(x, ig * length * ROWS)
+                ys = _address(y, jg * length * COLUMNS)
+                if not keeps:
+                    direct((xs, ys, here, width, length, 0))
+                    continue
+                small = is_tiny[group] | of_groups[ig, 0] | of_groups[last - jg, 0]
+                if small == 0 and pause[group] == 0:
+                    if direct((xs, ys, here, width, length, _UNDERFLOW)) == 0:
+                        continue
+                    pause[group] = _PAUSE
+                elif pause[group] > 0:
+                    pause[group] -= 1
+                is_tiny[group] = _careful_block(
+                    ig, jg, here, width, length, unit & NARROW != 0, buffers
+                )
+
+
+@njit(**COMPILED)
+def buffers_for(tile: tuple[int, int], products: int) -> Any:
+    """What a thread needs to compute such tiles, one after the other."""
+    return _buffers(tile[0], tile[1], max(1, _BLOCK // products) * products)
+
+
+@njit(**COMPILED)
+def compute(
+    a: int,
+    b: int,
+    k: int,
+    c: Any,
+    out: Any,
+    form: Any,
+    options: Any,
+    number: int,
+    tile: Any,
+    buffers: Any,
+) -> None:
+    """Tile `number` of `out[batch, m, n]`, FP32 words.
+
+    Args:
+        a, b, k, c, form, tile: as for `native.compute`.
+        options: products of a step, the last of which is added first; bits of the unit: whether it
+            flushes subnormal operands and results (else it keeps them), whether NaN operands are
+            passed on (`TURNED`: b before a), whether zeros are +0, and whether products have 24
+            bits at most; the word of a NaN.
+        buffers: `buffers_for` these.
+    """
+    _, m, n = out.shape
+    products, unit, nan = options
+    matrix, corner, size = native.place_of(number, tile, m, n)
+    a += matrix * m * k * native.bytes_of(form)
+    b += matrix * k * n * native.bytes_of(form)
+    before = control(())
+    _start(c, matrix, corner, size, unit, buffers[0])
+    _tile(a, b, form, (k, n), corner, size, options, buffers)
+    restore((before,))
+    found = _finish(buffers[0], corner, size, unit, nan, out[matrix])
+    if found and unit & PROPAGATE != 0:
+        _pass_on(a, b, form, (k, n), c, matrix, corner, size, products, unit, out[matrix])
+
+
+@njit(**COMPILED)
+def _start(c: Any, matrix: int, corner: Any, size: Any, unit: int, tile: Any) -> None:
+    """The first accumulators of a tile."""
+    rows, columns = size
+    width = -(-columns // COLUMNS) * COLUMNS
+    tile[: -(-rows // ROWS) * ROWS * width] = 0
+    if c.size > 0:
+        for i in range(rows):
+            for j in range(columns):
+                word = c[matrix, corner[0] + i, corner[1] + j]
+                tile[i * width + j] = native.decoded(word, FP32)
+
+
+@njit(**COMPILED)
+def _finish(tile: Any, corner: Any, size: Any, unit: int, nan: int, out: Any) -> bool:
+    """A tile written into `out[m, n]`; whether any element is no number."""
+    rows, columns = size
+    width = -(-columns // COLUMNS) * COLUMNS
+    found = 0
+    for i in range(rows):
+        for j in range(columns):
+            value = tile[i * width + j]
+            extent = abs(value)
+            sign = (np.float64(value).view(np.int64) >> 63) & np.int64(1 << 31)
+            magnitude = np.int64(np.float32(extent).view(np.uint32))
+            if extent < LEAST:
+                magnitude = np.int64(extent * 2.0**149)
+            word = magnitude | sign
+            if unit & POSITIVE_ZERO != 0 and magnitude == 0:
+                word = np.int64(0)
+            if value != value:
+                word = np.int64(nan)
+                found += 1
+            out[corner[0] + i, corner[1] + j] = np.uint32(word)
+    return found > 0
+
+
+# NaNs.
+
+
+@njit(**COMPILED)
+def _nan_word(address: int, form: Any) -> int:
+    """The quiet FP32 word of the number at an address, if it is a NaN, else 0."""
+    kind, cut, nearest = form
+    if kind == FP32:
+        word = np.int64(carray(pointer(address), (1,), np.uint32)[0])
+        if cut != 0:
+            word = np.int64(native.without_bits(word, cut, nearest))
+    elif kind == FP16:
+        half = np.int64(carray(pointer(address), (1,), np.uint16)[0])
+        special = half & 0x7C00 == 0x7C00
+        word = half >> 15 << 31 | _INFINITY | (half & 0x3FF) << 13 if special else np.int64(0)
+    else:
+        word = np.int64(carray(pointer(address), (1,), np.uint16)[0]) << 16
+    return word | _QUIET if word & 0x7FFFFFFF > _INFINITY else np.int64(0)
+
+
+@njit(**COMPILED)
+def _pass_on(
+    a: int,
+    b: int,
+    form: Any,
+    sizes: Any,
+    c: Any,
+    matrix: int,
+    corner: Any,
+    size: Any,
+    products: int,
+    unit: int,
+    out: Any,
+) -> None:
+    """Elements that are no numbers get the word of the last operand that is none, or else of C's.
+
+    Of two operands of one product, a's counts, or b's if the product is `TURNED`.
+    """
+    k, n = sizes
+    rows, columns = size
+    # When the last NaN of a row or column comes, counted from 1, and its word.
+    row_last, column_last = np.zeros((rows, 2), np.int64), np.zeros((columns, 2), np.int64)
+    for index in range(k):
+        time = _turned(index, products) + 1
+        for i in range(rows):
+            word = _nan_word(a + ((corner[0] + i) * k + index) * native.bytes_of(form), form)
+            if word != 0 and time > row_last[i, 0]:
+                row_last[i, 0], row_last[i, 1] = time, word
+        for j in range(columns):
+            word = _nan_word(b + (index * n + corner[1] + j) * native.bytes_of(form), form)
+            if word != 0 and time > column_last[j, 0]:
+                column_last[j, 0], column_last[j, 1] = time, word
+    row_first = 0 if unit & TURNED != 0 else 1
+    for i in range(rows):
+        for j in range(columns):
+            row, column = corner[0] + i, corner[1] + j
+            if out[row, column] & _MAGNITUDE <= np.uint32(_INFINITY):
+                continue
+            if row_last[i, 0] + column_last[j, 0] > 0:
+                of_row = 2 * row_last[i, 0] + row_first > 2 * column_last[j, 0]
+                word = row_last[i, 1] if of_row else column_last[j, 1]
+                out[row, column] = np.uint32(word)
+            elif c.size > 0:
+                word = np.int64(c[matrix, row, column])
+                if word & 0x7FFFFFFF > _INFINITY:
+                    out[row, column] = np.uint32(word | _QUIET)
