@@ -5,10 +5,12 @@ The same results as `kernels.chain`, bit for bit. The processor's FP32 multiply-
 own, but where numbers are subnormal it takes a hundred times as long; unless it flushes them, and
 then it is as quick as ever and tells that it did. So every `ROWS x COLUMNS` elements of a tile run
 through a block of k flushing. A unit that flushes is done. For one that does not, a block counts if
-its operands are normal numbers or 0 and nothing was flushed; others are computed in FP64. Its
-multiply-add rounds so far below FP32's last place that rounding again is harmless where products
-have 24 bits at most: to nearest, FP32 has 24 bits and 53 >= 2 * 24 + 2, and a sum below 2^-126 that
-it rounds at all is within 2^-155 of a multiple of 2^-149. Other sums are rounded to odd first.
+its operands are normal numbers or 0 and nothing was flushed. Others go one of three ways:
+
+- low, where times a power of two all numbers are normal ones: results below 2^-126 are rounded to
+  multiples of 2^-149 by an addition;
+- firm, where sums are so large that they do not notice what flushing loses;
+- wide, in FP64, and rounded from there.
 
 Tiles are of doubles between the blocks, for these hold subnormal numbers of FP32 as normal ones.
 """
@@ -29,9 +31,10 @@ from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
 
 ROWS = 8
 COLUMNS = 4 * LANES
+HALF = 2 * LANES  # columns at once on the careful ways
 
 _BLOCK = 256  # products of a block
-_PAUSE = 3  # blocks of FP64 after one in which something was flushed, before it is tried again
+_PAUSE = 3  # careful blocks after one in which something was flushed
 
 # Bits of `unit` (see `compute`).
 FLUSH, PROPAGATE, TURNED, POSITIVE_ZERO, NARROW = (1 << bit for bit in range(5))
@@ -118,12 +121,110 @@ def direct(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, refuse
     return raised
 
 
+def _sums(emit: Emitter, c: Any, width: Any, scale: Vector) -> list[tuple[Any, Any]]:
+    """Of C[ROWS, HALF]: where a row is, and a variable with its floats times `scale`."""
+    places = [emit.place(c, emit.times(width, i)) for i in range(ROWS)]
+
+    def floats_at(place: ir.Value) -> Vector:
+        upper = emit.load(emit.place(place, LANES))
+        return (emit.load(place) * scale).to_floats(upper * scale)
+
+    return [(place, emit.variable(floats_at(place))) for place in places]
+
+
+def _store(emit: Emitter, row: Vector, place: ir.Value, scale: Vector) -> None:
+    lower, upper = row.to_doubles()
+    emit.store(lower * scale, place)
+    emit.store(upper * scale, emit.place(place, LANES))
+
+
+@inline(result=False)
+def low(
+    emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, up: Any, down: Any, least: Any
+) -> None:
+    """C[ROWS, HALF] += x y, where all numbers times a power of two are normal in FP32.
+
+    Args:
+        x, y: FP32 `[count, ROWS]` and `[count, HALF]` of rows of COLUMNS; xy is `up` times as
+            large.
+        c: doubles, with rows `width` apart.
+        up, down: words of that power, 2^23 at least, and of its inverse, as doubles.
+        least: word of 2^-126 times `up`, in FP32.
+
+    A sum below `least` is rounded once, where numbers above `least` are, by being added to `least`
+    or, if C alone is as large and of its sign, taken from twice that. C plus or minus these is
+    exact.
+    """
+    singles = emit.floats()
+    x, y, c = singles.at(x), singles.at(y), emit.at(c)
+    scale, back = (emit.all_equal(emit.builder.bitcast(v, emit.element)) for v in (up, down))
+    half = emit.builder.trunc(least, ir.IntType(32))
+    once = singles.all_equal(emit.builder.bitcast(half, singles.element))
+    twice, sign = -(once + once), singles.word(1 << 31)
+    _set_control(emit, emit.integer(_FLUSHING))
+    sums = _sums(emit, c, width, scale)
+    with emit.loop(count) as k:
+        right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
+        for i, (_, variable) in enumerate(sums):
+            left = singles.load_all_equal(singles.place(x, emit.times(k, ROWS), i))
+            before = emit.get(variable)
+            total = left.times_plus(right, before)
+            negative = total.words() & sign
+            along = (before.words() ^ negative).numbers()  # C in the direction of the sum
+            grid = (along < once).where(once, twice)
+            grid = (grid.words() ^ negative).numbers()
+            found = left.times_plus(right, before + grid) - grid
+            found = (found.words() | negative).numbers()  # a zero's
+            emit.put(variable, (total.size() < once).where(found, total))
+    for place, variable in sums:
+        _store(emit, emit.get(variable), place, back)
+
+
+@inline(result=True)
+def firm(
+    emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, limit: Any, zeros: Any
+) -> Any:
+    """C[ROWS, HALF] += x y in FP32, flushing. C stays as it was, and the result is not 0, if any
+    sum on the way is below `limit` (a word of FP32) but 0, or if something was flushed and either
+    a result is 0 or `zeros` is 0.
+    """
+    builder, singles = emit.builder, emit.floats()
+    x, y, c = singles.at(x), singles.at(y), emit.at(c)
+    _set_control(emit, emit.integer(_FLUSHING))
+    magnitude, minus_one = singles.word(0x7FFFFFFF), singles.word(0xFFFFFFFF)
+    sums = _sums(emit, c, width, emit.number(1.0))
+    leasts = [emit.variable(minus_one) for _ in sums]  # of the sizes' words less 1
+    with emit.loop(count) as k:
+        right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
+        for i, ((_, variable), least) in enumerate(zip(sums, leasts, strict=True)):
+            left = singles.load_all_equal(singles.place(x, emit.times(k, ROWS), i))
+            total = left.times_plus(right, emit.get(variable))
+            size = (total.words() & magnitude).plus_words(minus_one)
+            emit.put(variable, total)
+            emit.put(least, size.smaller_word(emit.get(least)))
+    flushed = builder.and_(_get_control(emit), emit.integer(_UNDERFLOW))
+    least_allowed = builder.trunc(builder.sub(limit, emit.integer(1)), ir.IntType(32))
+    bound = singles.all_equal(builder.bitcast(least_allowed, singles.element)).words()
+    below, is_zero = emit.integer(0), emit.integer(0)
+    for (_, variable), least in zip(sums, leasts, strict=True):
+        below = builder.or_(below, emit.get(least).less_word(bound).bits())
+        is_zero = builder.or_(is_zero, emit.get(variable).equals(singles.number(0.0)).bits())
+    some = builder.icmp_unsigned("!=", is_zero, emit.integer(0))
+    none = builder.icmp_unsigned("==", zeros, emit.integer(0))
+    lost = builder.select(builder.or_(some, none), flushed, emit.integer(0))
+    failed = builder.or_(below, lost)
+    with emit.unless(failed):
+        for place, variable in sums:
+            _store(emit, emit.get(variable), place, emit.number(1.0))
+    return failed
+
+
 def _rounded(emit: Emitter, total: Vector) -> Vector:
     """To FP32, also below and beyond its normal numbers, zeros with their sign."""
     exponent = (total.words() & emit.word(EXPONENT)).larger_word(emit.word(_LEAST_EXPONENT))
-    grid = exponent.plus_words(emit.word(_TO_FP32)).doubles()  # its last place is that of FP32
+    grid = exponent.plus_words(emit.word(_TO_FP32)).numbers()  # its last place is that of FP32
     found = (total + grid) - grid
-    found = (found.words() | (total.words() & emit.word(_SIGN))).doubles()
+    found = (found.words() | (total.words() & emit.word(_SIGN))).numbers()
     return (found * emit.number(_TO_END)) * emit.number(1 / _TO_END)  # infinite from 2^128 on
 
 
@@ -131,32 +232,35 @@ def _in_float64(
     emit: Emitter, narrow: bool, x: Any, y: Any, c: Any, width: Any, count: Any
 ) -> None:
     x, y, c = emit.at(x), emit.at(y), emit.at(c)
-    for start in range(0, COLUMNS, 2 * LANES):
-        offsets = range(start, start + 2 * LANES, LANES)
-        places = [[emit.place(c, emit.times(width, i), j) for j in offsets] for i in range(ROWS)]
-        sums = [[emit.variable(emit.load(place)) for place in row] for row in places]
-        with emit.loop(count) as k:
-            right = [emit.load(emit.place(y, emit.times(k, COLUMNS), j)) for j in offsets]
-            for i, row in enumerate(sums):
-                left = emit.load_all_equal(emit.place(x, emit.times(k, ROWS), i))
-                for place, factor in zip(row, right, strict=True):
-                    before = emit.get(place)
-                    if narrow:
-                        total = left.times_plus(factor, before)
-                    else:
-                        total = to_odd(emit, *sum_and_rest(left * factor, before))
-                    emit.put(place, _rounded(emit, total))
-        for row, row_places in zip(sums, places, strict=True):
-            for total, place in zip(row, row_places, strict=True):
-                emit.store(emit.get(total), place)
+    offsets = range(0, HALF, LANES)
+    places = [[emit.place(c, emit.times(width, i), j) for j in offsets] for i in range(ROWS)]
+    sums = [[emit.variable(emit.load(place)) for place in row] for row in places]
+    with emit.loop(count) as k:
+        right = [emit.load(emit.place(y, emit.times(k, COLUMNS), j)) for j in offsets]
+        for i, row in enumerate(sums):
+            left = emit.load_all_equal(emit.place(x, emit.times(k, ROWS), i))
+            for variable, factor in zip(row, right, strict=True):
+                before = emit.get(variable)
+                if narrow:
+                    total = left.times_plus(factor, before)
+                else:
+                    total = to_odd(emit, *sum_and_rest(left * factor, before))
+                emit.put(variable, _rounded(emit, total))
+    for row, row_places in zip(sums, places, strict=True):
+        for total, place in zip(row, row_places, strict=True):
+            emit.store(emit.get(total), place)
 
 
 @inline(result=False)
 def wide(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any) -> None:
-    """C[ROWS, COLUMNS] += x y, whatever they are; products have 24 bits at most.
+    """C[ROWS, HALF] += x y, whatever they are; products have 24 bits at most.
+
+    FP64's multiply-add rounds so far below FP32's last place that rounding again is harmless: to
+    nearest, FP32 has 24 bits and 53 >= 2 * 24 + 2, and a sum below 2^-126 that FP64 rounds at all
+    is within 2^-155 of a multiple of 2^-149.
 
     Args:
-        x, y: doubles `[count, ROWS]` and `[count, COLUMNS]`.
+        x, y: doubles `[count, ROWS]` and `[count, HALF]` of rows of COLUMNS.
         c: doubles, with rows `width` apart.
     """
     _in_float64(emit, True, x, y, c, width, count)
@@ -164,21 +268,26 @@ def wide(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any) -> None:
 
 @inline(result=False)
 def wide_odd(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any) -> None:
-    """As `wide`, where products have up to 48 bits."""
+    """As `wide`, where products have up to 48 bits: sums are rounded to odd first."""
     _in_float64(emit, False, x, y, c, width, count)
 
 
 @inline(result=True)
-def kinds(emit: Emitter, c: Any, width: Any) -> Any:
-    """Of C[ROWS, COLUMNS]: 1 if an element is subnormal, 2 if none is finite."""
+def kinds(emit: Emitter, c: Any, width: Any, largest: Any) -> Any:
+    """Of C[ROWS, COLUMNS]: 1 if an element is subnormal, 2 if none is finite; into `largest` a
+    vector of sizes of which the largest is that of the finite elements.
+    """
     c, builder = emit.at(c), emit.builder
     tiny, finite = emit.integer(0), emit.integer(0)
     zero, least, infinity = emit.number(0.0), emit.number(LEAST), emit.number(math.inf)
+    top = zero
     for i in range(ROWS):
         for j in range(0, COLUMNS, LANES):
             size = emit.load(emit.place(c, emit.times(width, i), j)).size()
             tiny = builder.or_(tiny, ((zero < size) & (size < least)).bits())
             finite = builder.or_(finite, (size < infinity).bits())
+            top = (size < infinity).where(top.larger(size), top)
+    emit.store(top, emit.at(largest))
     none = emit.integer(0)
     tiny = builder.zext(builder.icmp_unsigned("!=", tiny, none), none.type)
     settled = builder.zext(builder.icmp_unsigned("==", finite, none), none.type)
@@ -264,12 +373,32 @@ def _pack_columns(
 
 
 @njit(**COMPILED)
-def _any_subnormal(words: Any, start: int, count: int) -> bool:
-    found = 0
+def _extent(words: Any, start: int, count: int, found: Any) -> None:
+    """Whether any number is subnormal, and the exponents of the least one but 0 and of the largest
+    finite one (400 and -400 without any), into `found[3]`.
+    """
+    least, most = np.uint32(0xFFFFFFFF), np.uint32(0)
     for i in range(start, start + count):
         magnitude = words[i] & _MAGNITUDE
-        found += (magnitude - np.uint32(1)) < np.uint32(_NORMAL - 1)
-    return found > 0
+        least = min(least, magnitude - np.uint32(1))  # 0 comes last
+        most = max(most, magnitude if magnitude < np.uint32(_INFINITY) else np.uint32(0))
+    found[0] = least < np.uint32(_NORMAL - 1)
+    found[1], found[2] = 400, -400
+    if least < np.uint32(_INFINITY - 1):
+        found[1] = _exponent(native.decoded(least + np.uint32(1), FP32))
+    if most > 0:
+        found[2] = _exponent(native.decoded(most, FP32))
+
+
+@njit(**COMPILED)
+def _exponent(size: float) -> int:
+    """Of a normal double."""
+    return ((np.float64(size).view(np.int64) & np.int64(EXPONENT)) >> 52) - 1023
+
+
+@njit(**COMPILED)
+def _power(exponent: int) -> float:
+    return np.int64((exponent + 1023) << 52).view(np.float64)
 
 
 @njit(**COMPILED)
@@ -283,12 +412,26 @@ def _lift(words: Any, start: int, count: int, lifted: Any) -> None:
 
 
 @njit(**COMPILED)
+def _scale(words: Any, start: int, count: int, scale: float, scaled: Any) -> None:
+    """A copy of numbers times `scale`, by which they are normal ones."""
+    for i in range(start, start + count):
+        number = np.float32(native.decoded(words[i], FP32) * scale)
+        scaled[i] = number.view(np.uint32)
+
+
+@njit(**COMPILED)
 def _doubles(words: Any, start: int, count: int, target: Any) -> None:
     for i in range(start, start + count):
         target[i] = native.decoded(words[i], FP32)
 
 
 # Tiles.
+
+# What is known of a group of rows or columns in a block: `_extent`, and which copies are made.
+_SUBNORMAL, _LEAST, _MOST, _LIFTED, _SCALED, _DOUBLES, _KNOWN = range(7)
+
+# What is known of a tile in a block: whether the low way is possible, and the scales of x and y.
+_UNKNOWN, _POSSIBLE, _IMPOSSIBLE = range(3)
 
 
 @njit(**COMPILED)
@@ -298,16 +441,24 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
     x, y = row_groups * ROWS * length, column_groups * COLUMNS * length
     return (
         np.empty(row_groups * ROWS * column_groups * COLUMNS),  # 0: C
-        np.empty(x, np.uint32),  # 1: words of x
-        np.empty(y, np.uint32),  # 2: words of y
-        np.empty(x, np.uint32),  # 3: of x without subnormal numbers
-        np.empty(y, np.uint32),  # 4: of y
-        np.empty(x),  # 5: doubles of x
-        np.empty(y),  # 6: doubles of y
-        np.empty((row_groups + column_groups, 3), np.int64),  # 7: of groups: subnormal, 3 and 4 and
-        #                                                         5 and 6 are made
-        np.empty(row_groups * column_groups, np.int64),  # 8: of C's groups: is any subnormal
-        np.empty(row_groups * column_groups, np.int64),  # 9: blocks to go in FP64
+        (  # 1: x: words, those without subnormal numbers, scaled ones, doubles
+            np.empty(x, np.uint32),
+            np.empty(x, np.uint32),
+            np.empty(x, np.uint32),
+            np.empty(x),
+        ),
+        (  # 2: y, as x
+            np.empty(y, np.uint32),
+            np.empty(y, np.uint32),
+            np.empty(y, np.uint32),
+            np.empty(y),
+        ),
+        np.empty((row_groups, _KNOWN), np.int64),  # 3: of groups of x
+        np.empty((column_groups, _KNOWN), np.int64),  # 4: of y
+        np.empty(3, np.int64),  # 5: of the tile
+        np.empty(row_groups * column_groups, np.int64),  # 6: of groups of C: is any subnormal
+        np.empty(row_groups * column_groups, np.int64),  # 7: blocks before `direct` is tried again
+        np.empty(LANES),  # 8
     )
 
 
@@ -317,34 +468,85 @@ def _address(array: Any, offset: int) -> int:
 
 
 @njit(**COMPILED)
+def _choose_scales(of_x: Any, of_y: Any, of_tile: Any) -> None:
+    """Powers of two by which all operands of a block are normal numbers, and products 2^24 times
+    as large at least.
+    """
+    most_x, most_y = of_x[:, _MOST].max(), of_y[:, _MOST].max()
+    scale_x = max(0, -126 - of_x[:, _LEAST].min())
+    scale_y = max(0, -126 - of_y[:, _LEAST].min())
+    more = max(0, 24 - scale_x - scale_y)
+    if most_x + scale_x + more <= 126:
+        scale_x += more
+    else:
+        scale_y += more
+    of_tile[1], of_tile[2] = scale_x, scale_y
+    fits = most_x + scale_x <= 126 and most_y + scale_y <= 126
+    of_tile[0] = _POSSIBLE if fits else _IMPOSSIBLE
+
+
+@njit(**COMPILED)
 def _careful_block(
     ig: int, jg: int, here: int, width: int, length: int, narrow: bool, buffers: Any
 ) -> int:
     """A block for a group of C at `here`, whatever there is; 1 if any of C is subnormal now."""
-    _, x_words, y_words, x_lifted, y_lifted, x_doubles, y_doubles, of_groups, _, _ = buffers
-    x, y = ig * length * ROWS, jg * length * COLUMNS
-    of_x, of_y = of_groups[ig], of_groups[of_groups.shape[0] - 1 - jg]
-    if kinds((here, width)) & 2 != 0:  # then what is finite might as well be another number
-        if of_x[1] == 0:
-            of_x[1] = 1
-            _lift(x_words, x, length * ROWS, x_lifted)
-        if of_y[1] == 0:
-            of_y[1] = 1
-            _lift(y_words, y, length * COLUMNS, y_lifted)
-        direct((_address(x_lifted, x), _address(y_lifted, y), here, width, length, 0))
+    _, x, y, of_rows, of_columns, of_tile, _, _, largest = buffers
+    x_words, x_lifted, x_scaled, x_doubles = x
+    y_words, y_lifted, y_scaled, y_doubles = y
+    xs, ys = ig * length * ROWS, jg * length * COLUMNS
+    of_x, of_y = of_rows[ig], of_columns[jg]
+    found = kinds((here, width, _address(largest, 0)))
+    if of_tile[0] == _UNKNOWN:
+        _choose_scales(of_rows, of_columns, of_tile)
+    most = of_x[_MOST] + of_y[_MOST]
+    reach = 1 + max(_exponent(largest.max()), most + 2 + _exponent(float(length)) + 1)
+    scale = of_tile[1] + of_tile[2]
+    is_low = of_tile[0] == _POSSIBLE and reach + scale <= 126
+    settled = found & 2 != 0  # then what is finite might as well be another number
+    if is_low and not settled:
+        if of_x[_SCALED] == 0:
+            of_x[_SCALED] = 1
+            _scale(x_words, xs, length * ROWS, _power(of_tile[1]), x_scaled)
+        if of_y[_SCALED] == 0:
+            of_y[_SCALED] = 1
+            _scale(y_words, ys, length * COLUMNS, _power(of_tile[2]), y_scaled)
+        up = np.float64(_power(scale)).view(np.int64)
+        down = np.float64(_power(-scale)).view(np.int64)
+        for j in range(0, COLUMNS, HALF):
+            operands = _address(x_scaled, xs), _address(y_scaled, ys + j), here + 8 * j, width
+            low((operands[0], operands[1], operands[2], width, length, up, down, (scale + 1) << 23))
+        return kinds((here, width, _address(largest, 0))) & 1
+    if of_x[_LIFTED] == 0:
+        of_x[_LIFTED] = 1
+        _lift(x_words, xs, length * ROWS, x_lifted)
+    if of_y[_LIFTED] == 0:
+        of_y[_LIFTED] = 1
+        _lift(y_words, ys, length * COLUMNS, y_lifted)
+    if settled:
+        direct((_address(x_lifted, xs), _address(y_lifted, ys), here, width, length, 0))
         return 0
-    if of_x[2] == 0:
-        of_x[2] = 1
-        _doubles(x_words, x, length * ROWS, x_doubles)
-    if of_y[2] == 0:
-        of_y[2] = 1
-        _doubles(y_words, y, length * COLUMNS, y_doubles)
-    operands = _address(x_doubles, x), _address(y_doubles, y), here, width, length
-    if narrow:
-        wide(operands)
-    else:
-        wide_odd(operands)
-    return kinds((here, width)) & 1
+    # Of a product of a subnormal number less than 2^-126 times the other one is lost, and 2^-126
+    # by a sum that is flushed, `length` times at most.
+    lost = max(_exponent(float(length)) + 1, of_x[_MOST] + 1, of_y[_MOST] + 1)
+    limit = min(1 + lost + 26, 255) << 23
+    unsure = found & 1 != 0
+    for j in range(0, COLUMNS, HALF):
+        there = here + 8 * j
+        if not unsure:
+            operands = _address(x_lifted, xs), _address(y_lifted, ys + j), there
+            if firm((operands[0], operands[1], there, width, length, limit, int(narrow))) == 0:
+                continue
+        if of_x[_DOUBLES] == 0:
+            of_x[_DOUBLES] = 1
+            _doubles(x_words, xs, length * ROWS, x_doubles)
+        if of_y[_DOUBLES] == 0:
+            of_y[_DOUBLES] = 1
+            _doubles(y_words, ys, length * COLUMNS, y_doubles)
+        if narrow:
+            wide((_address(x_doubles, xs), _address(y_doubles, ys + j), there, width, length))
+        else:
+            wide_odd((_address(x_doubles, xs), _address(y_doubles, ys + j), there, width, length))
+    return kinds((here, width, _address(largest, 0))) & 1
 
 
 @njit(**COMPILED)
@@ -355,29 +557,30 @@ def _tile(
     k, n = sizes
     rows, columns = size
     products, unit, _ = options
-    c, x, y, _, _, _, _, of_groups, is_tiny, pause = buffers
+    c, x, y, of_rows, of_columns, of_tile, is_tiny, pause, largest = buffers
+    x, y = x[0], y[0]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
+    of_rows, of_columns = of_rows[:row_groups], of_columns[:column_groups]
     width = column_groups * COLUMNS
     number = -(-k // products) * products
     block = max(1, _BLOCK // products) * products
     keeps = unit & FLUSH == 0
-    last = of_groups.shape[0] - 1
     for ig in range(row_groups):
         for jg in range(column_groups):
             group = ig * column_groups + jg
             here = _address(c, ig * ROWS * width + jg * COLUMNS)
-            is_tiny[group], pause[group] = kinds((here, width)) & 1, 0
+            is_tiny[group] = kinds((here, width, _address(largest, 0))) & 1
+            pause[group] = 0
     for first in range(0, number, block):
         length = min(block, number - first)
         _pack_rows(a, form, corner[0], rows, k, first, length, products, x)
         _pack_columns(b, form, corner[1], columns, sizes, first, length, products, y)
-        of_groups[:] = 0
+        of_rows[:], of_columns[:], of_tile[0] = 0, 0, _UNKNOWN
         if keeps:
             for ig in range(row_groups):
-                of_groups[ig, 0] = _any_subnormal(x, ig * length * ROWS, length * ROWS)
+                _extent(x, ig * length * ROWS, length * ROWS, of_rows[ig])
             for jg in range(column_groups):
-                found = _any_subnormal(y, jg * length * COLUMNS, length * COLUMNS)
-                of_groups[last - jg, 0] = found
+                _extent(y, jg * length * COLUMNS, length * COLUMNS, of_columns[jg])
         for jg in range(column_groups):
             for ig in range(row_groups):
                 group = ig * column_groups + jg
@@ -387,7 +590,7 @@ def _tile(
                 if not keeps:
                     direct((xs, ys, here, width, length, 0))
                     continue
-                small = is_tiny[group] | of_groups[ig, 0] | of_groups[last - jg, 0]
+                small = is_tiny[group] | of_rows[ig, _SUBNORMAL] | of_columns[jg, _SUBNORMAL]
                 if small == 0 and pause[group] == 0:
                     if direct((xs, ys, here, width, length, _UNDERFLOW)) == 0:
                         continue

@@ -49,7 +49,7 @@ def constants(padded: int, limit: float) -> Any:
 
 def _power(emit: Emitter, x: Vector) -> Vector:
     """The largest power of two that is not above the size of `x`; 0 of 0."""
-    return (x.words() & emit.word(EXPONENT)).doubles()
+    return (x.words() & emit.word(EXPONENT)).numbers()
 
 
 def _rounded(emit: Emitter, total: Vector, limit: Vector) -> Vector:
@@ -78,7 +78,7 @@ def to_odd(emit: Emitter, total: Vector, rest: Vector) -> Vector:
     one, sign = emit.word(1), emit.word(1 << 63)
     even = (total.words() & one).same_words(emit.word(0))
     same = (total.words() & sign).same_words(rest.words() & sign)
-    moved = total.words().plus_words(same.where(one, emit.word((1 << 64) - 1))).doubles()
+    moved = total.words().plus_words(same.where(one, emit.word((1 << 64) - 1))).numbers()
     return (even & (zero < rest.size())).where(moved, total)
 
 

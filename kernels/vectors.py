@@ -26,9 +26,12 @@ _F64 = ir.DoubleType()
 _F32 = ir.FloatType()
 _DOUBLES = ir.VectorType(_F64, LANES)
 _FLOATS = ir.VectorType(_F32, LANES)
+_ALL_FLOATS = ir.VectorType(_F32, 2 * LANES)
+_I32 = ir.IntType(32)
 _INTEGERS = ir.VectorType(_I64, LANES)
+_SHORT = ir.VectorType(_I32, 2 * LANES)
 _ANSWERS = ir.VectorType(ir.IntType(1), LANES)
-_PLACES = ir.VectorType(ir.IntType(32), LANES)
+_PLACES = ir.VectorType(_I32, LANES)
 
 
 class Vector:
@@ -69,6 +72,9 @@ class Vector:
     def __or__(self, other: Vector) -> Vector:
         return self._new(self.builder.or_(self.value, other.value))
 
+    def __xor__(self, other: Vector) -> Vector:
+        return self._new(self.builder.xor(self.value, other.value))
+
     def __invert__(self) -> Vector:
         return self._new(self.builder.not_(self.value))
 
@@ -99,18 +105,26 @@ class Vector:
         return self._new(self.builder.fpext(self.builder.fptrunc(self.value, _FLOATS), _DOUBLES))
 
     def words(self) -> Vector:
-        return self._new(self.builder.bitcast(self.value, _INTEGERS))
+        words = _INTEGERS if self.value.type.count == LANES else _SHORT
+        return self._new(self.builder.bitcast(self.value, words))
 
-    def doubles(self) -> Vector:
-        return self._new(self.builder.bitcast(self.value, _DOUBLES))
+    def numbers(self) -> Vector:
+        """Of words."""
+        numbers = _DOUBLES if self.value.type.count == LANES else _ALL_FLOATS
+        return self._new(self.builder.bitcast(self.value, numbers))
 
     def plus_words(self, other: Vector) -> Vector:
         return self._new(self.builder.add(self.value, other.value))
 
-    def larger_word(self, other: Vector) -> Vector:
+    def less_word(self, other: Vector) -> Vector:
         """Of words without sign."""
-        greater = self.builder.icmp_unsigned(">", self.value, other.value)
-        return self._new(self.builder.select(greater, self.value, other.value))
+        return self._new(self.builder.icmp_unsigned("<", self.value, other.value))
+
+    def larger_word(self, other: Vector) -> Vector:
+        return self.less_word(other).where(other, self)
+
+    def smaller_word(self, other: Vector) -> Vector:
+        return self.less_word(other).where(self, other)
 
     def to_floats(self, upper: Vector) -> Vector:
         """This vector of doubles and another, as one of floats."""
@@ -131,7 +145,7 @@ class Vector:
 
     def bits(self) -> ir.Value:
         """Of an answer: an integer with a bit for each lane, the first one the lowest."""
-        short = self.builder.bitcast(self.value, ir.IntType(LANES))
+        short = self.builder.bitcast(self.value, ir.IntType(self.value.type.count))
         return self.builder.zext(short, _I64)
 
 
@@ -151,7 +165,8 @@ class Emitter:
         return Vector(self.builder, ir.Constant(self.vector, [value] * self.vector.count))
 
     def word(self, value: int) -> Vector:
-        return Vector(self.builder, ir.Constant(_INTEGERS, [value] * LANES))
+        words = _INTEGERS if self.element == _F64 else _SHORT
+        return Vector(self.builder, ir.Constant(words, [value] * words.count))
 
     def all_equal(self, scalar: ir.Value) -> Vector:
         none = ir.Constant(self.vector, ir.Undefined)
