@@ -584,11 +584,27 @@ def _finish(tile: Any, corner: Any, size: Any, nan: int, out: Any) -> None:
     rows, columns = size
     width = -(-columns // COLUMNS) * COLUMNS
     for i in range(rows):
-        for j in range(columns):
-            value = tile[i * width + j]
-            extent = abs(value)
-            word = np.int64(np.float32(value).view(np.uint32))
-            if extent < LEAST:
-                word = np.int64(extent * 2.0**149) | np.int64((value < 0) << 31)
-            word = word if value == value else np.int64(nan)
-            out[corner[0] + i, corner[1] + j] = np.uint32(word)
+        row = tile[i * width : i * width + columns]
+        results(row, 0.0, nan, out[corner[0] + i, corner[1] : corner[1] + columns])
+
+
+@njit(**COMPILED)
+def results(row: Any, zero: float, nan: int, out: Any) -> bool:
+    """Numbers plus `zero`, which tells -0 from +0, as FP32 words; whether any is no number, whose
+    word is `nan`.
+    """
+    any_nan = False
+    vectors = row.size // (2 * LANES)
+    sign = np.float64(zero).view(np.int64)
+    unusual = steps_of.to_words((_address(row, 0), int(out.ctypes.data), vectors, sign))
+    for i in range(0 if unusual != 0 else vectors * 2 * LANES, row.size):
+        value = row[i] + zero
+        extent = abs(value)
+        magnitude = np.int64(np.float32(extent).view(np.uint32))
+        if extent < LEAST:
+            magnitude = np.int64(extent * 2.0**149)
+        word = magnitude | ((np.float64(value).view(np.int64) >> 63) & np.int64(1 << 31))
+        if value != value:
+            word, any_nan = np.int64(nan), True
+        out[i] = np.uint32(word)
+    return any_nan

@@ -83,17 +83,23 @@ def restore(emit: Emitter, word: Any) -> None:
     _set_control(emit, word)
 
 
+def _rows(emit: Emitter, x: Any, stride: Any) -> list[ir.Value]:
+    return [emit.place(emit.at(x), emit.times(stride, i)) for i in range(ROWS)]
+
+
 @inline(result=True)
-def direct(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, refused: Any) -> Any:
+def direct(
+    emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any, refused: Any
+) -> Any:
     """C[ROWS, COLUMNS] += x y in FP32, flushing; C stays as it was if one of the control word's
     flags in `refused` is raised, which is the result.
 
     Args:
-        x, y: FP32 `[count, ROWS]` and `[count, COLUMNS]`.
+        x, y: FP32 `[ROWS, count]`, with rows `stride` apart, and `[count, COLUMNS]`.
         c: doubles, with rows `width` apart.
     """
     singles = emit.floats()
-    x, y, c = singles.at(x), singles.at(y), emit.at(c)
+    rows, y, c = _rows(singles, x, stride), singles.at(y), emit.at(c)
     _set_control(emit, emit.integer(_FLUSHING))
     halves = range(0, COLUMNS, 2 * LANES)
     places = [[emit.place(c, emit.times(width, i), j) for j in halves] for i in range(ROWS)]
@@ -108,7 +114,7 @@ def direct(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, refuse
         ys = singles.place(y, emit.times(k, COLUMNS))
         right = [singles.load(singles.place(ys, j)) for j in halves]
         for i, row in enumerate(sums):
-            left = singles.load_all_equal(singles.place(x, emit.times(k, ROWS), i))
+            left = singles.load_all_equal(singles.place(rows[i], k))
             for total, factor in zip(row, right, strict=True):
                 emit.put(total, left.times_plus(factor, emit.get(total)))
     raised = emit.builder.and_(_get_control(emit), refused)
@@ -140,13 +146,21 @@ def _store(emit: Emitter, row: Vector, place: ir.Value, scale: Vector) -> None:
 
 @inline(result=False)
 def low(
-    emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, up: Any, down: Any, least: Any
+    emit: Emitter,
+    x: Any,
+    y: Any,
+    c: Any,
+    width: Any,
+    count: Any,
+    stride: Any,
+    up: Any,
+    down: Any,
+    least: Any,
 ) -> None:
     """C[ROWS, HALF] += x y, where all numbers times a power of two are normal in FP32.
 
     Args:
-        x, y: FP32 `[count, ROWS]` and `[count, HALF]` of rows of COLUMNS; xy is `up` times as
-            large.
+        x, y: as for `direct`, but for y's rows, of which HALF count; xy is `up` times as large.
         c: doubles, with rows `width` apart.
         up, down: words of that power, 2^23 at least, and of its inverse, as doubles.
         least: word of 2^-126 times `up`, in FP32.
@@ -156,40 +170,48 @@ def low(
     exact.
     """
     singles = emit.floats()
-    x, y, c = singles.at(x), singles.at(y), emit.at(c)
+    rows, y, c = _rows(singles, x, stride), singles.at(y), emit.at(c)
     scale, back = (emit.all_equal(emit.builder.bitcast(v, emit.element)) for v in (up, down))
     half = emit.builder.trunc(least, ir.IntType(32))
     once = singles.all_equal(emit.builder.bitcast(half, singles.element))
-    twice, sign = -(once + once), singles.word(1 << 31)
+    twice, sign, zero = -(once + once), singles.word(1 << 31), singles.number(0.0)
     _set_control(emit, emit.integer(_FLUSHING))
     sums = _sums(emit, c, width, scale)
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
         for i, (_, variable) in enumerate(sums):
-            left = singles.load_all_equal(singles.place(x, emit.times(k, ROWS), i))
+            left = singles.load_all_equal(singles.place(rows[i], k))
             before = emit.get(variable)
             total = left.times_plus(right, before)
             negative = total.words() & sign
             along = (before.words() ^ negative).numbers()  # C in the direction of the sum
             grid = (along < once).where(once, twice)
             grid = (grid.words() ^ negative).numbers()
+            grid = (total.size() < once).where(grid, zero)
             found = left.times_plus(right, before + grid) - grid
-            found = (found.words() | negative).numbers()  # a zero's
-            emit.put(variable, (total.size() < once).where(found, total))
+            emit.put(variable, (found.words() | negative).numbers())  # a zero's sign
     for place, variable in sums:
         _store(emit, emit.get(variable), place, back)
 
 
 @inline(result=True)
 def firm(
-    emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, limit: Any, zeros: Any
+    emit: Emitter,
+    x: Any,
+    y: Any,
+    c: Any,
+    width: Any,
+    count: Any,
+    stride: Any,
+    limit: Any,
+    zeros: Any,
 ) -> Any:
     """C[ROWS, HALF] += x y in FP32, flushing. C stays as it was, and the result is not 0, if any
     sum on the way is below `limit` (a word of FP32) but 0, or if something was flushed and either
     a result is 0 or `zeros` is 0.
     """
     builder, singles = emit.builder, emit.floats()
-    x, y, c = singles.at(x), singles.at(y), emit.at(c)
+    rows, y, c = _rows(singles, x, stride), singles.at(y), emit.at(c)
     _set_control(emit, emit.integer(_FLUSHING))
     magnitude, minus_one = singles.word(0x7FFFFFFF), singles.word(0xFFFFFFFF)
     sums = _sums(emit, c, width, emit.number(1.0))
@@ -197,7 +219,7 @@ def firm(
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
         for i, ((_, variable), least) in enumerate(zip(sums, leasts, strict=True)):
-            left = singles.load_all_equal(singles.place(x, emit.times(k, ROWS), i))
+            left = singles.load_all_equal(singles.place(rows[i], k))
             total = left.times_plus(right, emit.get(variable))
             size = (total.words() & magnitude).plus_words(minus_one)
             emit.put(variable, total)
@@ -229,16 +251,16 @@ def _rounded(emit: Emitter, total: Vector) -> Vector:
 
 
 def _in_float64(
-    emit: Emitter, narrow: bool, x: Any, y: Any, c: Any, width: Any, count: Any
+    emit: Emitter, narrow: bool, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any
 ) -> None:
-    x, y, c = emit.at(x), emit.at(y), emit.at(c)
+    rows, y, c = _rows(emit, x, stride), emit.at(y), emit.at(c)
     offsets = range(0, HALF, LANES)
     places = [[emit.place(c, emit.times(width, i), j) for j in offsets] for i in range(ROWS)]
     sums = [[emit.variable(emit.load(place)) for place in row] for row in places]
     with emit.loop(count) as k:
         right = [emit.load(emit.place(y, emit.times(k, COLUMNS), j)) for j in offsets]
         for i, row in enumerate(sums):
-            left = emit.load_all_equal(emit.place(x, emit.times(k, ROWS), i))
+            left = emit.load_all_equal(emit.place(rows[i], k))
             for variable, factor in zip(row, right, strict=True):
                 before = emit.get(variable)
                 if narrow:
@@ -252,7 +274,7 @@ def _in_float64(
 
 
 @inline(result=False)
-def wide(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any) -> None:
+def wide(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any) -> None:
     """C[ROWS, HALF] += x y, whatever they are; products have 24 bits at most.
 
     FP64's multiply-add rounds so far below FP32's last place that rounding again is harmless: to
@@ -260,16 +282,16 @@ def wide(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any) -> None:
     is within 2^-155 of a multiple of 2^-149.
 
     Args:
-        x, y: doubles `[count, ROWS]` and `[count, HALF]` of rows of COLUMNS.
+        x, y: doubles, as for `low`.
         c: doubles, with rows `width` apart.
     """
-    _in_float64(emit, True, x, y, c, width, count)
+    _in_float64(emit, True, x, y, c, width, count, stride)
 
 
 @inline(result=False)
-def wide_odd(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any) -> None:
+def wide_odd(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any) -> None:
     """As `wide`, where products have up to 48 bits: sums are rounded to odd first."""
-    _in_float64(emit, False, x, y, c, width, count)
+    _in_float64(emit, False, x, y, c, width, count, stride)
 
 
 @inline(result=True)
@@ -298,22 +320,26 @@ def kinds(emit: Emitter, c: Any, width: Any, largest: Any) -> Any:
 
 
 @njit(**COMPILED)
-def _read(address: int, count: int, form: Any, target: Any, start: int) -> None:
-    """So many numbers at an address, as FP32 words into `target`; see `native` for `form`."""
+def _read(address: int, form: Any, target: Any) -> None:
+    """Numbers at an address, as FP32 words that fill `target`; see `native` for `form`."""
     kind, cut, nearest = form
+    count = target.size
     if kind == FP32:
         words = carray(pointer(address), (count,), np.uint32)
-        for i in range(count):
-            word = native.without_bits(words[i], cut, nearest) if cut != 0 else words[i]
-            target[start + i] = np.uint32(word)
+        if cut == 0:
+            for i in range(count):
+                target[i] = words[i]
+        else:
+            for i in range(count):
+                target[i] = np.uint32(native.without_bits(words[i], cut, nearest))
     elif kind == FP16:
         short = carray(pointer(address), (count,), np.uint16)
         for i in range(count):
-            target[start + i] = np.float32(native.decoded(short[i], FP16)).view(np.uint32)
+            target[i] = np.float32(native.decoded(short[i], FP16)).view(np.uint32)
     else:
         short = carray(pointer(address), (count,), np.uint16)
         for i in range(count):
-            target[start + i] = np.uint32(short[i]) << np.uint32(16)
+            target[i] = np.uint32(short[i]) << np.uint32(16)
 
 
 @njit(**COMPILED)
@@ -322,26 +348,56 @@ def _turned(index: int, products: int) -> int:
     return index - 2 * (index % products) + products - 1
 
 
+@inline(result=False)
+def _widened(emit: Emitter, source: Any, target: Any, count: Any, apart: Any) -> None:
+    """So many times COLUMNS words of BF16 as words of FP32, which begin so many words apart."""
+    singles = emit.floats()
+    source, target = singles.at(source), singles.at(target)
+    with emit.loop(count) as index:
+        for j in range(0, COLUMNS, HALF):
+            here = singles.place(source, emit.times(index, COLUMNS // 2), j // 2)
+            there = singles.place(target, emit.times(index, apart), j)
+            singles.store(singles.load_short(here).numbers(), there)
+
+
+@njit(**COMPILED)
+def _pack(source: int, form: Any, count: int, target: Any, start: int, apart: int) -> None:
+    """Numbers at an address as FP32 words, of which every COLUMNS are so many words `apart`."""
+    groups = count // COLUMNS
+    if form[0] == BF16:
+        _widened((source, _address(target, start), groups, apart))
+    else:
+        for group in range(groups):
+            first = start + group * apart
+            here = source + group * COLUMNS * native.bytes_of(form)
+            _read(here, form, target[first : first + COLUMNS])
+    rest = count % COLUMNS
+    if rest > 0:
+        first = start + groups * apart
+        here = source + groups * COLUMNS * native.bytes_of(form)
+        _read(here, form, target[first : first + rest])
+
+
 @njit(**COMPILED)
 def _pack_rows(
     a: int, form: Any, i0: int, rows: int, k: int, k0: int, length: int, products: int, x: Any
 ) -> None:
-    """Words `x[groups, length, ROWS]` of rows, from product k0 on, of the matrix `[m, k]` at `a`;
-    the last rows of all are filled up with zeros.
+    """Words `x[rows, length]`, from product k0 on, of the matrix `[m, k]` at `a`; the last group's
+    rows are filled up with zeros.
     """
     count = min(length, k - k0)
     row = np.empty(count, np.uint32)
     if count < length or rows % ROWS != 0:
         x[: -(-rows // ROWS) * length * ROWS] = 0
     for i in range(rows):
-        _read(a + ((i0 + i) * k + k0) * native.bytes_of(form), count, form, row, 0)
-        start = i // ROWS * length * ROWS + i % ROWS
+        source = a + ((i0 + i) * k + k0) * native.bytes_of(form)
+        start = i * length
         if products == 1:
-            for index in range(count):
-                x[start + index * ROWS] = row[index]
+            _pack(source, form, count, x, start, COLUMNS)
         else:
+            _pack(source, form, count, row, 0, COLUMNS)
             for index in range(count):
-                x[start + _turned(index, products) * ROWS] = row[index]
+                x[start + _turned(index, products)] = row[index]
 
 
 @njit(**COMPILED)
@@ -364,12 +420,28 @@ def _pack_columns(
         y[: groups * length * COLUMNS] = 0
     for index in range(count):
         source = b + ((k0 + index) * n + j0) * native.bytes_of(form)
-        place = _turned(index, products)
-        for group in range(groups):
-            first = group * COLUMNS
-            start = (group * length + place) * COLUMNS
-            here = source + first * native.bytes_of(form)
-            _read(here, min(COLUMNS, columns - first), form, y, start)
+        start = _turned(index, products) * COLUMNS
+        _pack(source, form, columns, y, start, length * COLUMNS)
+
+
+@inline(result=False)
+def _sizes(emit: Emitter, words: Any, count: Any, least: Any, most: Any) -> None:
+    """Of so many times HALF words of FP32 into HALF words each: the least magnitudes less 1, and
+    the largest finite ones.
+    """
+    singles = emit.floats()
+    words, least, most = singles.at(words), singles.at(least), singles.at(most)
+    low, high = (emit.variable(singles.load(x)) for x in (least, most))
+    infinity, minus_one = singles.word(_INFINITY), singles.word(0xFFFFFFFF)
+    with emit.loop(count) as index:
+        word = singles.load(singles.place(words, emit.times(index, HALF))).words()
+        size = word & singles.word(0x7FFFFFFF)
+        finite = size.less_word(infinity).where(size, singles.word(0))
+        smaller = size.plus_words(minus_one).smaller_word(emit.get(low).words())
+        emit.put(low, smaller.numbers())
+        emit.put(high, finite.larger_word(emit.get(high).words()).numbers())
+    singles.store(emit.get(low), least)
+    singles.store(emit.get(high), most)
 
 
 @njit(**COMPILED)
@@ -377,10 +449,14 @@ def _extent(words: Any, start: int, count: int, found: Any) -> None:
     """Whether any number is subnormal, and the exponents of the least one but 0 and of the largest
     finite one (400 and -400 without any), into `found[3]`.
     """
-    least, most = np.uint32(0xFFFFFFFF), np.uint32(0)
-    for i in range(start, start + count):
-        magnitude = words[i] & _MAGNITUDE
-        least = min(least, magnitude - np.uint32(1))  # 0 comes last
+    low, high = np.empty(HALF, np.uint32), np.zeros(HALF, np.uint32)
+    low[:] = 0xFFFFFFFF
+    vectors = count // HALF
+    _sizes((_address(words, start), vectors, _address(low, 0), _address(high, 0)))
+    least, most = low.min(), high.max()
+    for i in range(start + vectors * HALF, start + count):
+        magnitude = np.uint32(words[i] & _MAGNITUDE)
+        least = min(least, np.uint32(magnitude - np.uint32(1)))  # 0 comes last
         most = max(most, magnitude if magnitude < np.uint32(_INFINITY) else np.uint32(0))
     found[0] = least < np.uint32(_NORMAL - 1)
     found[1], found[2] = 400, -400
@@ -402,27 +478,26 @@ def _power(exponent: int) -> float:
 
 
 @njit(**COMPILED)
-def _lift(words: Any, start: int, count: int, lifted: Any) -> None:
+def _lift(words: Any, lifted: Any) -> None:
     """A copy in which numbers below 2^-126 are that; zeros stay."""
-    for i in range(start, start + count):
-        word = words[i]
+    for i, word in enumerate(words):
         magnitude = word & _MAGNITUDE
         small = (magnitude - np.uint32(1)) < np.uint32(_NORMAL - 1)
         lifted[i] = np.uint32((word - magnitude) | np.uint32(_NORMAL)) if small else word
 
 
 @njit(**COMPILED)
-def _scale(words: Any, start: int, count: int, scale: float, scaled: Any) -> None:
+def _scale(words: Any, scale: float, scaled: Any) -> None:
     """A copy of numbers times `scale`, by which they are normal ones."""
-    for i in range(start, start + count):
-        number = np.float32(native.decoded(words[i], FP32) * scale)
+    for i, word in enumerate(words):
+        number = np.float32(native.decoded(word, FP32) * scale)
         scaled[i] = number.view(np.uint32)
 
 
 @njit(**COMPILED)
-def _doubles(words: Any, start: int, count: int, target: Any) -> None:
-    for i in range(start, start + count):
-        target[i] = native.decoded(words[i], FP32)
+def _doubles(words: Any, target: Any) -> None:
+    for i, word in enumerate(words):
+        target[i] = native.decoded(word, FP32)
 
 
 # Tiles.
@@ -494,6 +569,8 @@ def _careful_block(
     x_words, x_lifted, x_scaled, x_doubles = x
     y_words, y_lifted, y_scaled, y_doubles = y
     xs, ys = ig * length * ROWS, jg * length * COLUMNS
+    x_group = slice(xs, xs + length * ROWS)
+    y_group = slice(ys, ys + length * COLUMNS)
     of_x, of_y = of_rows[ig], of_columns[jg]
     found = kinds((here, width, _address(largest, 0)))
     if of_tile[0] == _UNKNOWN:
@@ -506,24 +583,24 @@ def _careful_block(
     if is_low and not settled:
         if of_x[_SCALED] == 0:
             of_x[_SCALED] = 1
-            _scale(x_words, xs, length * ROWS, _power(of_tile[1]), x_scaled)
+            _scale(x_words[x_group], _power(of_tile[1]), x_scaled[x_group])
         if of_y[_SCALED] == 0:
             of_y[_SCALED] = 1
-            _scale(y_words, ys, length * COLUMNS, _power(of_tile[2]), y_scaled)
+            _scale(y_words[y_group], _power(of_tile[2]), y_scaled[y_group])
         up = np.float64(_power(scale)).view(np.int64)
         down = np.float64(_power(-scale)).view(np.int64)
         for j in range(0, COLUMNS, HALF):
             operands = _address(x_scaled, xs), _address(y_scaled, ys + j), here + 8 * j, width
-            low((operands[0], operands[1], operands[2], width, length, up, down, (scale + 1) << 23))
+            low((operands[0], operands[1], operands[2], width, length, length, up, down, (scale + 1) << 23))
         return kinds((here, width, _address(largest, 0))) & 1
     if of_x[_LIFTED] == 0:
         of_x[_LIFTED] = 1
-        _lift(x_words, xs, length * ROWS, x_lifted)
+        _lift(x_words[x_group], x_lifted[x_group])
     if of_y[_LIFTED] == 0:
         of_y[_LIFTED] = 1
-        _lift(y_words, ys, length * COLUMNS, y_lifted)
+        _lift(y_words[y_group], y_lifted[y_group])
     if settled:
-        direct((_address(x_lifted, xs), _address(y_lifted, ys), here, width, length, 0))
+        direct((_address(x_lifted, xs), _address(y_lifted, ys), here, width, length, length, 0))
         return 0
     # Of a product of a subnormal number less than 2^-126 times the other one is lost, and 2^-126
     # by a sum that is flushed, `length` times at most.
@@ -534,18 +611,18 @@ def _careful_block(
         there = here + 8 * j
         if not unsure:
             operands = _address(x_lifted, xs), _address(y_lifted, ys + j), there
-            if firm((operands[0], operands[1], there, width, length, limit, int(narrow))) == 0:
+            if firm((operands[0], operands[1], there, width, length, length, limit, int(narrow))) == 0:
                 continue
         if of_x[_DOUBLES] == 0:
             of_x[_DOUBLES] = 1
-            _doubles(x_words, xs, length * ROWS, x_doubles)
+            _doubles(x_words[x_group], x_doubles[x_group])
         if of_y[_DOUBLES] == 0:
             of_y[_DOUBLES] = 1
-            _doubles(y_words, ys, length * COLUMNS, y_doubles)
+            _doubles(y_words[y_group], y_doubles[y_group])
         if narrow:
-            wide((_address(x_doubles, xs), _address(y_doubles, ys + j), there, width, length))
+            wide((_address(x_doubles, xs), _address(y_doubles, ys + j), there, width, length, length))
         else:
-            wide_odd((_address(x_doubles, xs), _address(y_doubles, ys + j), there, width, length))
+            wide_odd((_address(x_doubles, xs), _address(y_doubles, ys + j), there, width, length, length))
     return kinds((here, width, _address(largest, 0))) & 1
 
 
@@ -588,11 +665,11 @@ def _tile(
                 xs = _address(x, ig * length * ROWS)
                 ys = _address(y, jg * length * COLUMNS)
                 if not keeps:
-                    direct((xs, ys, here, width, length, 0))
+                    direct((xs, ys, here, width, length, length, 0))
                     continue
                 small = is_tiny[group] | of_rows[ig, _SUBNORMAL] | of_columns[jg, _SUBNORMAL]
                 if small == 0 and pause[group] == 0:
-                    if direct((xs, ys, here, width, length, _UNDERFLOW)) == 0:
+                    if direct((xs, ys, here, width, length, length, _UNDERFLOW)) == 0:
                         continue
                     pause[group] = _PAUSE
                 elif pause[group] > 0:
@@ -663,23 +740,13 @@ def _finish(tile: Any, corner: Any, size: Any, unit: int, nan: int, out: Any) ->
     """A tile written into `out[m, n]`; whether any element is no number."""
     rows, columns = size
     width = -(-columns // COLUMNS) * COLUMNS
-    found = 0
+    zero = 0.0 if unit & POSITIVE_ZERO != 0 else -0.0
+    any_nan = False
     for i in range(rows):
-        for j in range(columns):
-            value = tile[i * width + j]
-            extent = abs(value)
-            sign = (np.float64(value).view(np.int64) >> 63) & np.int64(1 << 31)
-            magnitude = np.int64(np.float32(extent).view(np.uint32))
-            if extent < LEAST:
-                magnitude = np.int64(extent * 2.0**149)
-            word = magnitude | sign
-            if unit & POSITIVE_ZERO != 0 and magnitude == 0:
-                word = np.int64(0)
-            if value != value:
-                word = np.int64(nan)
-                found += 1
-            out[corner[0] + i, corner[1] + j] = np.uint32(word)
-    return found > 0
+        row = tile[i * width : i * width + columns]
+        if native.results(row, zero, nan, out[corner[0] + i, corner[1] : corner[1] + columns]):
+            any_nan = True
+    return any_nan
 
 
 # NaNs.

@@ -330,3 +330,26 @@ def sizes(emit: Emitter, c: Any, width: Any, largest: Any) -> Any:
 @inline(result=True)
 def set_bits(emit: Emitter, bits: Any) -> Any:
     return emit.builder.ctpop(bits)
+
+
+@inline(result=True)
+def to_words(emit: Emitter, row: Any, out: Any, count: Any, zero: Any) -> Any:
+    """So many times two vectors of doubles, plus `zero` (its word), as FP32; not 0 if there are
+    subnormal numbers or NaNs, for which the result is not right.
+    """
+    singles = emit.floats()
+    row, out = emit.at(row), singles.at(out)
+    offset = emit.all_equal(emit.builder.bitcast(zero, emit.element))
+    nothing, least = emit.number(0.0), emit.number(LEAST)
+    unusual = emit.integer_variable(0)
+    with emit.loop(count) as index:
+        place = emit.place(row, emit.times(index, 2 * LANES))
+        halves = [emit.load(emit.place(place, j)) + offset for j in (0, LANES)]
+        for half in halves:
+            size = half.size()
+            usual = (size >= least) | size.equals(nothing)
+            found = emit.builder.or_(emit.builder.load(unusual), (~usual).bits())
+            emit.builder.store(found, unusual)
+        both = halves[0].to_floats(halves[1])
+        singles.store(both, singles.place(out, emit.times(index, 2 * LANES)))
+    return emit.builder.load(unusual)

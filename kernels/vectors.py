@@ -201,6 +201,14 @@ class Emitter:
         value.align = 8 if self.element == _F64 else 4
         return Vector(self.builder, value)
 
+    def load_short(self, pointer: ir.Value) -> Vector:
+        """16-bit words, as the upper halves of words of 32."""
+        short = ir.VectorType(ir.IntType(16), self.vector.count)
+        value = self.builder.load(self.builder.bitcast(pointer, short.as_pointer()))
+        value.align = 2
+        words = Vector(self.builder, self.builder.zext(value, _SHORT))
+        return Vector(self.builder, self.builder.shl(words.value, self.word(16).value))
+
     def load_all_equal(self, pointer: ir.Value) -> Vector:
         return self.all_equal(self.builder.load(pointer))
 
