@@ -7,10 +7,12 @@ then it is as quick as ever and tells that it did. So every `ROWS x COLUMNS` ele
 through a block of k flushing. A unit that flushes is done. For one that does not, a block counts if
 its operands are normal numbers or 0 and nothing was flushed. Others go one of three ways:
 
-- low, where times a power of two all numbers are normal ones: results below 2^-126 are rounded to
-  multiples of 2^-149 by an addition;
+- where times a power of two all numbers are normal ones: deep, if all sums are below 2^-127; firm,
+  if none is below 2^-126; low otherwise;
 - firm, where sums are so large that they do not notice what flushing loses;
 - wide, in FP64, and rounded from there.
+
+Which of them it is may change every `_PART` products.
 
 Tiles are of doubles between the blocks, for these hold subnormal numbers of FP32 as normal ones.
 """
@@ -34,7 +36,9 @@ COLUMNS = 4 * LANES
 HALF = 2 * LANES  # columns at once on the careful ways
 
 _BLOCK = 256  # products of a block
+_PART = 64  # products of a part of it
 _PAUSE = 3  # careful blocks after one in which something was flushed
+_PATIENCE = 7  # parts at most before `firm` is tried again
 
 # Bits of `unit` (see `compute`).
 FLUSH, PROPAGATE, TURNED, POSITIVE_ZERO, NARROW = (1 << bit for bit in range(5))
@@ -194,6 +198,42 @@ def low(
         _store(emit, emit.get(variable), place, back)
 
 
+@inline(result=False)
+def deep(
+    emit: Emitter,
+    x: Any,
+    y: Any,
+    c: Any,
+    width: Any,
+    count: Any,
+    stride: Any,
+    up: Any,
+    down: Any,
+    least: Any,
+) -> None:
+    """As `low`, where no sum reaches half of `least`; a zero's sign is lost.
+
+    Added onto 1.5 times `least`, all sums are rounded where they have to be.
+    """
+    singles = emit.floats()
+    rows, y, c = _rows(singles, x, stride), singles.at(y), emit.at(c)
+    scale, back = (emit.all_equal(emit.builder.bitcast(v, emit.element)) for v in (up, down))
+    half = emit.builder.trunc(least, ir.IntType(32))
+    once = singles.all_equal(emit.builder.bitcast(half, singles.element))
+    middle = once * singles.number(1.5)
+    _set_control(emit, emit.integer(_FLUSHING))
+    sums = _sums(emit, c, width, scale)
+    for _, variable in sums:
+        emit.put(variable, emit.get(variable) + middle)
+    with emit.loop(count) as k:
+        right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
+        for i, (_, variable) in enumerate(sums):
+            left = singles.load_all_equal(singles.place(rows[i], k))
+            emit.put(variable, left.times_plus(right, emit.get(variable)))
+    for place, variable in sums:
+        _store(emit, emit.get(variable) - middle, place, back)
+
+
 @inline(result=True)
 def firm(
     emit: Emitter,
@@ -203,18 +243,21 @@ def firm(
     width: Any,
     count: Any,
     stride: Any,
+    up: Any,
+    down: Any,
     limit: Any,
     zeros: Any,
 ) -> Any:
-    """C[ROWS, HALF] += x y in FP32, flushing. C stays as it was, and the result is not 0, if any
+    """C[ROWS, HALF] += x y in FP32, flushing; operands as for `low`. C stays as it was, and the result is not 0, if any
     sum on the way is below `limit` (a word of FP32) but 0, or if something was flushed and either
     a result is 0 or `zeros` is 0.
     """
     builder, singles = emit.builder, emit.floats()
     rows, y, c = _rows(singles, x, stride), singles.at(y), emit.at(c)
     _set_control(emit, emit.integer(_FLUSHING))
+    scale, back = (emit.all_equal(emit.builder.bitcast(v, emit.element)) for v in (up, down))
     magnitude, minus_one = singles.word(0x7FFFFFFF), singles.word(0xFFFFFFFF)
-    sums = _sums(emit, c, width, emit.number(1.0))
+    sums = _sums(emit, c, width, scale)
     leasts = [emit.variable(minus_one) for _ in sums]  # of the sizes' words less 1
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
@@ -226,7 +269,7 @@ def firm(
             emit.put(least, size.smaller_word(emit.get(least)))
     flushed = builder.and_(_get_control(emit), emit.integer(_UNDERFLOW))
     least_allowed = builder.trunc(builder.sub(limit, emit.integer(1)), ir.IntType(32))
-    bound = singles.all_equal(builder.bitcast(least_allowed, singles.element)).words()
+    bound = singles.all_words_equal(least_allowed)
     below, is_zero = emit.integer(0), emit.integer(0)
     for (_, variable), least in zip(sums, leasts, strict=True):
         below = builder.or_(below, emit.get(least).less_word(bound).bits())
@@ -237,7 +280,7 @@ def firm(
     failed = builder.or_(below, lost)
     with emit.unless(failed):
         for place, variable in sums:
-            _store(emit, emit.get(variable), place, emit.number(1.0))
+            _store(emit, emit.get(variable), place, back)
     return failed
 
 
@@ -467,9 +510,14 @@ def _extent(words: Any, start: int, count: int, found: Any) -> None:
 
 
 @njit(**COMPILED)
+def _word(number: float) -> int:
+    return np.float64(number).view(np.int64)
+
+
+@njit(**COMPILED)
 def _exponent(size: float) -> int:
     """Of a normal double."""
-    return ((np.float64(size).view(np.int64) & np.int64(EXPONENT)) >> 52) - 1023
+    return ((_word(size) & np.int64(EXPONENT)) >> 52) - 1023
 
 
 @njit(**COMPILED)
@@ -477,21 +525,42 @@ def _power(exponent: int) -> float:
     return np.int64((exponent + 1023) << 52).view(np.float64)
 
 
-@njit(**COMPILED)
-def _lift(words: Any, lifted: Any) -> None:
-    """A copy in which numbers below 2^-126 are that; zeros stay."""
-    for i, word in enumerate(words):
-        magnitude = word & _MAGNITUDE
-        small = (magnitude - np.uint32(1)) < np.uint32(_NORMAL - 1)
-        lifted[i] = np.uint32((word - magnitude) | np.uint32(_NORMAL)) if small else word
+def _map(emit: Emitter, words: Any, target: Any, count: Any, function: Any) -> None:
+    """`function` of sizes and signs, so many times LANES words of FP32."""
+    singles = emit.floats(LANES)
+    words, target = singles.at(words), singles.at(target)
+    with emit.loop(count) as index:
+        place = emit.times(index, LANES)
+        word = singles.load(singles.place(words, place)).words()
+        size = word & singles.word(0x7FFFFFFF)
+        found = function(singles, size) | (word & singles.word(1 << 31))
+        singles.store(found.numbers(), singles.place(target, place))
 
 
-@njit(**COMPILED)
-def _scale(words: Any, scale: float, scaled: Any) -> None:
-    """A copy of numbers times `scale`, by which they are normal ones."""
-    for i, word in enumerate(words):
-        number = np.float32(native.decoded(word, FP32) * scale)
-        scaled[i] = number.view(np.uint32)
+@inline(result=False)
+def _lift(emit: Emitter, words: Any, target: Any, count: Any) -> None:
+    """A copy of `count * LANES` numbers in which those below 2^-126 are that; zeros stay."""
+
+    def lifted(singles: Emitter, size: Vector) -> Vector:
+        normal = singles.word(_NORMAL)
+        return size.same_words(singles.word(0)).where(size, size.larger_word(normal))
+
+    _map(emit, words, target, count, lifted)
+
+
+@inline(result=False)
+def _scale(emit: Emitter, words: Any, target: Any, count: Any, scale: Any) -> None:
+    """A copy of `count * LANES` numbers times 2^scale, by which all are normal numbers."""
+    bits = emit.builder.trunc(emit.builder.shl(scale, emit.integer(23)), ir.IntType(32))
+
+    def scaled(singles: Emitter, size: Vector) -> Vector:
+        more = singles.all_words_equal(bits)
+        of_subnormal = size.counted().words().plus_words(singles.word((-149 << 23) % (1 << 32)))
+        normal = size.less_word(singles.word(_NORMAL)).where(of_subnormal, size).plus_words(more)
+        usual = (size.plus_words(singles.word(0xFFFFFFFF))).less_word(singles.word(_INFINITY - 1))
+        return usual.where(normal, size)
+
+    _map(emit, words, target, count, scaled)
 
 
 @njit(**COMPILED)
@@ -533,7 +602,8 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
         np.empty(3, np.int64),  # 5: of the tile
         np.empty(row_groups * column_groups, np.int64),  # 6: of groups of C: is any subnormal
         np.empty(row_groups * column_groups, np.int64),  # 7: blocks before `direct` is tried again
-        np.empty(LANES),  # 8
+        np.empty((row_groups * column_groups, COLUMNS // HALF, 2), np.int64),  # 8: their doubts
+        np.empty(LANES),  # 9
     )
 
 
@@ -561,44 +631,84 @@ def _choose_scales(of_x: Any, of_y: Any, of_tile: Any) -> None:
 
 
 @njit(**COMPILED)
+def _any_zero(words: Any, start: int, count: int, apart: int) -> bool:
+    found = False
+    for i in range(count):
+        found |= words[start + i * apart] & _MAGNITUDE == 0
+    return found
+
+
+@njit(**COMPILED)
+def _scaled_half(
+    x: Any, y: Any, at: Any, here: int, width: int, length: int, reach: int, scale: int, doubts: Any
+) -> None:
+    """A block for C[ROWS, HALF], where all numbers times a power of two are normal ones."""
+    up, down = _word(_power(scale)), _word(_power(-scale))
+    least = (scale + 1) << 23
+    for first in range(0, length, _PART):
+        count = min(_PART, length - first)
+        xs, ys = at[0] + first, at[1] + first * COLUMNS
+        x_part, y_part = _address(x, xs), _address(y, ys)
+        last = count - 1
+        x_last, y_last = _address(x, xs + last), _address(y, ys + last * COLUMNS)
+        if reach <= -127 and not (
+            _any_zero(x, xs + last, ROWS, length) or _any_zero(y, ys + last * COLUMNS, HALF, 1)
+        ):
+            deep((x_part, y_part, here, width, last, length, up, down, least))
+            low((x_last, y_last, here, width, 1, length, up, down, least))  # a zero's sign
+            continue
+        if doubts[0] == 0:
+            if firm((x_part, y_part, here, width, count, length, up, down, least, 0)) == 0:
+                doubts[1] = 0
+                continue
+            doubts[1] = min(2 * doubts[1] + 1, _PATIENCE)
+            doubts[0] = doubts[1]
+        else:
+            doubts[0] -= 1
+        low((x_part, y_part, here, width, count, length, up, down, least))
+
+
+@njit(**COMPILED)
 def _careful_block(
-    ig: int, jg: int, here: int, width: int, length: int, narrow: bool, buffers: Any
+    ig: int, jg: int, here: int, width: int, length: int, narrow: bool, doubts: Any, buffers: Any
 ) -> int:
-    """A block for a group of C at `here`, whatever there is; 1 if any of C is subnormal now."""
-    _, x, y, of_rows, of_columns, of_tile, _, _, largest = buffers
+    """A block for a group of C at `here`, whatever there is; 1 if any of C is subnormal now.
+
+    `doubts` are, of both halves, parts to go before `firm` is tried again, and how many it was.
+    """
+    _, x, y, of_rows, of_columns, of_tile, _, _, _, largest = buffers
     x_words, x_lifted, x_scaled, x_doubles = x
     y_words, y_lifted, y_scaled, y_doubles = y
     xs, ys = ig * length * ROWS, jg * length * COLUMNS
     x_group = slice(xs, xs + length * ROWS)
     y_group = slice(ys, ys + length * COLUMNS)
+    x_vectors, y_vectors = length * ROWS // LANES, length * COLUMNS // LANES
     of_x, of_y = of_rows[ig], of_columns[jg]
     found = kinds((here, width, _address(largest, 0)))
+    settled = found & 2 != 0  # then what is finite might as well be another number
     if of_tile[0] == _UNKNOWN:
         _choose_scales(of_rows, of_columns, of_tile)
     most = of_x[_MOST] + of_y[_MOST]
     reach = 1 + max(_exponent(largest.max()), most + 2 + _exponent(float(length)) + 1)
     scale = of_tile[1] + of_tile[2]
-    is_low = of_tile[0] == _POSSIBLE and reach + scale <= 126
-    settled = found & 2 != 0  # then what is finite might as well be another number
-    if is_low and not settled:
+    if of_tile[0] == _POSSIBLE and reach + scale <= 126 and not settled:
         if of_x[_SCALED] == 0:
             of_x[_SCALED] = 1
-            _scale(x_words[x_group], _power(of_tile[1]), x_scaled[x_group])
+            _scale((_address(x_words, xs), _address(x_scaled, xs), x_vectors, of_tile[1]))
         if of_y[_SCALED] == 0:
             of_y[_SCALED] = 1
-            _scale(y_words[y_group], _power(of_tile[2]), y_scaled[y_group])
-        up = np.float64(_power(scale)).view(np.int64)
-        down = np.float64(_power(-scale)).view(np.int64)
-        for j in range(0, COLUMNS, HALF):
-            operands = _address(x_scaled, xs), _address(y_scaled, ys + j), here + 8 * j, width
-            low((operands[0], operands[1], operands[2], width, length, length, up, down, (scale + 1) << 23))
+            _scale((_address(y_words, ys), _address(y_scaled, ys), y_vectors, of_tile[2]))
+        for half in range(COLUMNS // HALF):
+            at, there = (xs, ys + half * HALF), here + 8 * half * HALF
+            operands = x_scaled, y_scaled, at, there, width, length
+            _scaled_half(*operands, reach, scale, doubts[half])
         return kinds((here, width, _address(largest, 0))) & 1
     if of_x[_LIFTED] == 0:
         of_x[_LIFTED] = 1
-        _lift(x_words[x_group], x_lifted[x_group])
+        _lift((_address(x_words, xs), _address(x_lifted, xs), x_vectors))
     if of_y[_LIFTED] == 0:
         of_y[_LIFTED] = 1
-        _lift(y_words[y_group], y_lifted[y_group])
+        _lift((_address(y_words, ys), _address(y_lifted, ys), y_vectors))
     if settled:
         direct((_address(x_lifted, xs), _address(y_lifted, ys), here, width, length, length, 0))
         return 0
@@ -606,23 +716,35 @@ def _careful_block(
     # by a sum that is flushed, `length` times at most.
     lost = max(_exponent(float(length)) + 1, of_x[_MOST] + 1, of_y[_MOST] + 1)
     limit = min(1 + lost + 26, 255) << 23
-    unsure = found & 1 != 0
-    for j in range(0, COLUMNS, HALF):
-        there = here + 8 * j
-        if not unsure:
-            operands = _address(x_lifted, xs), _address(y_lifted, ys + j), there
-            if firm((operands[0], operands[1], there, width, length, length, limit, int(narrow))) == 0:
-                continue
-        if of_x[_DOUBLES] == 0:
-            of_x[_DOUBLES] = 1
-            _doubles(x_words[x_group], x_doubles[x_group])
-        if of_y[_DOUBLES] == 0:
-            of_y[_DOUBLES] = 1
-            _doubles(y_words[y_group], y_doubles[y_group])
-        if narrow:
-            wide((_address(x_doubles, xs), _address(y_doubles, ys + j), there, width, length, length))
-        else:
-            wide_odd((_address(x_doubles, xs), _address(y_doubles, ys + j), there, width, length, length))
+    one = _word(1.0)
+    for half in range(COLUMNS // HALF):
+        doubt, there = doubts[half], here + 8 * half * HALF
+        unsure = found & 1 != 0
+        for first in range(0, length, _PART):
+            count = min(_PART, length - first)
+            x_at, y_at = xs + first, ys + half * HALF + first * COLUMNS
+            if doubt[0] > 0:
+                doubt[0] -= 1
+            elif not unsure:
+                x_part, y_part = _address(x_lifted, x_at), _address(y_lifted, y_at)
+                sizes = width, count, length, one, one, limit, int(narrow)
+                if firm((x_part, y_part, there, *sizes)) == 0:
+                    doubt[1] = 0
+                    continue
+                doubt[1] = min(2 * doubt[1] + 1, _PATIENCE)
+                doubt[0] = doubt[1]
+            if of_x[_DOUBLES] == 0:
+                of_x[_DOUBLES] = 1
+                _doubles(x_words[x_group], x_doubles[x_group])
+            if of_y[_DOUBLES] == 0:
+                of_y[_DOUBLES] = 1
+                _doubles(y_words[y_group], y_doubles[y_group])
+            x_part, y_part = _address(x_doubles, x_at), _address(y_doubles, y_at)
+            if narrow:
+                wide((x_part, y_part, there, width, count, length))
+            else:
+                wide_odd((x_part, y_part, there, width, count, length))
+            unsure = kinds((here, width, _address(largest, 0))) & 1 != 0
     return kinds((here, width, _address(largest, 0))) & 1
 
 
@@ -634,7 +756,7 @@ def _tile(
     k, n = sizes
     rows, columns = size
     products, unit, _ = options
-    c, x, y, of_rows, of_columns, of_tile, is_tiny, pause, largest = buffers
+    c, x, y, of_rows, of_columns, of_tile, is_tiny, pause, doubts, largest = buffers
     x, y = x[0], y[0]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     of_rows, of_columns = of_rows[:row_groups], of_columns[:column_groups]
@@ -647,7 +769,7 @@ def _tile(
             group = ig * column_groups + jg
             here = _address(c, ig * ROWS * width + jg * COLUMNS)
             is_tiny[group] = kinds((here, width, _address(largest, 0))) & 1
-            pause[group] = 0
+            pause[group], doubts[group] = 0, 0
     for first in range(0, number, block):
         length = min(block, number - first)
         _pack_rows(a, form, corner[0], rows, k, first, length, products, x)
@@ -674,9 +796,9 @@ def _tile(
                     pause[group] = _PAUSE
                 elif pause[group] > 0:
                     pause[group] -= 1
-                is_tiny[group] = _careful_block(
-                    ig, jg, here, width, length, unit & NARROW != 0, buffers
-                )
+                narrow = unit & NARROW != 0
+                operands = ig, jg, here, width, length, narrow, doubts[group], buffers
+                is_tiny[group] = _careful_block(*operands)
 
 
 @njit(**COMPILED)

@@ -26,10 +26,7 @@ _F64 = ir.DoubleType()
 _F32 = ir.FloatType()
 _DOUBLES = ir.VectorType(_F64, LANES)
 _FLOATS = ir.VectorType(_F32, LANES)
-_ALL_FLOATS = ir.VectorType(_F32, 2 * LANES)
 _I32 = ir.IntType(32)
-_INTEGERS = ir.VectorType(_I64, LANES)
-_SHORT = ir.VectorType(_I32, 2 * LANES)
 _ANSWERS = ir.VectorType(ir.IntType(1), LANES)
 _PLACES = ir.VectorType(_I32, LANES)
 
@@ -105,16 +102,28 @@ class Vector:
         return self._new(self.builder.fpext(self.builder.fptrunc(self.value, _FLOATS), _DOUBLES))
 
     def words(self) -> Vector:
-        words = _INTEGERS if self.value.type.count == LANES else _SHORT
-        return self._new(self.builder.bitcast(self.value, words))
+        kind = self.value.type
+        word = _I64 if kind.element == _F64 else _I32
+        return self._new(self.builder.bitcast(self.value, ir.VectorType(word, kind.count)))
 
     def numbers(self) -> Vector:
         """Of words."""
-        numbers = _DOUBLES if self.value.type.count == LANES else _ALL_FLOATS
-        return self._new(self.builder.bitcast(self.value, numbers))
+        kind = self._number_type()
+        return self._new(self.builder.bitcast(self.value, kind))
+
+    def counted(self) -> Vector:
+        """Of words: the numbers that they count."""
+        return self._new(self.builder.uitofp(self.value, self._number_type()))
+
+    def _number_type(self) -> ir.VectorType:
+        words = self.value.type
+        return ir.VectorType(_F64 if words.element == _I64 else _F32, words.count)
 
     def plus_words(self, other: Vector) -> Vector:
         return self._new(self.builder.add(self.value, other.value))
+
+    def same_words(self, other: Vector) -> Vector:
+        return self._new(self.builder.icmp_unsigned("==", self.value, other.value))
 
     def less_word(self, other: Vector) -> Vector:
         """Of words without sign."""
@@ -140,9 +149,6 @@ class Vector:
         low, high = (self._new(self.builder.fpext(half, _DOUBLES)) for half in halves)
         return low, high
 
-    def same_words(self, other: Vector) -> Vector:
-        return self._new(self.builder.icmp_unsigned("==", self.value, other.value))
-
     def bits(self) -> ir.Value:
         """Of an answer: an integer with a bit for each lane, the first one the lowest."""
         short = self.builder.bitcast(self.value, ir.IntType(self.value.type.count))
@@ -158,15 +164,18 @@ class Emitter:
         self.builder, self.element = builder, element
         self.vector = ir.VectorType(element, lanes)
 
-    def floats(self) -> Emitter:
-        return Emitter(self.builder, _F32, 2 * LANES)
+    def floats(self, lanes: int = 2 * LANES) -> Emitter:
+        return Emitter(self.builder, _F32, lanes)
 
     def number(self, value: float) -> Vector:
         return Vector(self.builder, ir.Constant(self.vector, [value] * self.vector.count))
 
     def word(self, value: int) -> Vector:
-        words = _INTEGERS if self.element == _F64 else _SHORT
+        words = ir.VectorType(_I64 if self.element == _F64 else _I32, self.vector.count)
         return Vector(self.builder, ir.Constant(words, [value] * words.count))
+
+    def all_words_equal(self, scalar: ir.Value) -> Vector:
+        return self.all_equal(self.builder.bitcast(scalar, self.element)).words()
 
     def all_equal(self, scalar: ir.Value) -> Vector:
         none = ir.Constant(self.vector, ir.Undefined)
@@ -206,8 +215,8 @@ class Emitter:
         short = ir.VectorType(ir.IntType(16), self.vector.count)
         value = self.builder.load(self.builder.bitcast(pointer, short.as_pointer()))
         value.align = 2
-        words = Vector(self.builder, self.builder.zext(value, _SHORT))
-        return Vector(self.builder, self.builder.shl(words.value, self.word(16).value))
+        upper = self.word(16).value
+        return Vector(self.builder, self.builder.shl(self.builder.zext(value, upper.type), upper))
 
     def load_all_equal(self, pointer: ir.Value) -> Vector:
         return self.all_equal(self.builder.load(pointer))
