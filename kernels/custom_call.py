@@ -309,6 +309,11 @@ def register(chain: bool) -> tuple[Any, Any]:
     return entries
 
 
+def columns(arithmetic: Arithmetic) -> int:
+    """Columns that are computed together: so many at least take the time."""
+    return native_chain.COLUMNS if arithmetic.is_chain else native.COLUMNS
+
+
 _KINDS = {"bfloat16": native.BF16, "float16": native.FP16, "float32": native.FP32}
 
 

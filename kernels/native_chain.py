@@ -148,9 +148,9 @@ def _store(emit: Emitter, row: Vector, place: ir.Value, scale: Vector) -> None:
     emit.store(upper * scale, emit.place(place, LANES))
 
 
-@inline(result=False)
-def low(
+def _on_grid(
     emit: Emitter,
+    any_size: bool,
     x: Any,
     y: Any,
     c: Any,
@@ -161,24 +161,12 @@ def low(
     down: Any,
     least: Any,
 ) -> None:
-    """C[ROWS, HALF] += x y, where all numbers times a power of two are normal in FP32.
-
-    Args:
-        x, y: as for `direct`, but for y's rows, of which HALF count; xy is `up` times as large.
-        c: doubles, with rows `width` apart.
-        up, down: words of that power, 2^23 at least, and of its inverse, as doubles.
-        least: word of 2^-126 times `up`, in FP32.
-
-    A sum below `least` is rounded once, where numbers above `least` are, by being added to `least`
-    or, if C alone is as large and of its sign, taken from twice that. C plus or minus these is
-    exact.
-    """
     singles = emit.floats()
     rows, y, c = _rows(singles, x, stride), singles.at(y), emit.at(c)
     scale, back = (emit.all_equal(emit.builder.bitcast(v, emit.element)) for v in (up, down))
-    half = emit.builder.trunc(least, ir.IntType(32))
-    once = singles.all_equal(emit.builder.bitcast(half, singles.element))
+    once = singles.all_words_equal(emit.builder.trunc(least, ir.IntType(32))).numbers()
     twice, sign, zero = -(once + once), singles.word(1 << 31), singles.number(0.0)
+    far = once * singles.number(2.0**24)
     _set_control(emit, emit.integer(_FLUSHING))
     sums = _sums(emit, c, width, scale)
     with emit.loop(count) as k:
@@ -191,11 +179,42 @@ def low(
             along = (before.words() ^ negative).numbers()  # C in the direction of the sum
             grid = (along < once).where(once, twice)
             grid = (grid.words() ^ negative).numbers()
-            grid = (total.size() < once).where(grid, zero)
+            rounds = total.size() < once
+            if any_size:
+                rounds = rounds & (before.size() < far)
+            grid = rounds.where(grid, zero)
             found = left.times_plus(right, before + grid) - grid
             emit.put(variable, (found.words() | negative).numbers())  # a zero's sign
     for place, variable in sums:
         _store(emit, emit.get(variable), place, back)
+
+
+@inline(result=False)
+def low(emit: Emitter, *operands: Any) -> None:
+    """C[ROWS, HALF] += x y, where all numbers times a power of two are normal in FP32, and C and
+    sums are below 2^-102.
+
+    Args:
+        operands: x, y, c, width, count, stride: as for `direct`, but of y's and C's rows HALF
+            counts, and xy is `up` times as large.
+            up, down: words of that power, 2^23 at least, and of its inverse, as doubles.
+            least: word of 2^-126 times `up`, in FP32.
+
+    A sum below `least` is rounded once, where numbers above `least` are, by being added to `least`
+    or, if C alone is as large and of its sign, taken from twice that. C plus or minus these is
+    exact.
+    """
+    _on_grid(emit, False, *operands)
+
+
+@inline(result=False)
+def low_or_large(emit: Emitter, *operands: Any) -> None:
+    """As `low`, where C and sums may be larger.
+
+    Of a C of 2^-102 and more, a product leaves less than 2^-126 only if it is as large but for the
+    24th bit; then its last place is 2^-149 at least, and the sum is exact.
+    """
+    _on_grid(emit, True, *operands)
 
 
 @inline(result=False)
@@ -218,8 +237,7 @@ def deep(
     singles = emit.floats()
     rows, y, c = _rows(singles, x, stride), singles.at(y), emit.at(c)
     scale, back = (emit.all_equal(emit.builder.bitcast(v, emit.element)) for v in (up, down))
-    half = emit.builder.trunc(least, ir.IntType(32))
-    once = singles.all_equal(emit.builder.bitcast(half, singles.element))
+    once = singles.all_words_equal(emit.builder.trunc(least, ir.IntType(32))).numbers()
     middle = once * singles.number(1.5)
     _set_control(emit, emit.integer(_FLUSHING))
     sums = _sums(emit, c, width, scale)
@@ -248,9 +266,9 @@ def firm(
     limit: Any,
     zeros: Any,
 ) -> Any:
-    """C[ROWS, HALF] += x y in FP32, flushing; operands as for `low`. C stays as it was, and the result is not 0, if any
-    sum on the way is below `limit` (a word of FP32) but 0, or if something was flushed and either
-    a result is 0 or `zeros` is 0.
+    """C[ROWS, HALF] += x y in FP32, flushing; operands as for `low`. C stays as it was, and the
+    result is not 0, if any sum on the way is below `limit` (a word of FP32) but 0, or if something
+    was flushed and either a result is 0 or `zeros` is 0.
     """
     builder, singles = emit.builder, emit.floats()
     rows, y, c = _rows(singles, x, stride), singles.at(y), emit.at(c)
@@ -317,7 +335,7 @@ def _in_float64(
 
 
 @inline(result=False)
-def wide(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any) -> None:
+def wide(emit: Emitter, *operands: Any) -> None:
     """C[ROWS, HALF] += x y, whatever they are; products have 24 bits at most.
 
     FP64's multiply-add rounds so far below FP32's last place that rounding again is harmless: to
@@ -325,16 +343,16 @@ def wide(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: 
     is within 2^-155 of a multiple of 2^-149.
 
     Args:
-        x, y: doubles, as for `low`.
-        c: doubles, with rows `width` apart.
+        operands: x, y, c, width, count, stride: as for `direct`, but x and y are doubles, and of
+            y's and C's rows HALF counts.
     """
-    _in_float64(emit, True, x, y, c, width, count, stride)
+    _in_float64(emit, True, *operands)
 
 
 @inline(result=False)
-def wide_odd(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any) -> None:
+def wide_odd(emit: Emitter, *operands: Any) -> None:
     """As `wide`, where products have up to 48 bits: sums are rounded to odd first."""
-    _in_float64(emit, False, x, y, c, width, count, stride)
+    _in_float64(emit, False, *operands)
 
 
 @inline(result=True)
@@ -511,7 +529,8 @@ def _extent(words: Any, start: int, count: int, found: Any) -> None:
 
 @njit(**COMPILED)
 def _word(number: float) -> int:
-    return np.float64(number).view(np.int64)
+    word: Any = np.float64(number).view(np.int64)
+    return word
 
 
 @njit(**COMPILED)
@@ -665,7 +684,10 @@ def _scaled_half(
             doubts[0] = doubts[1]
         else:
             doubts[0] -= 1
-        low((x_part, y_part, here, width, count, length, up, down, least))
+        if reach <= -102:
+            low((x_part, y_part, here, width, count, length, up, down, least))
+        else:
+            low_or_large((x_part, y_part, here, width, count, length, up, down, least))
 
 
 @njit(**COMPILED)
@@ -888,7 +910,7 @@ def _nan_word(address: int, form: Any) -> int:
         word = half >> 15 << 31 | _INFINITY | (half & 0x3FF) << 13 if special else np.int64(0)
     else:
         word = np.int64(carray(pointer(address), (1,), np.uint16)[0]) << 16
-    return word | _QUIET if word & 0x7FFFFFFF > _INFINITY else np.int64(0)
+    return int(word | _QUIET) if word & 0x7FFFFFFF > _INFINITY else 0
 
 
 @njit(**COMPILED)

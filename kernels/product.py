@@ -88,10 +88,12 @@ def _native(is_chain: bool) -> Any:
 def _on_cpu(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:
     if (native := _native(arithmetic.is_chain)) is None:
         return _elsewhere(a, b, *c, arithmetic=arithmetic)
-    if turned := b.shape[2] < _narrow(arithmetic) < a.shape[1]:  # whole groups of columns are computed
-        b, a, *c = (x.swapaxes(1, 2) for x in (a, b, *c))
-    found: Array = native.accumulate(a, b, c[0] if c else None, arithmetic, turned)
-    return found.swapaxes(1, 2) if turned else found
+    addend = c[0] if c else None
+    if b.shape[2] < native.columns(arithmetic) < a.shape[1]:
+        turned = (None if x is None else x.swapaxes(1, 2) for x in (b, a, addend))
+        return native.accumulate(*turned, arithmetic, turned=True).swapaxes(1, 2)
+    found: Array = native.accumulate(a, b, addend, arithmetic)
+    return found
 
 
 def _elsewhere(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:

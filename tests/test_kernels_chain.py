@@ -1,5 +1,6 @@
-"""Chains of fused multiply-adds: the twin against the definition, on each of its ways."""
+"""Chains of fused multiply-adds: the twins against the definition, on each of their ways."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import FP32_FMA_CHAIN, X86_AVX512_BF16, Arithmetic, blocks, extents
+from kernels import FP32_FMA_CHAIN, X86_AVX512_BF16, Arithmetic, blocks, chain, extents, product
 from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
 
 _FLUSHING = Arithmetic(
@@ -69,14 +70,29 @@ def inputs(rows, k, dtype):
         yield exponents, *near(exponents, rng, rows, k, dtype)
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def by_xla(a, b, c, arithmetic):
+    """What a GPU computes, also where a CPU has a way of its own."""
+    return chain.accumulate(a, b, c, arithmetic)
+
+
 def check(name, a, b, c, arithmetic):
     expected = words(kernels.reference.matmul(a, b, c, arithmetic=arithmetic))
-    got = words(kernels.matmul(a, b, c, arithmetic=arithmetic))
-    wrong = np.argwhere(expected != got)
-    assert not len(wrong), (
-        f"{name}: {len(wrong)} of {got.size} differ, first at {wrong[0]}: "
-        f"{expected[tuple(wrong[0])]:#010x} expected, {got[tuple(wrong[0])]:#010x} got"
-    )
+    found = {"matmul": kernels.matmul(a, b, c, arithmetic=arithmetic)}
+    if product.is_native(arithmetic):
+        batch = expected.shape[:-2]
+        whole = [
+            x if x is None else np.broadcast_to(x, batch + x.shape[-2:]).reshape(-1, *x.shape[-2:])
+            for x in (a, b, c)
+        ]
+        found["chain"] = by_xla(*whole, arithmetic).reshape(expected.shape)
+    for way, result in found.items():
+        got = words(result)
+        wrong = np.argwhere(expected != got)
+        assert not len(wrong), (
+            f"{name}, {way}: {len(wrong)} of {got.size} differ, first at {wrong[0]}: "
+            f"{expected[tuple(wrong[0])]:#010x} expected, {got[tuple(wrong[0])]:#010x} got"
+        )
 
 
 @case
@@ -98,6 +114,7 @@ def test_matrices_without_c(arithmetic, dtype):
     ids=lambda x: x.name,
 )
 def test_tiles_jit_and_vmap_keep_bits(arithmetic, monkeypatch):
+    """XLA's operations are cut into tiles as this says; the processor's own ways, elsewhere."""
     a, b, c = draw_matrices("raw", 3, 3 * 20, 40, 24, BF16)
     a[30:], b[:, 12:] = draw_matrices("wide", 4, 30, 40, 12, BF16)[:2]
     a, c = a.reshape(3, 20, 40), c.reshape(3, 20, 24)
@@ -109,6 +126,7 @@ def test_tiles_jit_and_vmap_keep_bits(arithmetic, monkeypatch):
     assert (words(jax.jit(jax.vmap(product, (0, None, 0)))(a, b, c)) == whole).all()
     columns = words(np.stack([product(a[0], b[:, j : j + 1], c[0, :, j : j + 1]) for j in (0, 23)]))
     assert (columns[:, :, 0] == whole[0][:, [0, 23]].T).all()
+    monkeypatch.setattr(product, "is_native", lambda arithmetic: False)
     monkeypatch.setattr(blocks, "_TILE", 7 * 10)
     monkeypatch.setattr(blocks, "_COLUMNS", 10)
     monkeypatch.setattr(blocks, "_LEAST", 70)
@@ -205,9 +223,7 @@ def test_sums_far_below_the_normal_numbers(arithmetic, scale):
     a[::3, 1::2] = a[::3, ::2]
     c = (rng.integers(-3, 4, (32, 32)) * 2.0**-149).astype(np.float32)
     for start in (None, c):
-        expected = kernels.reference.matmul(a, b, start, arithmetic=arithmetic)
-        got = kernels.matmul(a, b, start, arithmetic=arithmetic)
-        assert np.array_equal(words(got), words(expected))
+        check("tiny", a, b, start, arithmetic)
 
 
 @pytest.mark.parametrize("arithmetic", MIXED, ids=lambda x: x.name)
@@ -222,9 +238,7 @@ def test_small_products_follow_large_ones_that_cancel(arithmetic, small):
     a[:, 1::8], b[:, 1::8] = a[:, ::8], -b[:, ::8]
     a[:, 3::8], b[:, 3::8] = -a[:, 2::8], b[:, 2::8]
     a, b = a.astype(BF16)[:, None], b.astype(BF16)[:, :, None]
-    expected = kernels.reference.matmul(a, b, arithmetic=arithmetic)
-    got = kernels.matmul(a, b, arithmetic=arithmetic)
-    assert np.array_equal(words(got), words(expected))
+    check(small, a, b, None, arithmetic)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +406,4 @@ def test_finite_numbers_of_every_size(arithmetic):
         sign = rng.choice([-1.0, 1.0], (2, 32, 32))
         a, b = (sign * 2.0 ** rng.uniform(-133, largest, (2, 32, 32))).astype(np.float32)
         a, b = a.astype(BF16), b.astype(BF16)
-        expected = kernels.reference.matmul(a, b, start, arithmetic=arithmetic)
-        got = kernels.matmul(a, b, start, arithmetic=arithmetic)
-        assert np.array_equal(words(got), words(expected))
+        check(largest, a, b, start, arithmetic)

@@ -270,3 +270,102 @@ def test_without_numba_xla_serves(monkeypatch):
     finally:
         product._native.cache_clear()
         jax.clear_caches()
+
+
+# Chains.
+
+FMA, X86 = kernels.FP32_FMA_CHAIN, kernels.X86_AVX512_BF16
+KEEPING = dataclasses.replace(X86, subnormal_inputs="keep", subnormal_results="keep", products=3)
+
+
+def far_apart(rng, m, k, n, center):
+    return [spread(rng, shape, 8) * 2.0**center for shape in ((m, k), (k, n))]
+
+
+def mixed(rng, m, k, n, center):
+    """Small and ordinary operands, side by side."""
+    small = 2.0 ** (2 * center)
+    return [rng.normal(size=s) * np.where(rng.random(s) < 0.5, 1, small) for s in ((m, k), (k, n))]
+
+
+def subnormal(rng, m, k, n, center):
+    """A few subnormal operands beside others of which these are no lower end."""
+    sizes = [2.0 ** rng.uniform(center, -center, s) for s in ((m, k), (k, n))]
+    return [np.where(rng.random(x.shape) < 0.02, 2.0**-130, x) for x in sizes]
+
+
+def cancelled(rng, m, k, n, center):
+    """Sums that return to what C was, or to nothing."""
+    a, b = far_apart(rng, m, k, n, center)
+    a[:, 1::2] = -a[:, 0::2][:, : a[:, 1::2].shape[1]]
+    b[1::2] = b[0::2][: b[1::2].shape[0]]
+    return a, b
+
+
+@pytest.mark.parametrize("draw", [far_apart, mixed, subnormal, cancelled])
+@pytest.mark.parametrize("center", [-75, -66, -62, -52, 0, 58])
+def test_chains_that_are_flushed_scaled_or_rounded(draw, center):
+    rng = np.random.default_rng(100 + center)
+    with np.errstate(over="ignore"):
+        a, b = (x.astype(np.float32) for x in draw(rng, 11, 150, 21, center))
+        c = (spread(rng, (11, 21), 40) * 2.0**-100).astype(np.float32)
+    c[2, 3], c[4, 5], c[5, 6], c[6] = np.inf, np.nan, 2.0**-140, -0.0
+    for start in (None, c):
+        check(a.astype(BF16), b.astype(BF16), start, FMA)
+        check(a[:5].astype(BF16), b.astype(BF16), start if start is None else c[:5], X86)
+    check(a, b[:, :7].copy(), c[:, :7].copy(), FMA)
+    check(a[:5].astype(BF16), b.astype(BF16), c[:5], KEEPING)
+
+
+@pytest.mark.parametrize("record", [FMA, X86, KEEPING], ids=["fma", "x86", "keeping"])
+@pytest.mark.parametrize("m, n", [(70, 3), (3, 70), (9, 33)])
+def test_chains_of_every_bit_pattern(record, m, n):
+    """More rows than columns and fewer, so that the product is turned or is not."""
+    rng = np.random.default_rng(m)
+    a, b = (rng.integers(0, 1 << 16, s).astype(np.uint16).view(BF16) for s in ((m, 7), (7, n)))
+    c = rng.integers(0, 1 << 32, (m, n)).astype(np.uint32).view(np.float32)
+    for count in (1, 2, 7):
+        check(a[:, :count], b[:count], c, record)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_which_nan_a_chain_passes_on(turned):
+    """The last one that is added; a's of two; C's if no operand is one. A step goes backwards."""
+    a, b = np.ones((40, 6), np.float32), np.ones((6, 3), np.float32)
+    c = np.zeros((40, 3), np.float32)
+    nans = np.array([0x7FC10000 + (i << 16) for i in range(8)], np.uint32).view(np.float32)
+    a[0, 0], a[0, 1] = nans[0], nans[1]
+    a[1, 2], b[2, 1] = nans[2], nans[3]
+    b[5, 2], c[3], c[0] = nans[4], nans[5], nans[6]
+    a, b = a.astype(BF16), b.astype(BF16)
+    if turned:
+        a, b, c = b.T.copy(), a.T.copy(), c.T.copy()
+    for record in (X86, KEEPING):
+        check(a, b, c, record)
+
+
+def test_parts_of_a_chain_change_their_way():
+    """Along k: small sums, then large ones, then what cancels, each in a block of its own."""
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(9, 700)), rng.normal(size=(700, 18))
+    a[:, :256] *= 2.0**-70
+    b[:256] *= 2.0**-64
+    a[:, 300:330], b[300:330] = 2.0**-129, 2.0**3
+    a[:, 400:420] *= 2.0**60
+    b[400:420] *= 2.0**50
+    a[:, 420:440], b[420:440] = -a[:, 419:399:-1], b[419:399:-1]
+    a[3:6, 600:] *= 2.0**-100
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    check(a[:, :700].astype(BF16), b.astype(BF16), None, FMA)
+    check(a, b[:, :3].copy(), None, FMA)
+
+
+def test_tiles_of_chains_are_shared_by_threads():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 300, 70)).astype(BF16), rng.normal(size=(70, 130)).astype(BF16)
+    a[1, 7, 3], a[0, 299] = np.nan, 2.0**-120
+    whole = words(kernels.matmul(a, b, arithmetic=KEEPING))
+    parts = [kernels.matmul(a[:, i : i + 31], b, arithmetic=KEEPING) for i in range(0, 300, 31)]
+    assert (whole == words(np.concatenate(parts, 1))).all()
+    columns = [kernels.matmul(a, b[:, j : j + 1], arithmetic=KEEPING) for j in (0, 64, 129)]
+    assert (whole[..., [0, 64, 129]] == words(np.concatenate(columns, 2))).all()
