@@ -290,7 +290,7 @@ def mixed(rng, m, k, n, center):
 
 def subnormal(rng, m, k, n, center):
     """A few subnormal operands beside others of which these are no lower end."""
-    sizes = [2.0 ** rng.uniform(center, -center, s) for s in ((m, k), (k, n))]
+    sizes = [2.0 ** rng.uniform(-abs(center), abs(center), s) for s in ((m, k), (k, n))]
     return [np.where(rng.random(x.shape) < 0.02, 2.0**-130, x) for x in sizes]
 
 
