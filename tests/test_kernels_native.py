@@ -328,6 +328,99 @@ def test_chains_of_every_bit_pattern(record, m, n):
         check(a[:, :count], b[:count], c, record)
 
 
+def crowded(cases, dtype, last=2.0**120):
+    """Chains `(C, a, b)`, one to a row, which meet their b in a column of their own; C of a row
+    below them is `last`, so that no power of two makes all numbers normal ones.
+    """
+    rows, k = len(cases) + 1, max(len(a) for _, a, _ in cases)
+    a, b, c = np.zeros((rows, k)), np.zeros((k, rows)), np.zeros((rows, rows), np.float32)
+    for i, (start, left, right) in enumerate(cases):
+        a[i, : len(left)], b[: len(right), i], c[i, i] = left, right, start
+    c[-1] = last
+    return a.astype(np.float32).astype(dtype), b.astype(np.float32).astype(dtype), c
+
+
+@pytest.mark.parametrize("last", [0.0, 2.0**120])
+def test_subnormal_operands_count(last):
+    """Alone, and beside sums that are just so large as not to lose them."""
+    cases = [
+        (0.0, [2.0**-130, 2.0**-133], [2.0**10, -(2.0**3)]),
+        *[(2.0**-e * (1 + 2.0**-23), [2.0**-130], [2.0**20]) for e in range(79, 104)],
+        *[(-(2.0**-e) * (1 + 2.0**-23), [3 * 2.0**-132], [2.0**20]) for e in range(79, 104)],
+    ]
+    a, b, c = crowded(cases, BF16, last)
+    check(a, b, c, FMA)
+    check(a.astype(np.float32), b.astype(np.float32), c, FMA)
+
+
+@pytest.mark.parametrize("last", [0.0, 2.0**120])
+def test_what_is_flushed_decides_a_tie(last):
+    """Products of 48 bits that are half way between two numbers, after a sum of 2^-135."""
+    half, tie = 1 + 2.0**-12, (2.0**-70, 2.0**-65)
+    cases = [
+        (0.0, [tie[0], half], [tie[1], half]),
+        (0.0, [-tie[0], half], [tie[1], half]),
+        (2.0**-140, [0.0, half], [0.0, half]),
+        (-(2.0**-140), [half], [half]),
+        (0.0, [half], [half]),
+    ]
+    check(*crowded(cases, np.float32, last), FMA)
+
+
+@pytest.mark.parametrize("last", [0.0, 2.0**120])
+def test_sums_that_vanish_leave_their_sign(last):
+    cases = [
+        (c, [s * 2.0**-80], [2.0**-e])
+        for s in (-1, 1)
+        for e in (69, 70, 71, 90)
+        for c in (0.0, -0.0, s * 2.0**-149, -s * 2.0**-149)
+    ]
+    for dtype in (BF16, np.float32):
+        check(*crowded(cases, dtype, last), FMA)
+
+
+@pytest.mark.parametrize("largest", [1.0, 2.0**100])
+def test_sums_that_fp64_rounds_to_a_tie(largest):
+    """1 + 2^-23 + 2^-24 - 2^-70, beside a subnormal number."""
+    odd, near = 1 + 2.0**-23, [1 + 2.0**-23, 2.0**-24 * (1 - 2.0**-23)]
+    cases = [
+        (odd, near[:1], near[1:]),
+        (-odd, near[:1], [-near[1]]),
+        (1.0, near[:1], near[1:]),
+        (0.0, [2.0**-140, largest], [1.0, 1.0]),
+    ]
+    check(*crowded(cases, np.float32), FMA)
+
+
+def test_no_power_of_two_serves_a_row_of_all_sizes():
+    a = np.array([[2.0**127, 2.0**-130, 1.0], [2.0**-130, 2.0**-131, 2.0**-133]])
+    b = np.full((3, 2), 2.0**-100)
+    b[:, 1] = [2.0**-30, 2.0**10, 2.0**12]
+    check(a.astype(np.float32).astype(BF16), b.astype(BF16), None, FMA)
+
+
+@pytest.mark.parametrize("center", range(-78, -50, 2))
+def test_sums_of_about_the_smallest_normal_number(center):
+    """Of some, all are smaller; products have bits far below the last place."""
+    rng = np.random.default_rng(100 + center)
+    a, b = (rng.normal(size=s) * 2.0**center for s in ((9, 20), (20, 19)))
+    a[:, 19], b[0] = rng.choice([0.0, -0.0, 2.0**center], (2, 9)).sum(0), -b[1]
+    c = (rng.integers(-3, 4, (9, 19)) * 2.0 ** (2 * center)).astype(np.float32)
+    for start in (None, c, -0.0 * np.abs(c)):
+        check(a.astype(np.float32), b.astype(np.float32), start, FMA)
+        check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16), start, FMA)
+
+
+@pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
+def test_chains_that_are_infinite_or_no_number_meet_subnormals(special):
+    """Infinity times a subnormal number is infinity, times 0 it is no number."""
+    a, b = np.ones((8, 300), np.float32), np.ones((300, 32), np.float32)
+    a[:, 0], a[::2, 299], a[1::4, 280] = special, 2.0**-130, 0.0
+    b[270, ::3], b[280, 1::2], b[290, ::5] = 2.0**-131, -np.inf, np.inf
+    a[3, 290] = -(2.0**-129)
+    check(a.astype(BF16), b.astype(BF16), None, FMA)
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_which_nan_a_chain_passes_on(turned):
     """The last one that is added; a's of two; C's if no operand is one. A step goes backwards."""
