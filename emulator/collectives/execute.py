@@ -28,7 +28,7 @@ from emulator.collectives.combine import (
     to_words,
 )
 from emulator.collectives.plan import Plan, Run, plan, plan_state
-from emulator.collectives.schedule import Schedule
+from emulator.collectives.schedule import IntArray, Schedule
 from emulator.collectives.symbolic import EMPTY, initial_slots
 
 
@@ -87,7 +87,7 @@ def play(schedule: Schedule, x: Array, op: str = "sum") -> Array:
     rows, size = math.prod(places), math.prod(x.shape[2:])
     words = to_words(x).reshape(rows, size)
     if todo is not None and size:
-        leaves = _Leaves(words, lambda numbers: (numbers[:, None], jnp.int32(0)), 1, size)
+        leaves = _Leaves(words[None, :, None], lambda numbers: (numbers, np.array(0)), size)
         sums = _execute(leaves, todo, arithmetic(op, x.dtype))
         words = jnp.concatenate([words, sums.reshape(-1, size)])
     return from_words(words[jnp.asarray(source, jnp.int32)], x.dtype).reshape(x.shape)
@@ -167,20 +167,12 @@ def _all_reduce(x: Array, schedule: Schedule, op: str) -> Array:
     if n == 1 or x.size == 0:
         return x[:, 0]
     batch = outer * inner
-    # The row of each member of the batch on the first rank; those of the next are `inner` below.
-    first = (np.arange(outer)[:, None] * (n * inner) + np.arange(inner)).reshape(-1)
     slots = schedule.slots
     size = -(-count // slots)
     # A short or empty last chunk is read as the last `size` elements; what precedes it there is not
     # used.
     start = np.minimum(np.arange(slots) * size, count - size)
-
-    def window(numbers: Array) -> tuple[Array, Array]:
-        rank, slot = numbers // slots, numbers % slots
-        rows = rank[:, None] * inner + jnp.asarray(first, jnp.int32)
-        return rows, jnp.asarray(start, jnp.int32)[slot][:, None]
-
-    leaves = _Leaves(_movable(x).reshape(n * batch, count), window, batch, size)
+    leaves = _Leaves(_movable(x), lambda leaf: (leaf // slots, start[leaf % slots]), size)
     out = _execute(leaves, plan(schedule), arithmetic(op, x.dtype))  # [slots, batch, size]
     whole = count // size
     y = jnp.moveaxis(out[:whole], 0, 1).reshape(batch, whole * size)
@@ -202,11 +194,8 @@ def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
     # A short or empty last piece is read as the last `size` elements, as in an all_reduce.
     start = np.minimum(np.arange(cuts) * size, count - size)
 
-    def window(numbers: Array) -> tuple[Array, Array]:
-        rows = (numbers // cuts)[:, None] * batch + jnp.arange(batch)
-        return rows, jnp.asarray(start, jnp.int32)[numbers % cuts][:, None]
-
-    leaves = _Leaves(_movable(x).reshape(n * n * batch, count), window, batch, size)
+    x = _movable(x).reshape(1, n * n, batch, count)
+    leaves = _Leaves(x, lambda leaf: (leaf // cuts, start[leaf % cuts]), size)
     out = _execute(leaves, plan(schedule), arithmetic(op, x.dtype))  # [n cuts, batch, size]
     pieces = out.reshape(n, cuts, batch, size)
     whole = count // size
@@ -218,27 +207,35 @@ def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Leaves:
-    """All contributions [rows, columns], and where leaf numbers of a plan lie in them.
+    """All contributions [outer, rows, inner, columns], and where leaf numbers of a plan lie in them.
 
     They are words, but FP32 numbers stay as they are: XLA moves those unchanged, and to make words
-    of all of them beforehand is a pass through memory. `window` maps numbers [width] to rows and
-    first columns, [width, batch] both; a leaf is [batch, size].
+    of all of them beforehand is a pass through memory, as it is to bring outer and rows into
+    another order. `window` maps numbers to rows and first columns; a leaf is [outer, inner, size].
     """
 
     values: Array
-    window: Callable[[Array], tuple[Array, Array]]
-    batch: int
+    window: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     size: int
 
-    def take(self, numbers: Array) -> Array:
-        """The leaves [width, batch, size] as words."""
-        at = jnp.stack(jnp.broadcast_arrays(*self.window(numbers)), axis=-1)
+    @property
+    def batch(self) -> int:
+        return self.values.shape[0] * self.values.shape[2]
+
+    def at(self, numbers: np.ndarray) -> np.ndarray:
+        """Rows and first columns [..., 2] of leaves."""
+        return np.stack(np.broadcast_arrays(*self.window(numbers)), axis=-1).astype(np.int32)
+
+    def take(self, at: Array) -> Array:
+        """The leaves [width, batch, size] as words, from `at` [width, 2]."""
+        outer, _, inner, _ = self.values.shape
         numbers_of = lax.GatherDimensionNumbers(
-            offset_dims=(2,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
+            offset_dims=(1, 2, 3), collapsed_slice_dims=(1,), start_index_map=(1, 3)
         )
+        sizes = (outer, 1, inner, self.size)
         # Rows and columns are in range by construction, which spares XLA the checks.
-        found = lax.gather(self.values, at, numbers_of, (1, self.size), mode="promise_in_bounds")
-        return to_words(found)
+        found = lax.gather(self.values, at, numbers_of, sizes, mode="promise_in_bounds")
+        return to_words(found.reshape(len(at), self.batch, self.size))
 
 
 def _movable(x: Array) -> Array:
@@ -272,8 +269,8 @@ def _execute(leaves: _Leaves, todo: Plan, arith: Arithmetic) -> Array:
 def _evaluate(leaves: _Leaves, todo: Plan, how: How) -> Array:
     """The plan's results as registers [results, batch, size]."""
 
-    def leaf(numbers: Array) -> Array:
-        return how.load(leaves.take(numbers))
+    def leaf(at: Array) -> Array:
+        return how.load(leaves.take(at))
 
     def combine(a: Array, b: Array) -> Array:
         # Gathered first: XLA would compute the gathers again for each number, and move the reshape
@@ -281,18 +278,23 @@ def _evaluate(leaves: _Leaves, todo: Plan, how: How) -> Array:
         return how.combine(*lax.optimization_barrier((a, b)))
 
     if todo.start is None:
-        dtype = jax.eval_shape(leaf, jnp.zeros(1, jnp.int32)).dtype
-        registers = jnp.zeros((todo.registers, leaves.batch, leaves.size), dtype)
+        shape = (todo.registers, leaves.batch, leaves.size)
+        dtype = jax.eval_shape(leaf, jnp.zeros((1, 2), jnp.int32)).dtype
+        registers = jnp.zeros(shape, dtype)
     else:
-        registers = leaf(jnp.asarray(todo.start, jnp.int32))
+        registers = leaf(jnp.asarray(leaves.at(todo.start)))
     for part in todo.runs:
-        registers = _run_levels(registers, part, leaf, combine)
+        registers = _run_levels(registers, part, leaves, leaf, combine)
     chosen = -1 - todo.results
     return registers if np.array_equal(chosen, np.arange(todo.registers)) else registers[chosen]
 
 
 def _run_levels(
-    registers: Array, part: Run, leaf: Callable[[Array], Array], combine: Combine
+    registers: Array,
+    part: Run,
+    leaves: _Leaves,
+    leaf: Callable[[Array], Array],
+    combine: Callable[[Array, Array], Array],
 ) -> Array:
     def level(registers: Array, index: tuple[Array, Array, Array]) -> tuple[Array, None]:
         left, right, out = index
@@ -302,7 +304,11 @@ def _run_levels(
         b = leaf(right) if part.right_leaf else registers[right]
         return registers.at[out].set(combine(a, b), unique_indices=True), None
 
-    left, right, out = (jnp.asarray(a, jnp.int32) for a in (part.left, part.right, part.out))
+    def places(operand: IntArray, are_leaves: bool) -> Array:
+        return jnp.asarray(leaves.at(operand) if are_leaves else operand, jnp.int32)
+
+    left, right = places(part.left, part.left_leaf), places(part.right, part.right_leaf)
+    out = jnp.asarray(part.out, jnp.int32)
     if len(part.left) == 1:
         return level(registers, (left[0], right[0], out[0]))[0]
     return lax.scan(level, registers, (left, right, out))[0]
