@@ -21,7 +21,6 @@ from emulator.collectives.combine import (
     DEFINITION,
     KINDS,
     Arithmetic,
-    Combine,
     How,
     arithmetic,
     from_words,
@@ -207,7 +206,7 @@ def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Leaves:
-    """All contributions [outer, rows, inner, columns], and where leaf numbers of a plan lie in them.
+    """All contributions [outer, rows, inner, columns], and where a plan's leaves lie in them.
 
     They are words, but FP32 numbers stay as they are: XLA moves those unchanged, and to make words
     of all of them beforehand is a pass through memory, as it is to bring outer and rows into
