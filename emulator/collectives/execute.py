@@ -193,8 +193,8 @@ def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
     # A short or empty last piece is read as the last `size` elements, as in an all_reduce.
     start = np.minimum(np.arange(cuts) * size, count - size)
 
-    x = _movable(x).reshape(1, n * n, batch, count)
-    leaves = _Leaves(x, lambda leaf: (leaf // cuts, start[leaf % cuts]), size)
+    values = _movable(x).reshape(1, n * n, batch, count)
+    leaves = _Leaves(values, lambda leaf: (leaf // cuts, start[leaf % cuts]), size)
     out = _execute(leaves, plan(schedule), arithmetic(op, x.dtype))  # [n cuts, batch, size]
     pieces = out.reshape(n, cuts, batch, size)
     whole = count // size
