@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from emulator.collectives.combine import (
     DEFINITION,
     KINDS,
     Arithmetic,
+    Combine,
     How,
     arithmetic,
     from_words,
@@ -258,15 +260,17 @@ def _execute(leaves: _Leaves, todo: Plan, arith: Arithmetic) -> Array:
         right = arith.was_right(registers)
 
     def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.bool_(True), arith.exact.store(_evaluate(leaves, todo, arith.exact))
+        return jnp.bool_(True), arith.exact.store(_evaluate(leaves, todo, arith.exact, rarely=True))
 
     # A loop that runs at most once: it keeps its state in place, where a conditional would copy it.
     state = right, arith.quick.store(registers)
     return lax.while_loop(lambda state: ~state[0], again, state)[1]
 
 
-def _evaluate(leaves: _Leaves, todo: Plan, how: How) -> Array:
-    """The plan's results as registers [results, batch, size]."""
+def _evaluate(leaves: _Leaves, todo: Plan, how: How, rarely: bool = False) -> Array:
+    """The plan's results as registers [results, batch, size]; what is `rarely` done need not be
+    quick but small.
+    """
 
     def leaf(at: Array) -> Array:
         return how.load(leaves.take(at))
@@ -278,14 +282,27 @@ def _evaluate(leaves: _Leaves, todo: Plan, how: How) -> Array:
 
     if todo.start is None:
         shape = (todo.registers, leaves.batch, leaves.size)
-        dtype = jax.eval_shape(leaf, jnp.zeros((1, 2), jnp.int32)).dtype
-        registers = jnp.zeros(shape, dtype)
+        registers = jnp.zeros(shape, jax.eval_shape(leaf, jnp.zeros((1, 2), jnp.int32)).dtype)
     else:
         registers = leaf(jnp.asarray(leaves.at(todo.start)))
-    for part in todo.runs:
-        registers = _run_levels(registers, part, leaves, leaf, combine)
+    if rarely and len(todo.runs) > 1:
+        registers = _run_rows(registers, todo.runs, leaves, leaf, combine)
+    else:
+        for part in todo.runs:
+            registers = _run_levels(registers, part, leaves, leaf, combine)
     chosen = -1 - todo.results
-    return registers if np.array_equal(chosen, np.arange(todo.registers)) else registers[chosen]
+    if np.array_equal(chosen, np.arange(todo.registers)):
+        return registers
+    return _registers(registers, jnp.asarray(chosen, jnp.uint32))
+
+
+def _registers(registers: Array, numbers: Array) -> Array:
+    """Rows of `registers`; unsigned numbers, which do not count from the end."""
+    return registers.at[numbers].get(mode="promise_in_bounds")
+
+
+def _write(registers: Array, numbers: Array, rows: Array) -> Array:
+    return registers.at[numbers].set(rows, unique_indices=True, mode="promise_in_bounds")
 
 
 def _run_levels(
@@ -293,21 +310,56 @@ def _run_levels(
     part: Run,
     leaves: _Leaves,
     leaf: Callable[[Array], Array],
-    combine: Callable[[Array, Array], Array],
+    combine: Combine,
 ) -> Array:
     def level(registers: Array, index: tuple[Array, Array, Array]) -> tuple[Array, None]:
         left, right, out = index
-        a = leaf(left) if part.left_leaf else registers[left]
+        a = leaf(left) if part.left_leaf else _registers(registers, left)
         if part.in_place:
             return combine(a, registers), None
-        b = leaf(right) if part.right_leaf else registers[right]
-        return registers.at[out].set(combine(a, b), unique_indices=True), None
+        b = leaf(right) if part.right_leaf else _registers(registers, right)
+        return _write(registers, out, combine(a, b)), None
 
     def places(operand: IntArray, are_leaves: bool) -> Array:
-        return jnp.asarray(leaves.at(operand) if are_leaves else operand, jnp.int32)
+        return jnp.asarray(leaves.at(operand) if are_leaves else operand.astype(np.uint32))
 
     left, right = places(part.left, part.left_leaf), places(part.right, part.right_leaf)
-    out = jnp.asarray(part.out, jnp.int32)
+    out = jnp.asarray(part.out, jnp.uint32)
     if len(part.left) == 1:
         return level(registers, (left[0], right[0], out[0]))[0]
     return lax.scan(level, registers, (left, right, out))[0]
+
+
+def _run_rows(
+    registers: Array,
+    runs: Sequence[Run],
+    leaves: _Leaves,
+    leaf: Callable[[Array], Array],
+    combine: Combine,
+) -> Array:
+    """All runs in one loop over rows of one width, whose additions are compiled once. (No addition
+    of a level writes a register that another one of that level reads.)
+    """
+    width = math.gcd(*(part.out.shape[1] for part in runs))
+
+    def operand(numbers: Sequence[IntArray], are_leaves: Sequence[bool]) -> tuple[Array, ...]:
+        """For each row whether it reads leaves, where these are, and which registers else."""
+        rows = [n.reshape(-1, width) for n in numbers]
+        flags = np.concatenate([np.full(len(r), f) for r, f in zip(rows, are_leaves, strict=True)])
+        every = np.concatenate(rows)
+        places = leaves.at(np.where(flags[:, None], every, 0))
+        others = np.where(flags[:, None], 0, every).astype(np.uint32)
+        return jnp.asarray(flags), jnp.asarray(places), jnp.asarray(others)
+
+    def read(registers: Array, operand: tuple[Array, ...]) -> Array:
+        from_leaves, places, numbers = operand
+        return jnp.where(from_leaves, leaf(places), _registers(registers, numbers))
+
+    def row(registers: Array, index: Any) -> tuple[Array, None]:
+        left, right, out = index
+        return _write(registers, out, combine(read(registers, left), read(registers, right))), None
+
+    left = operand([part.left for part in runs], [part.left_leaf for part in runs])
+    right = operand([part.right for part in runs], [part.right_leaf for part in runs])
+    out = np.concatenate([part.out.reshape(-1, width) for part in runs]).astype(np.uint32)
+    return lax.scan(row, registers, (left, right, jnp.asarray(out)))[0]
