@@ -32,6 +32,8 @@ from emulator.collectives.plan import Plan, Run, plan, plan_state
 from emulator.collectives.schedule import IntArray, Schedule
 from emulator.collectives.symbolic import EMPTY, initial_slots
 
+_FEW = 2  # levels that are compiled one by one
+
 
 @functools.partial(jax.jit, static_argnames=("schedule", "op", "parts", "axis"))
 def all_reduce(
@@ -260,11 +262,12 @@ def _execute(leaves: _Leaves, todo: Plan, arith: Arithmetic) -> Array:
         right = arith.was_right(registers)
 
     def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.bool_(True), arith.exact.store(_evaluate(leaves, todo, arith.exact, rarely=True))
+        exact = arith.exact.store(_evaluate(leaves, todo, arith.exact, rarely=True))
+        return jnp.bool_(False), exact
 
     # A loop that runs at most once: it keeps its state in place, where a conditional would copy it.
-    state = right, arith.quick.store(registers)
-    return lax.while_loop(lambda state: ~state[0], again, state)[1]
+    state = ~right, arith.quick.store(registers)
+    return lax.while_loop(lambda state: state[0], again, state)[1]
 
 
 def _evaluate(leaves: _Leaves, todo: Plan, how: How, rarely: bool = False) -> Array:
@@ -285,24 +288,100 @@ def _evaluate(leaves: _Leaves, todo: Plan, how: How, rarely: bool = False) -> Ar
         registers = jnp.zeros(shape, jax.eval_shape(leaf, jnp.zeros((1, 2), jnp.int32)).dtype)
     else:
         registers = leaf(jnp.asarray(leaves.at(todo.start)))
+    rows = np.arange(todo.registers)  # where registers are
     if rarely and len(todo.runs) > 1:
         registers = _run_rows(registers, todo.runs, leaves, leaf, combine)
     else:
-        for part in todo.runs:
-            registers = _run_levels(registers, part, leaves, leaf, combine)
-    chosen = -1 - todo.results
-    if np.array_equal(chosen, np.arange(todo.registers)):
+        runs = _short_ones_apart(todo.runs)
+        for i, part in enumerate(runs):
+            part = _with_rows(part, rows)
+            kept = _used(runs[i + 1 :], todo.results)
+            if len(part.left) == 1 and np.isin(kept, runs[i].out).all():
+                registers = _one_level(registers, part, leaves, leaf, combine)
+                rows[runs[i].out[0]] = np.arange(part.out.shape[1])
+            else:
+                registers = _run_levels(registers, part, leaves, leaf, combine)
+    chosen = rows[-1 - todo.results]
+    if np.array_equal(chosen, np.arange(len(registers))):
         return registers
-    return _registers(registers, jnp.asarray(chosen, jnp.uint32))
+    return _read(registers, jnp.asarray(chosen, jnp.int32))
 
 
-def _registers(registers: Array, numbers: Array) -> Array:
-    """Rows of `registers`; unsigned numbers, which do not count from the end."""
-    return registers.at[numbers].get(mode="promise_in_bounds")
+def _short_ones_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of a level each where there are few levels: a loop would be more to compile."""
+    apart: list[Run] = []
+    for part in runs:
+        if len(part.left) > _FEW:
+            apart.append(part)
+            continue
+        for left, right, out in zip(part.left, part.right, part.out, strict=True):
+            level = dataclasses.replace(part, left=left[None], right=right[None], out=out[None])
+            apart.append(level)
+    return apart
 
 
-def _write(registers: Array, numbers: Array, rows: Array) -> Array:
-    return registers.at[numbers].set(rows, unique_indices=True, mode="promise_in_bounds")
+def _used(runs: Sequence[Run], results: IntArray) -> IntArray:
+    """The registers that `runs` read or write, or that are results in the end."""
+    used = [-1 - results]
+    for part in runs:
+        used += [part.out, *([] if part.left_leaf else [part.left])]
+        used += [] if part.right_leaf else [part.right]
+    return np.concatenate([registers.reshape(-1) for registers in used])
+
+
+def _with_rows(part: Run, rows: IntArray) -> Run:
+    """The run with rows instead of registers."""
+    unmoved = np.array_equal(rows, np.arange(len(rows)))
+    return dataclasses.replace(
+        part,
+        left=part.left if part.left_leaf else rows[part.left],
+        right=part.right if part.right_leaf else rows[part.right],
+        out=rows[part.out],
+        in_place=part.in_place and unmoved,
+    )
+
+
+def _read(registers: Array, rows: Array) -> Array:
+    """Some `registers`; as in `_Leaves.take`, XLA checks no row."""
+    numbers_of = lax.GatherDimensionNumbers(
+        offset_dims=(1, 2), collapsed_slice_dims=(0,), start_index_map=(0,)
+    )
+    sizes = (1, *registers.shape[1:])
+    return lax.gather(registers, rows[:, None], numbers_of, sizes, mode="promise_in_bounds")
+
+
+def _write(registers: Array, rows: Array, values: Array) -> Array:
+    numbers_of = lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0,)
+    )
+    return lax.scatter(
+        registers,
+        rows[:, None],
+        values,
+        numbers_of,
+        unique_indices=True,
+        mode="promise_in_bounds",
+    )
+
+
+def _one_level(
+    registers: Array,
+    part: Run,
+    leaves: _Leaves,
+    leaf: Callable[[Array], Array],
+    combine: Combine,
+) -> Array:
+    """The sums of a run's only level, which are all that is needed from there on."""
+
+    def operand(numbers: IntArray, are_leaves: bool) -> Array:
+        if are_leaves:
+            return leaf(jnp.asarray(leaves.at(numbers)))
+        if np.array_equal(numbers, np.arange(len(registers))):
+            return registers
+        return _read(registers, jnp.asarray(numbers, jnp.int32))
+
+    left = operand(part.left[0], part.left_leaf)
+    return combine(left, operand(part.right[0], part.right_leaf))
 
 
 def _run_levels(
@@ -314,17 +393,17 @@ def _run_levels(
 ) -> Array:
     def level(registers: Array, index: tuple[Array, Array, Array]) -> tuple[Array, None]:
         left, right, out = index
-        a = leaf(left) if part.left_leaf else _registers(registers, left)
+        a = leaf(left) if part.left_leaf else _read(registers, left)
         if part.in_place:
             return combine(a, registers), None
-        b = leaf(right) if part.right_leaf else _registers(registers, right)
+        b = leaf(right) if part.right_leaf else _read(registers, right)
         return _write(registers, out, combine(a, b)), None
 
     def places(operand: IntArray, are_leaves: bool) -> Array:
-        return jnp.asarray(leaves.at(operand) if are_leaves else operand.astype(np.uint32))
+        return jnp.asarray(leaves.at(operand) if are_leaves else operand.astype(np.int32))
 
     left, right = places(part.left, part.left_leaf), places(part.right, part.right_leaf)
-    out = jnp.asarray(part.out, jnp.uint32)
+    out = jnp.asarray(part.out, jnp.int32)
     if len(part.left) == 1:
         return level(registers, (left[0], right[0], out[0]))[0]
     return lax.scan(level, registers, (left, right, out))[0]
@@ -348,12 +427,12 @@ def _run_rows(
         flags = np.concatenate([np.full(len(r), f) for r, f in zip(rows, are_leaves, strict=True)])
         every = np.concatenate(rows)
         places = leaves.at(np.where(flags[:, None], every, 0))
-        others = np.where(flags[:, None], 0, every).astype(np.uint32)
+        others = np.where(flags[:, None], 0, every).astype(np.int32)
         return jnp.asarray(flags), jnp.asarray(places), jnp.asarray(others)
 
     def read(registers: Array, operand: tuple[Array, ...]) -> Array:
         from_leaves, places, numbers = operand
-        return jnp.where(from_leaves, leaf(places), _registers(registers, numbers))
+        return jnp.where(from_leaves, leaf(places), _read(registers, numbers))
 
     def row(registers: Array, index: Any) -> tuple[Array, None]:
         left, right, out = index
@@ -361,5 +440,5 @@ def _run_rows(
 
     left = operand([part.left for part in runs], [part.left_leaf for part in runs])
     right = operand([part.right for part in runs], [part.right_leaf for part in runs])
-    out = np.concatenate([part.out.reshape(-1, width) for part in runs]).astype(np.uint32)
+    out = np.concatenate([part.out.reshape(-1, width) for part in runs]).astype(np.int32)
     return lax.scan(row, registers, (left, right, jnp.asarray(out)))[0]
