@@ -92,7 +92,7 @@ def play(schedule: Schedule, x: Array, op: str = "sum") -> Array:
     if todo is not None and size:
         leaves = _Leaves(words[None, :, None], lambda numbers: (numbers, np.array(0)), size)
         sums = _execute(leaves, todo, arithmetic(op, x.dtype))
-        words = jnp.concatenate([words, sums.reshape(-1, size)])
+        words = jnp.concatenate([words, to_words(sums).reshape(-1, size)])
     return from_words(words[jnp.asarray(source, jnp.int32)], x.dtype).reshape(x.shape)
 
 
@@ -246,7 +246,7 @@ def _movable(x: Array) -> Array:
 
 
 def _execute(leaves: _Leaves, todo: Plan, arith: Arithmetic) -> Array:
-    """The plan's results [results, batch, size] as words."""
+    """The plan's results [results, batch, size] as words, or as FP32 numbers."""
     if (
         todo.results >= 0
     ).any():  # one rank's untouched contribution: only a Schedule that does not sum has that
