@@ -1,6 +1,7 @@
 """`lax.dot_general` with a chosen unit's arithmetic."""
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import lax
@@ -61,13 +62,27 @@ def dot_general(
             preferred_element_type=preferred_element_type,
         )
         return out if c is None else out + c
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
+    lhs_free = [d for d in range(lhs.ndim) if d not in lhs_contract and d not in lhs_batch]
+    rhs_free = [d for d in range(rhs.ndim) if d not in rhs_contract and d not in rhs_batch]
+    symmetric = tiling is None and c is None and arithmetic.nan_rule == "word"
+    if symmetric and _outside(lhs_contract, lhs_free) and _outside(rhs_free, rhs_contract):
+        # As they lie, the right operand is what the unit calls a, and the left one b.
+        turned = dot_general(
+            rhs,
+            lhs,
+            ((rhs_contract, lhs_contract), (rhs_batch, lhs_batch)),
+            arithmetic=arithmetic,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+        )
+        n_batch, n_rhs = len(lhs_batch), len(rhs_free)
+        back = range(n_batch + n_rhs, turned.ndim), range(n_batch, n_batch + n_rhs)
+        return turned.transpose(*range(n_batch), *back[0], *back[1])
     if (narrow := _narrow(precision)) is not None:
         lhs, rhs = (fixpipe.round_to(floats.to_float32(x), narrow) for x in (lhs, rhs))
     elif lhs_type != rhs_type:
         lhs, rhs = floats.to_float32(lhs), floats.to_float32(rhs)
-    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
-    lhs_free = [d for d in range(lhs.ndim) if d not in lhs_contract and d not in lhs_batch]
-    rhs_free = [d for d in range(rhs.ndim) if d not in rhs_contract and d not in rhs_batch]
     batch_shape = [lhs.shape[d] for d in lhs_batch]
     lhs_shape = [lhs.shape[d] for d in lhs_free]
     rhs_shape = [rhs.shape[d] for d in rhs_free]
@@ -79,6 +94,11 @@ def dot_general(
     out = multiply(a, b, c, _mode(a, b, precision, arithmetic), tiling)
     out_type = preferred_element_type or jnp.promote_types(lhs_type, rhs_type)
     return _convert(out, out_type).reshape(*batch_shape, *lhs_shape, *rhs_shape)
+
+
+def _outside(outer: Sequence[int], inner: Sequence[int]) -> bool:
+    """Whether all of the dimensions `outer`, of which there are some, are before all of `inner`."""
+    return bool(outer) and bool(inner) and max(outer) < min(inner)
 
 
 def _narrow(precision: lax.PrecisionLike) -> DTypeLike | None:

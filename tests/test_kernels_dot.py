@@ -154,3 +154,18 @@ def test_algorithms_that_narrow_their_operands(monkeypatch):
                 assert got.dtype == dtype
                 narrow = np.asarray(want.astype(dtype)).view(np.uint16)
                 assert np.array_equal(np.asarray(got).view(np.uint16), narrow)
+
+
+@pytest.mark.parametrize("unit", [UNIT, kernels.X86_AVX512_BF16], ids=lambda unit: unit.name)
+def test_operands_that_lie_the_other_way_round_give_the_same_bits(unit):
+    x, y = (np.array(random(seed, (3, 24, 18)), np.float32) for seed in (9, 10))
+    x[0, 3, 4], y[1, 5, 6], x[2, 7, 8], y[2, 7, 9] = np.inf, -np.inf, np.nan, np.nan
+    x, y = jnp.asarray(x, jnp.bfloat16), jnp.asarray(y, jnp.bfloat16)
+    # Two NaNs with words of their own: a unit may let one of them, that of `lhs`, through.
+    bits = lax.bitcast_convert_type(y, jnp.uint16) | jnp.where(jnp.isnan(y), jnp.uint16(0x8001), 0)
+    y = lax.bitcast_convert_type(bits.astype(jnp.uint16), y.dtype)
+    options = {"arithmetic": unit, "preferred_element_type": jnp.float32}
+    lying = kernels.dot_general(x, y.swapaxes(1, 2), (((1,), (2,)), ((0,), (0,))), **options)
+    plain = kernels.dot_general(x.swapaxes(1, 2), y, (((2,), (1,)), ((0,), (0,))), **options)
+    assert lying.shape == plain.shape
+    assert (words(lying) == words(plain)).all()

@@ -47,7 +47,7 @@ _FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 @dataclasses.dataclass(frozen=True, slots=True)
 class How:
     """One way to combine: words are loaded into registers, combined there, and stored as words
-    again.
+    again, or as FP32 numbers.
     """
 
     load: Callable[[Array], Array]
@@ -111,12 +111,12 @@ def _same(x: Array) -> Array:
 
 def _sums(dtype: jnp.dtype) -> Arithmetic:
     to_float = functools.partial(from_words, dtype=dtype)
+    if dtype == jnp.float32:  # its registers are floats: nothing is done to them but additions
+        exact = How(to_float, floats.add, _same)
+        return Arithmetic(exact, How(to_float, jnp.add, _same), right_for=_no_subnormals)
     exact = How(_same, lambda a, b: to_words(floats.add(to_float(a), to_float(b))), _same)
     if dtype == jnp.float16:  # its subnormals are normal FP32 numbers: no slow case to avoid
         return Arithmetic(exact)
-    if dtype == jnp.float32:
-        quick = How(to_float, jnp.add, to_words)
-        return Arithmetic(exact, quick, right_for=_no_subnormals)
     return Arithmetic(exact, How(_pack, _add_packed, _unpack), was_right=_packed_was_right)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,10 @@ from emulator.collectives.combine import (
     to_words,
 )
 from emulator.collectives.plan import Plan, Run, plan, plan_state
-from emulator.collectives.schedule import Schedule
+from emulator.collectives.schedule import IntArray, Schedule
 from emulator.collectives.symbolic import EMPTY, initial_slots
+
+_FEW = 2  # levels that are compiled one by one
 
 
 @functools.partial(jax.jit, static_argnames=("schedule", "op", "parts", "axis"))
@@ -87,9 +90,9 @@ def play(schedule: Schedule, x: Array, op: str = "sum") -> Array:
     rows, size = math.prod(places), math.prod(x.shape[2:])
     words = to_words(x).reshape(rows, size)
     if todo is not None and size:
-        leaves = _Leaves(words, lambda numbers: (numbers[:, None], jnp.int32(0)), 1, size)
+        leaves = _Leaves(words[None, :, None], lambda numbers: (numbers, np.array(0)), size)
         sums = _execute(leaves, todo, arithmetic(op, x.dtype))
-        words = jnp.concatenate([words, sums.reshape(-1, size)])
+        words = jnp.concatenate([words, to_words(sums).reshape(-1, size)])
     return from_words(words[jnp.asarray(source, jnp.int32)], x.dtype).reshape(x.shape)
 
 
@@ -167,20 +170,12 @@ def _all_reduce(x: Array, schedule: Schedule, op: str) -> Array:
     if n == 1 or x.size == 0:
         return x[:, 0]
     batch = outer * inner
-    # The row of each member of the batch on the first rank; those of the next are `inner` below.
-    first = (np.arange(outer)[:, None] * (n * inner) + np.arange(inner)).reshape(-1)
     slots = schedule.slots
     size = -(-count // slots)
     # A short or empty last chunk is read as the last `size` elements; what precedes it there is not
     # used.
     start = np.minimum(np.arange(slots) * size, count - size)
-
-    def window(numbers: Array) -> tuple[Array, Array]:
-        rank, slot = numbers // slots, numbers % slots
-        rows = rank[:, None] * inner + jnp.asarray(first, jnp.int32)
-        return rows, jnp.asarray(start, jnp.int32)[slot][:, None]
-
-    leaves = _Leaves(_movable(x).reshape(n * batch, count), window, batch, size)
+    leaves = _Leaves(_movable(x), lambda leaf: (leaf // slots, start[leaf % slots]), size)
     out = _execute(leaves, plan(schedule), arithmetic(op, x.dtype))  # [slots, batch, size]
     whole = count // size
     y = jnp.moveaxis(out[:whole], 0, 1).reshape(batch, whole * size)
@@ -202,11 +197,8 @@ def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
     # A short or empty last piece is read as the last `size` elements, as in an all_reduce.
     start = np.minimum(np.arange(cuts) * size, count - size)
 
-    def window(numbers: Array) -> tuple[Array, Array]:
-        rows = (numbers // cuts)[:, None] * batch + jnp.arange(batch)
-        return rows, jnp.asarray(start, jnp.int32)[numbers % cuts][:, None]
-
-    leaves = _Leaves(_movable(x).reshape(n * n * batch, count), window, batch, size)
+    values = _movable(x).reshape(1, n * n, batch, count)
+    leaves = _Leaves(values, lambda leaf: (leaf // cuts, start[leaf % cuts]), size)
     out = _execute(leaves, plan(schedule), arithmetic(op, x.dtype))  # [n cuts, batch, size]
     pieces = out.reshape(n, cuts, batch, size)
     whole = count // size
@@ -218,27 +210,35 @@ def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Leaves:
-    """All contributions [rows, columns], and where leaf numbers of a plan lie in them.
+    """All contributions [outer, rows, inner, columns], and where a plan's leaves lie in them.
 
     They are words, but FP32 numbers stay as they are: XLA moves those unchanged, and to make words
-    of all of them beforehand is a pass through memory. `window` maps numbers [width] to rows and
-    first columns, [width, batch] both; a leaf is [batch, size].
+    of all of them beforehand is a pass through memory, as it is to bring outer and rows into
+    another order. `window` maps numbers to rows and first columns; a leaf is [outer, inner, size].
     """
 
     values: Array
-    window: Callable[[Array], tuple[Array, Array]]
-    batch: int
+    window: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     size: int
 
-    def take(self, numbers: Array) -> Array:
-        """The leaves [width, batch, size] as words."""
-        at = jnp.stack(jnp.broadcast_arrays(*self.window(numbers)), axis=-1)
+    @property
+    def batch(self) -> int:
+        return self.values.shape[0] * self.values.shape[2]
+
+    def at(self, numbers: np.ndarray) -> np.ndarray:
+        """Rows and first columns [..., 2] of leaves."""
+        return np.stack(np.broadcast_arrays(*self.window(numbers)), axis=-1).astype(np.int32)
+
+    def take(self, at: Array) -> Array:
+        """The leaves [width, batch, size] as words, from `at` [width, 2]."""
+        outer, _, inner, _ = self.values.shape
         numbers_of = lax.GatherDimensionNumbers(
-            offset_dims=(2,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
+            offset_dims=(1, 2, 3), collapsed_slice_dims=(1,), start_index_map=(1, 3)
         )
+        sizes = (outer, 1, inner, self.size)
         # Rows and columns are in range by construction, which spares XLA the checks.
-        found = lax.gather(self.values, at, numbers_of, (1, self.size), mode="promise_in_bounds")
-        return to_words(found)
+        found = lax.gather(self.values, at, numbers_of, sizes, mode="promise_in_bounds")
+        return to_words(found.reshape(len(at), self.batch, self.size))
 
 
 def _movable(x: Array) -> Array:
@@ -246,7 +246,7 @@ def _movable(x: Array) -> Array:
 
 
 def _execute(leaves: _Leaves, todo: Plan, arith: Arithmetic) -> Array:
-    """The plan's results [results, batch, size] as words."""
+    """The plan's results [results, batch, size] as words, or as FP32 numbers."""
     if (
         todo.results >= 0
     ).any():  # one rank's untouched contribution: only a Schedule that does not sum has that
@@ -262,18 +262,21 @@ def _execute(leaves: _Leaves, todo: Plan, arith: Arithmetic) -> Array:
         right = arith.was_right(registers)
 
     def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.bool_(True), arith.exact.store(_evaluate(leaves, todo, arith.exact))
+        exact = arith.exact.store(_evaluate(leaves, todo, arith.exact, rarely=True))
+        return jnp.bool_(False), exact
 
     # A loop that runs at most once: it keeps its state in place, where a conditional would copy it.
-    state = right, arith.quick.store(registers)
-    return lax.while_loop(lambda state: ~state[0], again, state)[1]
+    state = ~right, arith.quick.store(registers)
+    return lax.while_loop(lambda state: state[0], again, state)[1]
 
 
-def _evaluate(leaves: _Leaves, todo: Plan, how: How) -> Array:
-    """The plan's results as registers [results, batch, size]."""
+def _evaluate(leaves: _Leaves, todo: Plan, how: How, rarely: bool = False) -> Array:
+    """The plan's results as registers [results, batch, size]; what is `rarely` done need not be
+    quick but small.
+    """
 
-    def leaf(numbers: Array) -> Array:
-        return how.load(leaves.take(numbers))
+    def leaf(at: Array) -> Array:
+        return how.load(leaves.take(at))
 
     def combine(a: Array, b: Array) -> Array:
         # Gathered first: XLA would compute the gathers again for each number, and move the reshape
@@ -281,28 +284,161 @@ def _evaluate(leaves: _Leaves, todo: Plan, how: How) -> Array:
         return how.combine(*lax.optimization_barrier((a, b)))
 
     if todo.start is None:
-        dtype = jax.eval_shape(leaf, jnp.zeros(1, jnp.int32)).dtype
-        registers = jnp.zeros((todo.registers, leaves.batch, leaves.size), dtype)
+        shape = (todo.registers, leaves.batch, leaves.size)
+        registers = jnp.zeros(shape, jax.eval_shape(leaf, jnp.zeros((1, 2), jnp.int32)).dtype)
     else:
-        registers = leaf(jnp.asarray(todo.start, jnp.int32))
-    for part in todo.runs:
-        registers = _run_levels(registers, part, leaf, combine)
-    chosen = -1 - todo.results
-    return registers if np.array_equal(chosen, np.arange(todo.registers)) else registers[chosen]
+        registers = leaf(jnp.asarray(leaves.at(todo.start)))
+    rows = np.arange(todo.registers)  # where registers are
+    if rarely and len(todo.runs) > 1:
+        registers = _run_rows(registers, todo.runs, leaves, leaf, combine)
+    else:
+        runs = _short_ones_apart(todo.runs)
+        for i, part in enumerate(runs):
+            part = _with_rows(part, rows)
+            kept = _used(runs[i + 1 :], todo.results)
+            if len(part.left) == 1 and np.isin(kept, runs[i].out).all():
+                registers = _one_level(registers, part, leaves, leaf, combine)
+                rows[runs[i].out[0]] = np.arange(part.out.shape[1])
+            else:
+                registers = _run_levels(registers, part, leaves, leaf, combine)
+    chosen = rows[-1 - todo.results]
+    if np.array_equal(chosen, np.arange(len(registers))):
+        return registers
+    return _read(registers, jnp.asarray(chosen, jnp.int32))
+
+
+def _short_ones_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of a level each where there are few levels: a loop would be more to compile."""
+    apart: list[Run] = []
+    for part in runs:
+        if len(part.left) > _FEW:
+            apart.append(part)
+            continue
+        for left, right, out in zip(part.left, part.right, part.out, strict=True):
+            level = dataclasses.replace(part, left=left[None], right=right[None], out=out[None])
+            apart.append(level)
+    return apart
+
+
+def _used(runs: Sequence[Run], results: IntArray) -> IntArray:
+    """The registers that `runs` read or write, or that are results in the end."""
+    used = [-1 - results]
+    for part in runs:
+        used += [part.out, *([] if part.left_leaf else [part.left])]
+        used += [] if part.right_leaf else [part.right]
+    return np.concatenate([registers.reshape(-1) for registers in used])
+
+
+def _with_rows(part: Run, rows: IntArray) -> Run:
+    """The run with rows instead of registers."""
+    unmoved = np.array_equal(rows, np.arange(len(rows)))
+    return dataclasses.replace(
+        part,
+        left=part.left if part.left_leaf else rows[part.left],
+        right=part.right if part.right_leaf else rows[part.right],
+        out=rows[part.out],
+        in_place=part.in_place and unmoved,
+    )
+
+
+def _read(registers: Array, rows: Array) -> Array:
+    """Some `registers`; as in `_Leaves.take`, XLA checks no row."""
+    numbers_of = lax.GatherDimensionNumbers(
+        offset_dims=(1, 2), collapsed_slice_dims=(0,), start_index_map=(0,)
+    )
+    sizes = (1, *registers.shape[1:])
+    return lax.gather(registers, rows[:, None], numbers_of, sizes, mode="promise_in_bounds")
+
+
+def _write(registers: Array, rows: Array, values: Array) -> Array:
+    numbers_of = lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0,)
+    )
+    return lax.scatter(
+        registers,
+        rows[:, None],
+        values,
+        numbers_of,
+        unique_indices=True,
+        mode="promise_in_bounds",
+    )
+
+
+def _one_level(
+    registers: Array,
+    part: Run,
+    leaves: _Leaves,
+    leaf: Callable[[Array], Array],
+    combine: Combine,
+) -> Array:
+    """The sums of a run's only level, which are all that is needed from there on."""
+
+    def operand(numbers: IntArray, are_leaves: bool) -> Array:
+        if are_leaves:
+            return leaf(jnp.asarray(leaves.at(numbers)))
+        if np.array_equal(numbers, np.arange(len(registers))):
+            return registers
+        return _read(registers, jnp.asarray(numbers, jnp.int32))
+
+    left = operand(part.left[0], part.left_leaf)
+    return combine(left, operand(part.right[0], part.right_leaf))
 
 
 def _run_levels(
-    registers: Array, part: Run, leaf: Callable[[Array], Array], combine: Combine
+    registers: Array,
+    part: Run,
+    leaves: _Leaves,
+    leaf: Callable[[Array], Array],
+    combine: Combine,
 ) -> Array:
     def level(registers: Array, index: tuple[Array, Array, Array]) -> tuple[Array, None]:
         left, right, out = index
-        a = leaf(left) if part.left_leaf else registers[left]
+        a = leaf(left) if part.left_leaf else _read(registers, left)
         if part.in_place:
             return combine(a, registers), None
-        b = leaf(right) if part.right_leaf else registers[right]
-        return registers.at[out].set(combine(a, b), unique_indices=True), None
+        b = leaf(right) if part.right_leaf else _read(registers, right)
+        return _write(registers, out, combine(a, b)), None
 
-    left, right, out = (jnp.asarray(a, jnp.int32) for a in (part.left, part.right, part.out))
+    def places(operand: IntArray, are_leaves: bool) -> Array:
+        return jnp.asarray(leaves.at(operand) if are_leaves else operand.astype(np.int32))
+
+    left, right = places(part.left, part.left_leaf), places(part.right, part.right_leaf)
+    out = jnp.asarray(part.out, jnp.int32)
     if len(part.left) == 1:
         return level(registers, (left[0], right[0], out[0]))[0]
     return lax.scan(level, registers, (left, right, out))[0]
+
+
+def _run_rows(
+    registers: Array,
+    runs: Sequence[Run],
+    leaves: _Leaves,
+    leaf: Callable[[Array], Array],
+    combine: Combine,
+) -> Array:
+    """All runs in one loop over rows of one width, whose additions are compiled once. (No addition
+    of a level writes a register that another one of that level reads.)
+    """
+    width = math.gcd(*(part.out.shape[1] for part in runs))
+
+    def operand(numbers: Sequence[IntArray], are_leaves: Sequence[bool]) -> tuple[Array, ...]:
+        """For each row whether it reads leaves, where these are, and which registers else."""
+        rows = [n.reshape(-1, width) for n in numbers]
+        flags = np.concatenate([np.full(len(r), f) for r, f in zip(rows, are_leaves, strict=True)])
+        every = np.concatenate(rows)
+        places = leaves.at(np.where(flags[:, None], every, 0))
+        others = np.where(flags[:, None], 0, every).astype(np.int32)
+        return jnp.asarray(flags), jnp.asarray(places), jnp.asarray(others)
+
+    def read(registers: Array, operand: tuple[Array, ...]) -> Array:
+        from_leaves, places, numbers = operand
+        return jnp.where(from_leaves, leaf(places), _read(registers, numbers))
+
+    def row(registers: Array, index: Any) -> tuple[Array, None]:
+        left, right, out = index
+        return _write(registers, out, combine(read(registers, left), read(registers, right))), None
+
+    left = operand([part.left for part in runs], [part.left_leaf for part in runs])
+    right = operand([part.right for part in runs], [part.right_leaf for part in runs])
+    out = np.concatenate([part.out.reshape(-1, width) for part in runs]).astype(np.int32)
+    return lax.scan(row, registers, (left, right, jnp.asarray(out)))[0]

@@ -251,16 +251,29 @@ def _in_place(
     """
     axes = collective_axes(eqn)
     full = mesh.ordered((*value.axes, *axes))
-    at = full.index(axes[0])
-    if eqn.params.get("axis_index_groups") is not None or full[at : at + len(axes)] != axes:
+    order = full
+    if value.lies is not None and value.axes == full and _beside(mesh, value.lies, axes):
+        order = value.lies
+    if eqn.params.get("axis_index_groups") is not None or not _beside(mesh, order, axes):
         return None
     schedules, _ = _schedules(settings, mesh, eqn, _nbytes(value))
     if len(schedules) > 1:
         return None
-    before, after = full[:at], full[at + len(axes) :]
+    at = order.index(axes[0])
+    before, after = order[:at], order[at + len(axes) :]
     shape = (*mesh.shape(before), math.prod(mesh.shape(axes)), *mesh.shape(after))
-    array = spread(value, full, mesh).array.reshape(*shape, math.prod(value.local_shape))
-    return array, schedules[0], at, before + after
+    array = spread(value, full, mesh).array
+    if order != full:
+        local = range(len(full), array.ndim)
+        array = lax.transpose(array, [*(full.index(a) for a in order), *local])
+    return array.reshape(*shape, math.prod(value.local_shape)), schedules[0], at, before + after
+
+
+def _beside(mesh: FoldedMesh, order: tuple[str, ...], axes: tuple[str, ...]) -> bool:
+    """Whether `axes` follow one another in `order`, and the others are in mesh order."""
+    at = order.index(axes[0])
+    rest = order[:at] + order[at + len(axes) :]
+    return order[at : at + len(axes)] == axes and mesh.ordered(rest) == rest
 
 
 def _reduce_dims(value: Folded, dims: list[int], kind: str) -> Folded:

@@ -67,11 +67,13 @@ class FoldedMesh:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Folded:
     """One value on all devices: `array` is [*sizes of axes, *local shape]; `axes` are in mesh
-    order.
+    order. `lies` is the order in which its maker has them, where that is another: to transpose
+    the array to it costs nothing.
     """
 
     array: Any
     axes: tuple[str, ...] = ()
+    lies: tuple[str, ...] | None = None
 
     @property
     def local_shape(self) -> tuple[int, ...]:

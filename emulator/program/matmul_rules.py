@@ -75,7 +75,8 @@ def _dot(
         *range(starts[3], starts[4]),
         *range(starts[5], out.ndim),
     ]
-    return Folded(lax.transpose(out, [*(position[a] for a in axes), *local]), axes)
+    out = lax.transpose(out, [*(position[a] for a in axes), *local])
+    return Folded(out, axes, lies=(*shared, *taller, *wider))
 
 
 def tiled_dot_general(
