@@ -424,13 +424,13 @@ def test_chains_that_are_infinite_or_no_number_meet_subnormals(special):
 @pytest.mark.parametrize("turned", [False, True])
 def test_which_nan_a_chain_passes_on(turned):
     """The last one that is added; a's of two; C's if no operand is one. A step goes backwards."""
-    a, b = np.ones((40, 6), np.float32), np.ones((6, 3), np.float32)
+    a, b = np.ones((40, 6), BF16), np.ones((6, 3), BF16)
     c = np.zeros((40, 3), np.float32)
-    nans = np.array([0x7FC10000 + (i << 16) for i in range(8)], np.uint32).view(np.float32)
+    nans = (0x7F91 + np.arange(5)).astype(np.uint16).view(BF16)  # conversions would make one of all
     a[0, 0], a[0, 1] = nans[0], nans[1]
     a[1, 2], b[2, 1] = nans[2], nans[3]
-    b[5, 2], c[3], c[0] = nans[4], nans[5], nans[6]
-    a, b = a.astype(BF16), b.astype(BF16)
+    b[5, 2] = nans[4]
+    c[3], c[0] = np.array([0x7F812345, 0xFF854321], np.uint32).view(np.float32)
     if turned:
         a, b, c = b.T.copy(), a.T.copy(), c.T.copy()
     for record in (X86, KEEPING):
