@@ -255,7 +255,8 @@ def _handle(frame: int, task: int, group: tuple[int, int]) -> int:
 
 def _sources() -> str:
     """A digest of what is compiled: numba's cache looks only at the file of a cached function."""
-    names = ("vectors", "native_steps", "native", "native_chain", "custom_call")
+    chains = "native_chain_steps", "native_chain"
+    names = ("vectors", "native_steps", "native", *chains, "custom_call")
     texts = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(texts).hexdigest()
 

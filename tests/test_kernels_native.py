@@ -328,33 +328,32 @@ def test_chains_of_every_bit_pattern(record, m, n):
         check(a[:, :count], b[:count], c, record)
 
 
-def crowded(cases, dtype, last=2.0**120):
-    """Chains `(C, a, b)`, one to a row, which meet their b in a column of their own; C of a row
-    below them is `last`, so that no power of two makes all numbers normal ones.
+def crowded(cases, dtype, largest=2.0**120):
+    """Chains `(C, a, b)`, one to a row, which meet their b in a column of their own. Elsewhere C is
+    `largest`: beside it no power of two makes all numbers normal ones.
     """
-    rows, k = len(cases) + 1, max(len(a) for _, a, _ in cases)
-    a, b, c = np.zeros((rows, k)), np.zeros((k, rows)), np.zeros((rows, rows), np.float32)
+    rows, k = len(cases), max(len(a) for _, a, _ in cases)
+    a, b, c = np.zeros((rows, k)), np.zeros((k, rows)), np.full((rows, rows), largest, np.float32)
     for i, (start, left, right) in enumerate(cases):
         a[i, : len(left)], b[: len(right), i], c[i, i] = left, right, start
-    c[-1] = last
     return a.astype(np.float32).astype(dtype), b.astype(np.float32).astype(dtype), c
 
 
-@pytest.mark.parametrize("last", [0.0, 2.0**120])
-def test_subnormal_operands_count(last):
+@pytest.mark.parametrize("beside", [0.0, 2.0**120])
+def test_subnormal_operands_count(beside):
     """Alone, and beside sums that are just so large as not to lose them."""
     cases = [
         (0.0, [2.0**-130, 2.0**-133], [2.0**10, -(2.0**3)]),
         *[(2.0**-e * (1 + 2.0**-23), [2.0**-130], [2.0**20]) for e in range(79, 104)],
         *[(-(2.0**-e) * (1 + 2.0**-23), [3 * 2.0**-132], [2.0**20]) for e in range(79, 104)],
     ]
-    a, b, c = crowded(cases, BF16, last)
+    a, b, c = crowded(cases, BF16, beside)
     check(a, b, c, FMA)
     check(a.astype(np.float32), b.astype(np.float32), c, FMA)
 
 
-@pytest.mark.parametrize("last", [0.0, 2.0**120])
-def test_what_is_flushed_decides_a_tie(last):
+@pytest.mark.parametrize("beside", [0.0, 2.0**120])
+def test_what_is_flushed_decides_a_tie(beside):
     """Products of 48 bits that are half way between two numbers, after a sum of 2^-135."""
     half, tie = 1 + 2.0**-12, (2.0**-70, 2.0**-65)
     cases = [
@@ -364,11 +363,11 @@ def test_what_is_flushed_decides_a_tie(last):
         (-(2.0**-140), [half], [half]),
         (0.0, [half], [half]),
     ]
-    check(*crowded(cases, np.float32, last), FMA)
+    check(*crowded(cases, np.float32, beside), FMA)
 
 
-@pytest.mark.parametrize("last", [0.0, 2.0**120])
-def test_sums_that_vanish_leave_their_sign(last):
+@pytest.mark.parametrize("beside", [0.0, 2.0**120])
+def test_sums_that_vanish_leave_their_sign(beside):
     cases = [
         (c, [s * 2.0**-80], [2.0**-e])
         for s in (-1, 1)
@@ -376,7 +375,7 @@ def test_sums_that_vanish_leave_their_sign(last):
         for c in (0.0, -0.0, s * 2.0**-149, -s * 2.0**-149)
     ]
     for dtype in (BF16, np.float32):
-        check(*crowded(cases, dtype, last), FMA)
+        check(*crowded(cases, dtype, beside), FMA)
 
 
 @pytest.mark.parametrize("largest", [1.0, 2.0**100])
