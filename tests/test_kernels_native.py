@@ -376,6 +376,7 @@ def test_sums_that_vanish_leave_their_sign(beside):
     ]
     for dtype in (BF16, np.float32):
         check(*crowded(cases, dtype, beside), FMA)
+    check(*crowded(cases, BF16, beside), kernels.ASCEND_910C_CANDIDATES["sequential"])
 
 
 @pytest.mark.parametrize("largest", [1.0, 2.0**100])
