@@ -332,11 +332,12 @@ def crowded(cases, dtype, largest=2.0**120):
     """Chains `(C, a, b)`, one to a row, which meet their b in a column of their own. Elsewhere C is
     `largest`: beside it no power of two makes all numbers normal ones.
     """
-    rows, k = len(cases), max(len(a) for _, a, _ in cases)
-    a, b, c = np.zeros((rows, k)), np.zeros((k, rows)), np.full((rows, rows), largest, np.float32)
+    k, rows, columns = max(len(a) for _, a, _ in cases), -(-len(cases) // 8) * 8, 64
+    a, b, c = (np.zeros(shape) for shape in ((rows, k), (k, columns), (rows, columns)))
+    c[:] = largest
     for i, (start, left, right) in enumerate(cases):
         a[i, : len(left)], b[: len(right), i], c[i, i] = left, right, start
-    return a.astype(np.float32).astype(dtype), b.astype(np.float32).astype(dtype), c
+    return *(x.astype(np.float32).astype(dtype) for x in (a, b)), c.astype(np.float32)
 
 
 @pytest.mark.parametrize("beside", [0.0, 2.0**120])
