@@ -463,3 +463,12 @@ def test_tiles_of_chains_are_shared_by_threads():
     assert (whole == words(np.concatenate(parts, 1))).all()
     columns = [kernels.matmul(a, b[:, j : j + 1], arithmetic=KEEPING) for j in (0, 64, 129)]
     assert (whole[..., [0, 64, 129]] == words(np.concatenate(columns, 2))).all()
+
+
+def test_fp16_operands_are_flushed_before_they_are_wider():
+    """Numbers below 2^-14 are normal ones in FP32."""
+    record = dataclasses.replace(X86, dtypes=("float16",))
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=s) * 2.0**-13 for s in ((5, 20), (20, 7)))
+    check(a.astype(FP16), b.astype(FP16), None, record)
+    check(a.astype(FP16), b.astype(FP16), None, dataclasses.replace(FMA, dtypes=("float16",)))
