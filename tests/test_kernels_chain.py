@@ -119,19 +119,21 @@ def test_tiles_jit_and_vmap_keep_bits(arithmetic, monkeypatch):
     a[30:], b[:, 12:] = draw_matrices("wide", 4, 30, 40, 12, BF16)[:2]
     a, c = a.reshape(3, 20, 40), c.reshape(3, 20, 24)
 
-    def product(x, y, z):
+    def multiplied(x, y, z):
         return kernels.matmul(x, y, z, arithmetic=arithmetic)
 
-    whole = words(product(a, b, c))
-    assert (words(jax.jit(jax.vmap(product, (0, None, 0)))(a, b, c)) == whole).all()
-    columns = words(np.stack([product(a[0], b[:, j : j + 1], c[0, :, j : j + 1]) for j in (0, 23)]))
+    whole = words(multiplied(a, b, c))
+    assert (words(jax.jit(jax.vmap(multiplied, (0, None, 0)))(a, b, c)) == whole).all()
+    columns = words(
+        np.stack([multiplied(a[0], b[:, j : j + 1], c[0, :, j : j + 1]) for j in (0, 23)])
+    )
     assert (columns[:, :, 0] == whole[0][:, [0, 23]].T).all()
     monkeypatch.setattr(product, "is_native", lambda arithmetic: False)
     monkeypatch.setattr(blocks, "_TILE", 7 * 10)
     monkeypatch.setattr(blocks, "_COLUMNS", 10)
     monkeypatch.setattr(blocks, "_LEAST", 70)
     jax.clear_caches()
-    assert (words(product(a, b, c)) == whole).all()
+    assert (words(multiplied(a, b, c)) == whole).all()
 
 
 def ways_of(a, b, c, arithmetic):
