@@ -27,6 +27,7 @@ from numba.extending import intrinsic
 from kernels import native, native_chain
 from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
+from kernels.native_operands import BF16, FP16, FP32
 from kernels.operands import FRACTION_BITS
 from kernels.vectors import COMPILED, pointer
 
@@ -95,6 +96,7 @@ def _call(context: Any, function: Any, argument: Any) -> Any:
 _malloc = types.ExternalFunction("malloc", types.int64(types.int64))
 _free = types.ExternalFunction("free", types.void(types.int64))
 _pause = types.ExternalFunction("sched_yield", types.int32())
+_advise = types.ExternalFunction("madvise", types.int32(types.int64, types.int64, types.int32))
 
 
 @njit(**COMPILED)
@@ -213,6 +215,13 @@ def _schedule(api: int, context: int, task: int, job: int) -> None:
 
 
 @njit(**COMPILED)
+def _in_large_pages(address: int, size: int) -> None:
+    first = -(-address // 4096) * 4096
+    if size >= 1 << 22:
+        _advise(first, (address + size - first) // 4096 * 4096, 14)
+
+
+@njit(**COMPILED)
 def _handle(frame: int, task: int, group: tuple[int, int]) -> int:
     """A call by XLA, with operands a, b and c, for a task whose tiles are of whole groups; the
     attribute is `form` and `options` of `compute`.
@@ -232,6 +241,7 @@ def _handle(frame: int, task: int, group: tuple[int, int]) -> int:
     threads = min(_threads(api, context), 1 + work // _WORTH)
     tile = native.cut(shape, _TILES_PER_THREAD * threads if threads > 1 else 1, group)
     tiles = shape[0] * -(-shape[1] // tile[0]) * -(-shape[2] // tile[1])
+    _in_large_pages(_load(out + _DATA), 4 * shape[0] * shape[1] * shape[2])
     _save(job + 8 * _NEXT, 0)
     _save(job + 8 * _DONE, 0)
     _save(job + 8 * _USERS, 1)
@@ -256,7 +266,7 @@ def _handle(frame: int, task: int, group: tuple[int, int]) -> int:
 def _sources() -> str:
     """A digest of what is compiled: numba's cache looks only at the file of a cached function."""
     chains = "native_chain_steps", "native_chain"
-    names = ("vectors", "native_steps", "native", *chains, "custom_call")
+    names = ("vectors", "native_steps", "native_operands", "native", *chains, "custom_call")
     texts = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(texts).hexdigest()
 
@@ -315,7 +325,7 @@ def columns(arithmetic: Arithmetic) -> int:
     return native_chain.COLUMNS if arithmetic.is_chain else native.COLUMNS
 
 
-_KINDS = {"bfloat16": native.BF16, "float16": native.FP16, "float32": native.FP32}
+_KINDS = {"bfloat16": BF16, "float16": FP16, "float32": FP32}
 
 
 def accumulate(

@@ -21,13 +21,12 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import njit
 
 from kernels import native_steps as steps_of
+from kernels.native_operands import GROUP, bytes_of, decoded, read_doubles
 from kernels.native_steps import COLUMNS, EXPONENT, LEAST, NONE, PART, QUAD, ROWS
-from kernels.vectors import COMPILED, LANES, Emitter, inline, pointer
-
-BF16, FP16, FP32 = range(3)
+from kernels.vectors import COMPILED, LANES, Emitter, inline
 
 _BLOCK = 128  # products of a block, about
 _HEIGHT = 256  # rows of a tile
@@ -43,70 +42,12 @@ _PAUSE = 7  # parts
 
 
 @njit(**COMPILED)
-def decoded(word: Any, kind: int) -> float:
-    """The double of a word of a `kind` of number, by integer operations where it is subnormal."""
-    if kind == FP16:
-        magnitude = np.int64(word & 0x7FFF)
-        sign = np.int64(word >> 15) << 63
-        normal = np.int64(magnitude << 42) + np.int64((1023 - 15) << 52)
-        tiny = float(magnitude) * 2.0**-24
-        first, infinite = 1 << 10, 31 << 10
-    else:
-        word = np.int64(word) << (16 if kind == BF16 else 0)
-        magnitude = word & np.int64(0x7FFFFFFF)
-        sign = word >> 31 << 63
-        normal = np.int64(magnitude << 29) + np.int64((1023 - 127) << 52)
-        tiny = float(magnitude) * 2.0**-149
-        first, infinite = 1 << 23, 255 << 23
-    bits = normal if magnitude >= first else np.float64(tiny).view(np.int64)
-    if magnitude >= infinite:
-        bits = np.int64(EXPONENT) if magnitude == infinite else np.int64(EXPONENT | 1 << 51)
-    return np.int64(bits | sign).view(np.float64)
-
-
-@njit(**COMPILED)
-def without_bits(word: Any, cut: int, nearest: int) -> Any:
-    """A word of FP32 without its last `cut` bits, as `kernels.operands` has it."""
-    bits = np.int64(word)
-    rounded = bits + (((np.int64(1) << cut) >> 1) - 1 + (bits >> cut & 1)) * nearest
-    finite = bits & 0x7FFFFFFF < 255 << 23
-    return rounded >> cut << cut if finite or nearest == 0 else bits
-
-
-@njit(**COMPILED)
-def _read(address: int, count: int, form: Any, target: Any, start: int) -> None:
-    """So many numbers at an address, as doubles into `target`; `form` is their kind, how many bits
-    of a word of FP32 are cut, and whether to nearest.
-    """
-    kind, cut, nearest = form
-    if kind == FP32:
-        words = carray(pointer(address), (count,), np.uint32)
-        if cut == 0:
-            for i in range(count):
-                target[start + i] = decoded(words[i], FP32)
-        else:
-            for i in range(count):
-                target[start + i] = decoded(without_bits(words[i], cut, nearest), FP32)
-    elif kind == FP16:
-        short = carray(pointer(address), (count,), np.uint16)
-        for i in range(count):
-            target[start + i] = decoded(short[i], FP16)
-    else:
-        short = carray(pointer(address), (count,), np.uint16)
-        for i in range(count):
-            target[start + i] = decoded(short[i], BF16)
-
-
-@njit(**COMPILED)
-def bytes_of(form: Any) -> int:
-    return 4 if form[0] == FP32 else 2
-
-
-@njit(**COMPILED)
 def _pack_rows(
     a: int, form: Any, i0: int, rows: int, k: int, k0: int, steps: int, shape: Any, x: Any, row: Any
 ) -> None:
-    """Doubles `x[groups, steps padded, ROWS]` of rows and steps of the matrix `[m, k]` at `a`."""
+    """Doubles `x[rows, steps padded]` of rows and steps of the matrix `[m, k]` at `a`; the last
+    group's rows are filled up with zeros.
+    """
     products, padded = shape
     count = min(steps * products, k - k0)
     length = steps * padded
@@ -114,15 +55,14 @@ def _pack_rows(
     if count < length or rows < groups * ROWS:
         x[: groups * length * ROWS] = 0
     for i in range(rows):
-        _read(a + ((i0 + i) * k + k0) * bytes_of(form), count, form, row, 0)
-        start = i // ROWS * length * ROWS + i % ROWS
+        source = a + ((i0 + i) * k + k0) * bytes_of(form)
+        start = i * length
         if products == padded:
-            for index in range(count):
-                x[start + index * ROWS] = row[index]
+            read_doubles(source, form, count, x, start, GROUP)
         else:
+            read_doubles(source, form, count, row, 0, GROUP)
             for index in range(count):
-                place = index // products * padded + index % products
-                x[start + place * ROWS] = row[index]
+                x[start + index // products * padded + index % products] = row[index]
 
 
 @njit(**COMPILED)
@@ -148,10 +88,7 @@ def _pack_columns(
     for index in range(count):
         source = b + ((k0 + index) * n + j0) * bytes_of(form)
         place = index // products * padded + index % products
-        for group in range(groups):
-            first = group * COLUMNS
-            start = (group * length + place) * COLUMNS
-            _read(source + first * bytes_of(form), min(COLUMNS, columns - first), form, y, start)
+        read_doubles(source, form, columns, y, place * COLUMNS, length * COLUMNS)
 
 
 @njit(**COMPILED)
@@ -159,55 +96,95 @@ def _power_of(magnitude: int) -> float:
     return np.int64(magnitude & EXPONENT).view(np.float64)
 
 
-def _measured(emit: Emitter, lanes: int, group: Any, count: Any, found: Any) -> None:
-    """Of a group `[count, lanes]`: the largest sum of squares of a lane, and the least size that is
-    not 0 (infinite if all are), each as `LANES` numbers of which the largest or least counts.
+def _measured(emit: Emitter, lines: list[Any], count: Any, step: int) -> tuple[list[Any], Any]:
+    """Of vectors at `lines` and so many times `step` doubles further: sums of squares for each
+    line, and sizes' words less 1, as numbers, of which the least one counts. 0 comes last.
     """
-    group, found = emit.at(group), emit.at(found)
-    zero, infinity = emit.number(0.0), emit.number(math.inf)
-    offsets = range(0, lanes, LANES)
-    squares = [emit.variable(zero) for _ in offsets]
-    least = emit.variable(infinity)
-    with emit.loop(count) as k:
-        for offset, square in zip(offsets, squares, strict=True):
-            number = emit.load(emit.place(group, emit.times(k, lanes), offset))
+    squares = [emit.variable(emit.number(0.0)) for _ in lines]
+    leasts = [emit.variable(emit.number(math.inf)) for _ in lines[:4]]
+    size, minus_one = emit.word((1 << 63) - 1), emit.word((1 << 64) - 1)
+    with emit.loop(count) as index:
+        for i, (line, square) in enumerate(zip(lines, squares, strict=True)):
+            number = emit.load(emit.place(line, emit.times(index, step)))
             emit.put(square, number.times_plus(number, emit.get(square)))
-            size = zero.equals(number).where(infinity, number.size())
-            emit.put(least, (size < emit.get(least)).where(size, emit.get(least)))
-    most = emit.get(squares[0])
-    for square in squares[1:]:
-        other = emit.get(square)
-        # No number, or an infinity, is found in either.
-        most = (other < most).where(most, other) + (most - most)
-    emit.store(most, found)
-    emit.store(emit.get(least), emit.place(found, LANES))
+            below = (number.words() & size).plus_words(minus_one).numbers()
+            emit.put(leasts[i % 4], below.smaller(emit.get(leasts[i % 4])))
+    least = emit.get(leasts[0])
+    for other in leasts[1:]:
+        least = emit.get(other).smaller(least)
+    return [emit.get(square) for square in squares], least
 
 
 @inline(result=False)
-def _measured_rows(emit: Emitter, group: Any, count: Any, found: Any) -> None:
-    _measured(emit, ROWS, group, count, found)
+def _measured_rows(emit: Emitter, x: Any, length: Any, found: Any) -> None:
+    """Of `x[ROWS, length]`, of whole vectors: each row's sum of squares in parts, and the least."""
+    x, found = emit.at(x), emit.at(found)
+    lines = [emit.place(x, emit.times(length, i)) for i in range(ROWS)]
+    count = emit.builder.udiv(length, emit.integer(LANES))
+    squares, least = _measured(emit, lines, count, LANES)
+    for i, square in enumerate(squares):
+        emit.store(square, emit.place(found, i * LANES))
+    emit.store(least, emit.place(found, ROWS * LANES))
 
 
 @inline(result=False)
-def _measured_columns(emit: Emitter, group: Any, count: Any, found: Any) -> None:
-    _measured(emit, COLUMNS, group, count, found)
+def _measured_columns(emit: Emitter, y: Any, length: Any, found: Any) -> None:
+    """Of `y[length, COLUMNS]`: the sums of squares of columns, the larger ones, and the least."""
+    y, found = emit.at(y), emit.at(found)
+    lines = [emit.place(y, i) for i in range(0, QUAD * COLUMNS, LANES)]
+    count = emit.builder.udiv(length, emit.integer(QUAD))
+    squares, least = _measured(emit, lines, count, QUAD * COLUMNS)
+    halves = [squares[j] + squares[j + 2] + squares[j + 4] + squares[j + 6] for j in range(2)]
+    most, other = halves
+    # No number, or an infinity, is found in either.
+    emit.store((other < most).where(most, other) + (most - most), found)
+    emit.store(least, emit.place(found, LANES))
 
 
 @njit(**COMPILED)
-def _extent(group: int, count: int, lanes: int, found: Any) -> tuple[float, float]:
-    """Of a group of rows or columns, `[count, lanes]`: a bound on their Euclidean norms, infinite
+def _extent_of_rows(x: Any, start: int, length: int, found: Any) -> tuple[float, float]:
+    """Of a group `x[ROWS, length]` from `start` on: a bound on the rows' Euclidean norms, infinite
     for what is not finite, and a power of two that is not above any size but 0.
     """
-    if lanes == ROWS:
-        _measured_rows((group, count, _address(found, 0)))
-    else:
-        _measured_columns((group, count, _address(found, 0)))
+    _measured_rows((_address(x, start), length, _address(found, 0)))
     most, least = 0.0, np.inf
+    for i in range(ROWS):
+        total = 0.0
+        for lane in range(LANES):
+            total += found[i * LANES + lane]
+        for index in range(length // LANES * LANES, length):
+            number = x[start + i * length + index]
+            total += number * number
+            least = min(least, abs(number) if number != 0 else np.inf)
+        most = max(most, total) if total == total else np.inf
+    return _extent(most, min(least, _least(found, ROWS * LANES)))
+
+
+@njit(**COMPILED)
+def _extent_of_columns(y: Any, start: int, length: int, found: Any) -> tuple[float, float]:
+    """As `_extent_of_rows`, of the columns of `y[length, COLUMNS]`."""
+    _measured_columns((_address(y, start), length, _address(found, 0)))
+    most = 0.0
     for lane in range(LANES):
         most = max(most, found[lane]) if found[lane] == found[lane] else np.inf
-        least = min(least, found[LANES + lane])
+    return _extent(most, _least(found, LANES))
+
+
+@njit(**COMPILED)
+def _least(found: Any, start: int) -> float:
+    """The least size but 0 from words less 1."""
+    least = np.inf
+    for lane in range(LANES):
+        least = min(least, found[start + lane])
+    if least == np.inf:
+        return least
+    return np.int64(np.float64(least).view(np.int64) + 1).view(np.float64)
+
+
+@njit(**COMPILED)
+def _extent(square: float, least: float) -> tuple[float, float]:
     power = _power_of(np.float64(least).view(np.int64)) if least < np.inf else NONE
-    return math.sqrt(most) * (1 + 2.0**-20), power
+    return math.sqrt(square) * (1 + 2.0**-20), power
 
 
 @njit(**COMPILED)
@@ -216,16 +193,18 @@ def _bounds(
     start: int,
     steps: int,
     quads: int,
-    lanes: int,
+    layout: tuple[int, int, int],
     tops: Any,
     lasts: Any,
     place: int,
     unit: float,
 ) -> None:
-    """Of a group `words[steps, quads, QUAD, lanes]` at `start`: `tops[steps, quads, lanes]` powers
-    of two above a quad's finite sizes, and `lasts[steps, lanes]`, which all of a step's numbers
-    are multiples of; both for group number `place`.
+    """Of a group `words` at `start`, by its lanes and how far apart lanes and products are:
+    `tops[steps, quads, lanes]`, powers of two above a quad's finite sizes, and
+    `lasts[steps, lanes]`, which all of a step's numbers are multiples of; both for group number
+    `place`.
     """
+    lanes, lane, product = layout
     for step in range(steps):
         for j in range(lanes):
             lasts[(place * steps + step) * lanes + j] = NONE
@@ -233,10 +212,8 @@ def _bounds(
             index = step * quads + quad
             for j in range(lanes):
                 most, least = np.int64(0), np.int64(EXPONENT)
-                for k in range(QUAD):
-                    size = words[start + (index * QUAD + k) * lanes + j] & np.int64(
-                        EXPONENT | _FRACTION
-                    )
+                for k in range(index * QUAD, index * QUAD + QUAD):
+                    size = words[start + j * lane + k * product] & np.int64(EXPONENT | _FRACTION)
                     most = max(most, size if size < EXPONENT else np.int64(0))
                     least = min(least, size if size > 0 else np.int64(EXPONENT))
                 tops[(place * steps * quads + index) * lanes + j] = 2 * _power_of(most)
@@ -267,6 +244,8 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(20 * COLUMNS),  # 10: parts
         np.empty((rows // ROWS) * (columns // COLUMNS)),  # 11: what all of C is a multiple of
         np.empty((rows // ROWS + columns // COLUMNS, 3)),  # 12: extents of groups
+        np.empty((ROWS + 1) * LANES),  # 13: what is measured of a group
+        np.zeros(COLUMNS),  # 14: C before the first step, if there is none
     )
 
 
@@ -320,11 +299,11 @@ def _careful_block(
 ) -> None:
     """The steps of a block of C[ROWS, COLUMNS], whatever the operands."""
     x_top, y_top, x_last, y_last = tops
-    quads = padded // QUAD
+    quads, length = padded // QUAD, steps * padded
     out = _address(buffers[8], 0)
     pause = 0  # parts of which two sums would hardly tell anything
     for step in range(steps):
-        xs = x + 8 * step * padded * ROWS
+        xs = x + 8 * step * padded
         ys = y + 8 * step * padded * COLUMNS
         for part in range(0, ROWS, PART):
             here = c + 8 * part * width
@@ -334,7 +313,8 @@ def _careful_block(
             else:
                 unknown = steps_of.two_parts(
                     (
-                        xs + 8 * part,
+                        xs + 8 * part * length,
+                        length,
                         ys,
                         x_top + 8 * (step * quads * ROWS + part),
                         y_top + 8 * step * quads * COLUMNS,
@@ -348,14 +328,16 @@ def _careful_block(
                     )
                 )
             if unknown != 0:
-                unknown = steps_of.special((xs + 8 * part, ys, here, width, out, quads, unknown))
+                unknown = steps_of.special(
+                    (xs + 8 * part * length, length, ys, here, width, out, quads, unknown)
+                )
                 lanes = 0
                 for i in range(PART):
                     bits = (unknown >> (COLUMNS * i)) & ((1 << COLUMNS) - 1)
                     if bits != 0:
                         lanes += steps_of.set_bits((bits,))
                         _many_parts(
-                            xs + 8 * (part + i),
+                            xs + 8 * (part + i) * length,
                             ys,
                             here + 8 * i * width,
                             out + 8 * i * COLUMNS,
@@ -396,14 +378,14 @@ def _tile(
     i0, j0 = corner
     rows, columns = size
     products, padded = shape
-    c, x, y, x_tops, y_tops, x_lasts, y_lasts, row, _, _, parts, held, extents = buffers
+    c, x, y, x_tops, y_tops, x_lasts, y_lasts, row = buffers[:8]
+    held, extents, measured, nothing = buffers[11:]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     width = column_groups * COLUMNS
     quads = padded // QUAD
     unit = 2.0 ** (1 - significand)
     number = -(-k // products)
     block = max(1, _BLOCK // padded)
-    largest = np.empty(2 * LANES)
     for group in range(row_groups * column_groups):
         held[group] = NONE
     if has_c:
@@ -426,14 +408,12 @@ def _tile(
         _pack_columns(b, form, j0, columns, k, n, first * products, steps, shape, y)
         x_words, y_words = x.view(np.int64), y.view(np.int64)
         for g in range(row_groups):
-            start = _address(x, g * length * ROWS)
-            extents[g, 0], extents[g, 1] = _extent(start, length, ROWS, largest)
-            extents[g, 2] = 0
+            norm, least = _extent_of_rows(x, g * length * ROWS, length, measured)
+            extents[g, 0], extents[g, 1], extents[g, 2] = norm, least, 0
         for g in range(column_groups):
-            start = _address(y, g * length * COLUMNS)
+            norm, least = _extent_of_columns(y, g * length * COLUMNS, length, measured)
             h = row_groups + g
-            extents[h, 0], extents[h, 1] = _extent(start, length, COLUMNS, largest)
-            extents[h, 2] = 0
+            extents[h, 0], extents[h, 1], extents[h, 2] = norm, least, 0
         for jg in range(column_groups):
             of_y = extents[row_groups + jg]
             for ig in range(row_groups):
@@ -441,40 +421,37 @@ def _tile(
                 place = ig * ROWS * width + jg * COLUMNS
                 here = _address(c, place)
                 xs, ys = _address(x, ig * length * ROWS), _address(y, jg * length * COLUMNS)
-                found = steps_of.sizes((here, width, _address(largest, 0)))
+                before, before_width, found, most = here, width, 0, 0.0
+                if first == 0 and not has_c:
+                    before, before_width = _address(nothing, 0), 0
+                else:
+                    found = steps_of.sizes((here, width, _address(measured, 0)))
+                    for j in range(LANES):
+                        most = max(most, measured[j])
+                plainly = xs, length, ys, before, before_width, here, width, steps, quads
                 if found == ROWS * COLUMNS:
                     continue  # none is a number, and none will be
                 if (found & 0xFFFFFFFF) + (found >> 32) == ROWS * COLUMNS:
-                    steps_of.plain((xs, ys, here, width, steps, quads))  # and will be none
+                    steps_of.plain(plainly)  # and will be none
                     continue
-                most = 0.0
-                for j in range(LANES):
-                    most = max(most, largest[j])
                 reach = most + of_x[0] * of_y[0]
                 index = ig * column_groups + jg
                 last = min(held[index], of_x[1] * of_y[1] * unit**2)
                 held[index] = last
                 if found == 0 and last >= LEAST and reach < 2.0**127 and reach <= 2.0**53 * last:
-                    steps_of.plain((xs, ys, here, width, steps, quads))
+                    steps_of.plain(plainly)
                     continue
+                if before_width == 0:
+                    for i in range(ROWS):
+                        c[place + i * width : place + i * width + COLUMNS] = 0
                 if of_x[2] == 0:
                     of_x[2] = 1
-                    _bounds(
-                        x_words, ig * length * ROWS, steps, quads, ROWS, x_tops, x_lasts, ig, unit
-                    )
+                    start, layout = ig * length * ROWS, (ROWS, length, 1)
+                    _bounds(x_words, start, steps, quads, layout, x_tops, x_lasts, ig, unit)
                 if of_y[2] == 0:
                     of_y[2] = 1
-                    _bounds(
-                        y_words,
-                        jg * length * COLUMNS,
-                        steps,
-                        quads,
-                        COLUMNS,
-                        y_tops,
-                        y_lasts,
-                        jg,
-                        unit,
-                    )
+                    start, layout = jg * length * COLUMNS, (COLUMNS, 1, COLUMNS)
+                    _bounds(y_words, start, steps, quads, layout, y_tops, y_lasts, jg, unit)
                 bounds = (
                     _address(x_tops, ig * steps * quads * ROWS),
                     _address(y_tops, jg * steps * quads * COLUMNS),
@@ -534,7 +511,7 @@ def compute(
 
     Args:
         a, b: addresses of `[batch, m, k]` and `[batch, k, n]`; no size is 0.
-        form: of their numbers, see `_read`.
+        form: of their numbers, see `kernels.native_operands`.
         c: FP32 words `[batch, m, n]`, or of size 0 for +0.
         options: products of a step, significant bits of an operand, whether overflow saturates,
             and the word of a NaN.
@@ -565,17 +542,17 @@ def compute(
 
 @njit(**COMPILED)
 def _start(c: Any, matrix: int, corner: Any, size: Any, tile: Any) -> None:
-    """The first accumulators of a tile."""
+    """The first accumulators of a tile, if they are given."""
     rows, columns = size
-    has_c = c.size > 0
+    if c.size == 0:
+        return
     height = -(-rows // ROWS) * ROWS
     width = -(-columns // COLUMNS) * COLUMNS
-    if not has_c or height > rows or width > columns:
+    if height > rows or width > columns:
         tile[: height * width] = 0
-    if has_c:
-        for i in range(rows):
-            for j in range(columns):
-                tile[i * width + j] = decoded(c[matrix, corner[0] + i, corner[1] + j], FP32) + 0.0
+    for i in range(rows):
+        for j in range(columns):
+            tile[i * width + j] = decoded(c[matrix, corner[0] + i, corner[1] + j]) + 0.0
 
 
 @njit(**COMPILED)

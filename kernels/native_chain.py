@@ -24,14 +24,23 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit
+from numba import njit
 
 from kernels import native
 from kernels import native_chain_steps as steps_of
-from kernels.native import BF16, FP16, FP32
 from kernels.native_chain_steps import COLUMNS, HALF, ROWS
+from kernels.native_operands import (
+    FP32,
+    GROUP,
+    WORDS,
+    bytes_of,
+    decoded,
+    read_doubles,
+    read_words,
+    word_at,
+)
 from kernels.native_steps import EXPONENT
-from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
+from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline
 
 _BLOCK = 256  # products of a block
 _PART = 64  # products of a part of it
@@ -41,6 +50,7 @@ _PATIENCE = 7  # parts at most before `firm` is tried again
 # Bits of `unit` (see `compute`).
 FLUSH, PROPAGATE, TURNED, POSITIVE_ZERO, NARROW = (1 << bit for bit in range(5))
 
+_FLOATS = FP32, 0, 0  # as a form
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = 0x7F800000
 _QUIET = 0x00400000
@@ -51,62 +61,9 @@ _NORMAL = 0x00800000  # the word of 2^-126
 
 
 @njit(**COMPILED)
-def _read(address: int, form: Any, target: Any) -> None:
-    """Numbers at an address, as FP32 words that fill `target`; see `native` for `form`."""
-    kind, cut, nearest = form
-    count = target.size
-    if kind == FP32:
-        words = carray(pointer(address), (count,), np.uint32)
-        if cut == 0:
-            for i in range(count):
-                target[i] = words[i]
-        else:
-            for i in range(count):
-                target[i] = np.uint32(native.without_bits(words[i], cut, nearest))
-    elif kind == FP16:
-        short = carray(pointer(address), (count,), np.uint16)
-        for i in range(count):
-            target[i] = np.float32(native.decoded(short[i], FP16)).view(np.uint32)
-    else:
-        short = carray(pointer(address), (count,), np.uint16)
-        for i in range(count):
-            target[i] = np.uint32(short[i]) << np.uint32(16)
-
-
-@njit(**COMPILED)
 def _turned(index: int, products: int) -> int:
     """When the product at an index is added: in its step, the last one comes first."""
     return index - 2 * (index % products) + products - 1
-
-
-@inline(result=False)
-def _widened(emit: Emitter, source: Any, target: Any, count: Any, apart: Any) -> None:
-    """So many times COLUMNS words of BF16 as words of FP32, which begin so many words apart."""
-    singles = emit.floats()
-    source, target = singles.at(source), singles.at(target)
-    with emit.loop(count) as index:
-        for j in range(0, COLUMNS, HALF):
-            here = singles.place(source, emit.times(index, COLUMNS // 2), j // 2)
-            there = singles.place(target, emit.times(index, apart), j)
-            singles.store(singles.load_short(here).numbers(), there)
-
-
-@njit(**COMPILED)
-def _pack(source: int, form: Any, count: int, target: Any, start: int, apart: int) -> None:
-    """Numbers at an address as FP32 words, of which every COLUMNS are so many words `apart`."""
-    groups = count // COLUMNS
-    if form[0] == BF16:
-        _widened((source, _address(target, start), groups, apart))
-    else:
-        for group in range(groups):
-            first = start + group * apart
-            here = source + group * COLUMNS * native.bytes_of(form)
-            _read(here, form, target[first : first + COLUMNS])
-    rest = count % COLUMNS
-    if rest > 0:
-        first = start + groups * apart
-        here = source + groups * COLUMNS * native.bytes_of(form)
-        _read(here, form, target[first : first + rest])
 
 
 @njit(**COMPILED)
@@ -121,12 +78,12 @@ def _pack_rows(
     if count < length or rows % ROWS != 0:
         x[: -(-rows // ROWS) * length * ROWS] = 0
     for i in range(rows):
-        source = a + ((i0 + i) * k + k0) * native.bytes_of(form)
+        source = a + ((i0 + i) * k + k0) * bytes_of(form)
         start = i * length
         if products == 1:
-            _pack(source, form, count, x, start, COLUMNS)
+            read_words(source, form, count, x, start, WORDS)
         else:
-            _pack(source, form, count, row, 0, COLUMNS)
+            read_words(source, form, count, row, 0, WORDS)
             for index in range(count):
                 x[start + _turned(index, products)] = row[index]
 
@@ -150,9 +107,9 @@ def _pack_columns(
     if count < length or columns % COLUMNS != 0:
         y[: groups * length * COLUMNS] = 0
     for index in range(count):
-        source = b + ((k0 + index) * n + j0) * native.bytes_of(form)
+        source = b + ((k0 + index) * n + j0) * bytes_of(form)
         start = _turned(index, products) * COLUMNS
-        _pack(source, form, columns, y, start, length * COLUMNS)
+        read_words(source, form, columns, y, start, length * COLUMNS)
 
 
 @inline(result=False)
@@ -192,9 +149,9 @@ def _extent(words: Any, start: int, count: int, found: Any) -> None:
     found[0] = least < np.uint32(_NORMAL - 1)
     found[1], found[2] = 400, -400
     if least < np.uint32(_INFINITY - 1):
-        found[1] = _exponent(native.decoded(least + np.uint32(1), FP32))
+        found[1] = _exponent(decoded(least + np.uint32(1)))
     if most > 0:
-        found[2] = _exponent(native.decoded(most, FP32))
+        found[2] = _exponent(decoded(most))
 
 
 @njit(**COMPILED)
@@ -250,12 +207,6 @@ def _scale(emit: Emitter, words: Any, target: Any, count: Any, scale: Any) -> No
         return usual.where(normal, size)
 
     _map(emit, words, target, count, scaled)
-
-
-@njit(**COMPILED)
-def _doubles(words: Any, target: Any) -> None:
-    for i, word in enumerate(words):
-        target[i] = native.decoded(word, FP32)
 
 
 # Tiles.
@@ -372,8 +323,6 @@ def _careful_block(
     x_words, x_lifted, x_scaled, x_doubles = x
     y_words, y_lifted, y_scaled, y_doubles = y
     xs, ys = ig * length * ROWS, jg * length * COLUMNS
-    x_group = slice(xs, xs + length * ROWS)
-    y_group = slice(ys, ys + length * COLUMNS)
     x_vectors, y_vectors = length * ROWS // LANES, length * COLUMNS // LANES
     of_x, of_y = of_rows[ig], of_columns[jg]
     found = steps_of.kinds((here, width, _address(largest, 0)))
@@ -429,10 +378,10 @@ def _careful_block(
                 doubt[0] = doubt[1]
             if of_x[_DOUBLES] == 0:
                 of_x[_DOUBLES] = 1
-                _doubles(x_words[x_group], x_doubles[x_group])
+                read_doubles(_address(x_words, xs), _FLOATS, length * ROWS, x_doubles, xs, GROUP)
             if of_y[_DOUBLES] == 0:
                 of_y[_DOUBLES] = 1
-                _doubles(y_words[y_group], y_doubles[y_group])
+                read_doubles(_address(y_words, ys), _FLOATS, length * COLUMNS, y_doubles, ys, GROUP)
             x_part, y_part = _address(x_doubles, x_at), _address(y_doubles, y_at)
             if narrow:
                 steps_of.wide((x_part, y_part, there, width, count, length))
@@ -530,8 +479,8 @@ def compute(
     _, m, n = out.shape
     products, unit, nan = options
     matrix, corner, size = native.place_of(number, tile, m, n)
-    a += matrix * m * k * native.bytes_of(form)
-    b += matrix * k * n * native.bytes_of(form)
+    a += matrix * m * k * bytes_of(form)
+    b += matrix * k * n * bytes_of(form)
     before = steps_of.control(())
     _start(c, matrix, corner, size, unit, buffers[0])
     _tile(a, b, form, (k, n), corner, size, options, buffers)
@@ -551,7 +500,7 @@ def _start(c: Any, matrix: int, corner: Any, size: Any, unit: int, tile: Any) ->
         for i in range(rows):
             for j in range(columns):
                 word = c[matrix, corner[0] + i, corner[1] + j]
-                tile[i * width + j] = native.decoded(word, FP32)
+                tile[i * width + j] = decoded(word)
 
 
 @njit(**COMPILED)
@@ -573,18 +522,8 @@ def _finish(tile: Any, corner: Any, size: Any, unit: int, nan: int, out: Any) ->
 
 @njit(**COMPILED)
 def _nan_word(address: int, form: Any) -> int:
-    """The quiet FP32 word of the number at an address, if it is a NaN, else 0."""
-    kind, cut, nearest = form
-    if kind == FP32:
-        word = np.int64(carray(pointer(address), (1,), np.uint32)[0])
-        if cut != 0:
-            word = np.int64(native.without_bits(word, cut, nearest))
-    elif kind == FP16:
-        half = np.int64(carray(pointer(address), (1,), np.uint16)[0])
-        special = half & 0x7C00 == 0x7C00
-        word = half >> 15 << 31 | _INFINITY | (half & 0x3FF) << 13 if special else np.int64(0)
-    else:
-        word = np.int64(carray(pointer(address), (1,), np.uint16)[0]) << 16
+    """The quiet NaN that an operand is, or 0."""
+    word = word_at(address, form)
     return int(word | _QUIET) if word & 0x7FFFFFFF > _INFINITY else 0
 
 
@@ -613,11 +552,11 @@ def _pass_on(
     for index in range(k):
         time = _turned(index, products) + 1
         for i in range(rows):
-            word = _nan_word(a + ((corner[0] + i) * k + index) * native.bytes_of(form), form)
+            word = _nan_word(a + ((corner[0] + i) * k + index) * bytes_of(form), form)
             if word != 0 and time > row_last[i, 0]:
                 row_last[i, 0], row_last[i, 1] = time, word
         for j in range(columns):
-            word = _nan_word(b + (index * n + corner[1] + j) * native.bytes_of(form), form)
+            word = _nan_word(b + (index * n + corner[1] + j) * bytes_of(form), form)
             if word != 0 and time > column_last[j, 0]:
                 column_last[j, 0], column_last[j, 1] = time, word
     row_first = 0 if unit & TURNED != 0 else 1

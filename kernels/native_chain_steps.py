@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from kernels.native_steps import EXPONENT, LEAST, sum_and_rest, to_odd
+from kernels.native_steps import EXPONENT, LEAST, rows_of, sum_and_rest, to_odd
 from kernels.vectors import LANES, Emitter, Vector, inline
 
 ROWS = 8
@@ -53,10 +53,6 @@ def restore(emit: Emitter, word: Any) -> None:
     _set_control(emit, word)
 
 
-def _rows(emit: Emitter, x: Any, stride: Any) -> list[ir.Value]:
-    return [emit.place(emit.at(x), emit.times(stride, i)) for i in range(ROWS)]
-
-
 @inline(result=True)
 def direct(
     emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any, refused: Any
@@ -69,7 +65,7 @@ def direct(
         c: doubles, with rows `width` apart.
     """
     singles = emit.floats()
-    rows, y, c = _rows(singles, x, stride), singles.at(y), emit.at(c)
+    rows, y, c = rows_of(singles, x, stride, ROWS), singles.at(y), emit.at(c)
     _set_control(emit, emit.integer(_FLUSHING))
     halves = range(0, COLUMNS, 2 * LANES)
     places = [[emit.place(c, emit.times(width, i), j) for j in halves] for i in range(ROWS)]
@@ -128,7 +124,7 @@ def _on_grid(
     least: Any,
 ) -> None:
     singles = emit.floats()
-    rows, y, c = _rows(singles, x, stride), singles.at(y), emit.at(c)
+    rows, y, c = rows_of(singles, x, stride, ROWS), singles.at(y), emit.at(c)
     scale, back = (emit.all_equal(emit.builder.bitcast(v, emit.element)) for v in (up, down))
     once = singles.all_words_equal(emit.builder.trunc(least, ir.IntType(32))).numbers()
     twice, sign, zero = -(once + once), singles.word(1 << 31), singles.number(0.0)
@@ -201,7 +197,7 @@ def deep(
     Added onto 1.5 times `least`, all sums are rounded where they have to be.
     """
     singles = emit.floats()
-    rows, y, c = _rows(singles, x, stride), singles.at(y), emit.at(c)
+    rows, y, c = rows_of(singles, x, stride, ROWS), singles.at(y), emit.at(c)
     scale, back = (emit.all_equal(emit.builder.bitcast(v, emit.element)) for v in (up, down))
     once = singles.all_words_equal(emit.builder.trunc(least, ir.IntType(32))).numbers()
     middle = once * singles.number(1.5)
@@ -237,7 +233,7 @@ def firm(
     was flushed and either a result is 0 or `zeros` is 0.
     """
     builder, singles = emit.builder, emit.floats()
-    rows, y, c = _rows(singles, x, stride), singles.at(y), emit.at(c)
+    rows, y, c = rows_of(singles, x, stride, ROWS), singles.at(y), emit.at(c)
     _set_control(emit, emit.integer(_FLUSHING))
     scale, back = (emit.all_equal(emit.builder.bitcast(v, emit.element)) for v in (up, down))
     magnitude, minus_one = singles.word(0x7FFFFFFF), singles.word(0xFFFFFFFF)
@@ -280,7 +276,7 @@ def _rounded(emit: Emitter, total: Vector) -> Vector:
 def _in_float64(
     emit: Emitter, narrow: bool, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any
 ) -> None:
-    rows, y, c = _rows(emit, x, stride), emit.at(y), emit.at(c)
+    rows, y, c = rows_of(emit, x, stride, ROWS), emit.at(y), emit.at(c)
     offsets = range(0, HALF, LANES)
     places = [[emit.place(c, emit.times(width, i), j) for j in offsets] for i in range(ROWS)]
     sums = [[emit.variable(emit.load(place)) for place in row] for row in places]

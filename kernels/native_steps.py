@@ -1,8 +1,8 @@
 """A step of a few rows and columns on a CPU's vectors: the arithmetic of `kernels.native`.
 
-Operands come as addresses of doubles: x as `[products, ROWS]`, y as `[products, COLUMNS]` with the
-products of a step filled up to whole quads, C with rows a width apart. Only normal doubles are
-computed with, since XLA's threads flush subnormal numbers.
+Operands come as addresses of doubles: x as `[ROWS, products]` with rows a stride apart, y as
+`[products, COLUMNS]`, with the products of a step filled up to whole quads, C with rows a width
+apart. Only normal doubles are computed with, since XLA's threads flush subnormal numbers.
 """
 
 from __future__ import annotations
@@ -82,32 +82,50 @@ def to_odd(emit: Emitter, total: Vector, rest: Vector) -> Vector:
     return (even & (zero < rest.size())).where(moved, total)
 
 
+def rows_of(emit: Emitter, x: Any, stride: Any, count: int) -> list[Any]:
+    return [emit.place(emit.at(x), emit.times(stride, i)) for i in range(count)]
+
+
 @inline(result=False)
-def plain(emit: Emitter, x: Any, y: Any, c: Any, width: Any, steps: Any, quads: Any) -> None:
-    """The steps of a block: C[ROWS, COLUMNS], whose rows are `width` apart, += x y."""
-    x, y, c = emit.at(x), emit.at(y), emit.at(c)
-    places = [
-        [emit.place(c, emit.times(width, i), j * LANES) for j in range(COLUMNS // LANES)]
-        for i in range(ROWS)
-    ]
-    sums = [[emit.variable(emit.load(place)) for place in row] for row in places]
+def plain(
+    emit: Emitter,
+    x: Any,
+    stride: Any,
+    y: Any,
+    before: Any,
+    before_width: Any,
+    c: Any,
+    width: Any,
+    steps: Any,
+    quads: Any,
+) -> None:
+    """The steps of a block: C[ROWS, COLUMNS] = x y + what was there before."""
+    rows, y = rows_of(emit, x, stride, ROWS), emit.at(y)
+
+    def places(c: Any, width: Any) -> list[list[Any]]:
+        offsets = range(0, COLUMNS, LANES)
+        return [
+            [emit.place(emit.at(c), emit.times(width, i), j) for j in offsets] for i in range(ROWS)
+        ]
+
+    old = places(before, before_width)
+    sums = [[emit.variable(emit.load(place)) for place in row] for row in old]
     with emit.loop(steps) as step:
         with emit.loop(quads) as quad:
-            index = emit.builder.add(emit.times(step, quads), quad)
-            xs = emit.place(x, emit.times(index, QUAD * ROWS))
-            ys = emit.place(y, emit.times(index, QUAD * COLUMNS))
+            index = emit.times(emit.builder.add(emit.times(step, quads), quad), QUAD)
+            ys = emit.place(y, emit.times(index, COLUMNS))
             for k in range(QUAD):
                 right = [
                     emit.load(emit.place(ys, k * COLUMNS + j)) for j in range(0, COLUMNS, LANES)
                 ]
                 for i, row in enumerate(sums):
-                    left = emit.load_all_equal(emit.place(xs, k * ROWS + i))
+                    left = emit.load_all_equal(emit.place(rows[i], index, k))
                     for total, factor in zip(row, right, strict=True):
                         emit.put(total, left.times_plus(factor, emit.get(total)))
         for row in sums:
             for total in row:
                 emit.put(total, emit.get(total).to_float32())
-    for row, row_places in zip(sums, places, strict=True):
+    for row, row_places in zip(sums, places(c, width), strict=True):
         for total, place in zip(row, row_places, strict=True):
             emit.store(emit.get(total), place)
 
@@ -115,7 +133,8 @@ def plain(emit: Emitter, x: Any, y: Any, c: Any, width: Any, steps: Any, quads: 
 @inline(result=True)
 def two_parts(
     emit: Emitter,
-    x: Any,  # [products, ROWS]
+    x: Any,  # [PART, products]
+    stride: Any,
     y: Any,  # [products, COLUMNS]
     x_top: Any,  # [quads, ROWS]
     y_top: Any,  # [quads, COLUMNS]
@@ -129,7 +148,8 @@ def two_parts(
 ) -> Any:
     """One step of `PART` rows; of the result, bits for the elements that it does not know."""
     builder = emit.builder
-    x, y, c, out, constants = (emit.at(v) for v in (x, y, c, out, constants))
+    y, c, out, constants = (emit.at(v) for v in (y, c, out, constants))
+    rows = rows_of(emit, x, stride, PART)
     x_top, y_top, x_last, y_last = (emit.at(v) for v in (x_top, y_top, x_last, y_last))
     scale, least, held, limit = (emit.load_all_equal(emit.place(constants, i)) for i in range(4))
     zero = emit.number(0.0)
@@ -150,11 +170,10 @@ def two_parts(
         highs[i, j] = emit.variable(high)
         lows[i, j] = emit.variable(before - (high - start))
     with emit.loop(quads) as quad:
-        xs = emit.place(x, emit.times(quad, QUAD * ROWS))
         ys = emit.place(y, emit.times(quad, QUAD * COLUMNS))
         for k in range(QUAD):
             for i, j in elements:
-                left = emit.load_all_equal(emit.place(xs, k * ROWS + i))
+                left = emit.load_all_equal(emit.place(rows[i], emit.times(quad, QUAD), k))
                 right = emit.load(emit.place(ys, k * COLUMNS + j))
                 before = emit.get(highs[i, j])
                 after = left.times_plus(right, before)
@@ -192,24 +211,31 @@ def two_parts(
 
 @inline(result=True)
 def special(
-    emit: Emitter, x: Any, y: Any, c: Any, width: Any, out: Any, quads: Any, unknown: Any
+    emit: Emitter,
+    x: Any,
+    stride: Any,
+    y: Any,
+    c: Any,
+    width: Any,
+    out: Any,
+    quads: Any,
+    unknown: Any,
 ) -> Any:
     """Elements of a step that are infinite or no number, by ordinary sums; of the `unknown` ones,
     bits for the others.
     """
-    builder = emit.builder
-    x, y, c, out = (emit.at(v) for v in (x, y, c, out))
+    builder, rows = emit.builder, rows_of(emit, x, stride, PART)
+    y, c, out = (emit.at(v) for v in (y, c, out))
     elements = [(i, j) for i in range(PART) for j in range(0, COLUMNS, LANES)]
     sums = {
         (i, j): emit.variable(emit.load(emit.place(c, emit.times(width, i), j)))
         for i, j in elements
     }
     with emit.loop(quads) as quad:
-        xs = emit.place(x, emit.times(quad, QUAD * ROWS))
         ys = emit.place(y, emit.times(quad, QUAD * COLUMNS))
         for k in range(QUAD):
             for i, j in elements:
-                left = emit.load_all_equal(emit.place(xs, k * ROWS + i))
+                left = emit.load_all_equal(emit.place(rows[i], emit.times(quad, QUAD), k))
                 right = emit.load(emit.place(ys, k * COLUMNS + j))
                 emit.put(sums[i, j], left.times_plus(right, emit.get(sums[i, j])))
     found = emit.integer(0)
@@ -237,7 +263,7 @@ def terms(emit: Emitter, x: Any, y: Any, c: Any, terms: Any, products: Any) -> N
         emit.store(finite.where(term, emit.number(0.0)), place)
 
     with emit.loop(products) as k:
-        left = emit.load_all_equal(emit.place(x, emit.times(k, ROWS)))
+        left = emit.load_all_equal(emit.place(x, k))
         for j in _HALVES:
             right = emit.load(emit.place(y, emit.times(k, COLUMNS), j))
             store(left * right, emit.place(terms, emit.times(k, COLUMNS), j))

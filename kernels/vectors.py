@@ -97,6 +97,10 @@ class Vector:
     def larger(self, other: Vector) -> Vector:
         return (self < other).where(other, self)
 
+    def smaller(self, other: Vector) -> Vector:
+        """`other` where this is no number."""
+        return (self < other).where(self, other)
+
     def to_float32(self) -> Vector:
         """Rounded to FP32's 24 bits; for numbers in its normal range."""
         return self._new(self.builder.fpext(self.builder.fptrunc(self.value, _FLOATS), _DOUBLES))
@@ -122,6 +126,12 @@ class Vector:
     def plus_words(self, other: Vector) -> Vector:
         return self._new(self.builder.add(self.value, other.value))
 
+    def shifted_up(self, by: Vector) -> Vector:
+        return self._new(self.builder.shl(self.value, by.value))
+
+    def shifted_down(self, by: Vector) -> Vector:
+        return self._new(self.builder.lshr(self.value, by.value))
+
     def same_words(self, other: Vector) -> Vector:
         return self._new(self.builder.icmp_unsigned("==", self.value, other.value))
 
@@ -140,6 +150,10 @@ class Vector:
         halves = [self.builder.fptrunc(x.value, _FLOATS) for x in (self, upper)]
         both = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), list(range(2 * LANES)))
         return self._new(self.builder.shuffle_vector(*halves, both))
+
+    def doubles(self) -> Vector:
+        """Of `LANES` floats."""
+        return self._new(self.builder.fpext(self.value, _DOUBLES))
 
     def to_doubles(self) -> tuple[Vector, Vector]:
         """Of a vector of floats, the first half and the second."""
