@@ -26,7 +26,7 @@ from numba import njit
 from kernels import native_steps as steps_of
 from kernels.native_operands import GROUP, bytes_of, decoded, read_doubles
 from kernels.native_steps import COLUMNS, EXPONENT, LEAST, NONE, PART, QUAD, ROWS
-from kernels.vectors import COMPILED, LANES, Emitter, inline
+from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline
 
 _BLOCK = 128  # products of a block, about
 _HEIGHT = 256  # rows of a tile
@@ -66,6 +66,14 @@ def _pack_rows(
 
 
 @njit(**COMPILED)
+def _apart(length: int) -> int:
+    """Doubles of a group of columns and of a gap: multiples of a power of two, all groups would be
+    in the same few places of a cache.
+    """
+    return (length + 1) * COLUMNS
+
+
+@njit(**COMPILED)
 def _pack_columns(
     b: int,
     form: Any,
@@ -78,17 +86,19 @@ def _pack_columns(
     shape: Any,
     y: Any,
 ) -> None:
-    """Doubles `y[groups, steps padded, COLUMNS]` of columns and steps of `[k, n]` at `b`."""
+    """Doubles `y[groups, steps padded, COLUMNS]` of columns and steps of `[k, n]` at `b`, with
+    groups `_apart`.
+    """
     products, padded = shape
     count = min(steps * products, k - k0)
     length = steps * padded
     groups = -(-columns // COLUMNS)
     if count < length or columns < groups * COLUMNS:
-        y[: groups * length * COLUMNS] = 0
+        y[: groups * _apart(length)] = 0
     for index in range(count):
         source = b + ((k0 + index) * n + j0) * bytes_of(form)
         place = index // products * padded + index % products
-        read_doubles(source, form, columns, y, place * COLUMNS, length * COLUMNS)
+        read_doubles(source, form, columns, y, place * COLUMNS, _apart(length))
 
 
 @njit(**COMPILED)
@@ -115,67 +125,74 @@ def _measured(emit: Emitter, lines: list[Any], count: Any, step: int) -> tuple[l
     return [emit.get(square) for square in squares], least
 
 
+def _largest_of(lines: list[Vector]) -> Vector:
+    """No number, or an infinity, in a line is found, too."""
+    most = lines[0]
+    for line in lines[1:]:
+        most = (line < most).where(most, line) + (most - most)
+    return most
+
+
 @inline(result=False)
 def _measured_rows(emit: Emitter, x: Any, length: Any, found: Any) -> None:
-    """Of `x[ROWS, length]`, of whole vectors: each row's sum of squares in parts, and the least."""
+    """Of `x[ROWS, length]`, of whole vectors: sums of squares, the largest of each lane, and the
+    least size of each lane less 1.
+    """
     x, found = emit.at(x), emit.at(found)
     lines = [emit.place(x, emit.times(length, i)) for i in range(ROWS)]
     count = emit.builder.udiv(length, emit.integer(LANES))
     squares, least = _measured(emit, lines, count, LANES)
-    for i, square in enumerate(squares):
-        emit.store(square, emit.place(found, i * LANES))
-    emit.store(least, emit.place(found, ROWS * LANES))
+    emit.store(_largest_of(squares), found)
+    emit.store(least, emit.place(found, LANES))
 
 
 @inline(result=False)
 def _measured_columns(emit: Emitter, y: Any, length: Any, found: Any) -> None:
-    """Of `y[length, COLUMNS]`: the sums of squares of columns, the larger ones, and the least."""
+    """As `_measured_rows`, of `y[length, COLUMNS]`."""
     y, found = emit.at(y), emit.at(found)
     lines = [emit.place(y, i) for i in range(0, QUAD * COLUMNS, LANES)]
     count = emit.builder.udiv(length, emit.integer(QUAD))
     squares, least = _measured(emit, lines, count, QUAD * COLUMNS)
     halves = [squares[j] + squares[j + 2] + squares[j + 4] + squares[j + 6] for j in range(2)]
-    most, other = halves
-    # No number, or an infinity, is found in either.
-    emit.store((other < most).where(most, other) + (most - most), found)
+    emit.store(_largest_of(halves), found)
     emit.store(least, emit.place(found, LANES))
 
 
 @njit(**COMPILED)
 def _extent_of_rows(x: Any, start: int, length: int, found: Any) -> tuple[float, float]:
     """Of a group `x[ROWS, length]` from `start` on: a bound on the rows' Euclidean norms, infinite
-    for what is not finite, and a power of two that is not above any size but 0.
+    or no number for what is not finite, and a power of two that is not above any size but 0.
     """
     _measured_rows((_address(x, start), length, _address(found, 0)))
-    most, least = 0.0, np.inf
-    for i in range(ROWS):
-        total = 0.0
-        for lane in range(LANES):
-            total += found[i * LANES + lane]
-        for index in range(length // LANES * LANES, length):
-            number = x[start + i * length + index]
-            total += number * number
-            least = min(least, abs(number) if number != 0 else np.inf)
-        most = max(most, total) if total == total else np.inf
-    return _extent(most, min(least, _least(found, ROWS * LANES)))
+    square, least = 0.0, _least(found)
+    for lane in range(LANES):
+        square += found[lane]
+    for index in range(length // LANES * LANES, length):
+        most = 0.0
+        for i in range(ROWS):
+            size = abs(x[start + i * length + index])
+            most = max(most, size) if size == size else np.inf
+            least = min(least, size if size > 0 else np.inf)
+        square += most * most
+    return _extent(square, least)
 
 
 @njit(**COMPILED)
 def _extent_of_columns(y: Any, start: int, length: int, found: Any) -> tuple[float, float]:
     """As `_extent_of_rows`, of the columns of `y[length, COLUMNS]`."""
     _measured_columns((_address(y, start), length, _address(found, 0)))
-    most = 0.0
+    square = 0.0
     for lane in range(LANES):
-        most = max(most, found[lane]) if found[lane] == found[lane] else np.inf
-    return _extent(most, _least(found, LANES))
+        square = max(square, found[lane]) if found[lane] == found[lane] else np.inf
+    return _extent(square, _least(found))
 
 
 @njit(**COMPILED)
-def _least(found: Any, start: int) -> float:
-    """The least size but 0 from words less 1."""
+def _least(found: Any) -> float:
+    """The least size but 0, from words less 1."""
     least = np.inf
     for lane in range(LANES):
-        least = min(least, found[start + lane])
+        least = min(least, found[LANES + lane])
     if least == np.inf:
         return least
     return np.int64(np.float64(least).view(np.int64) + 1).view(np.float64)
@@ -233,7 +250,7 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
     return (
         np.empty(rows * columns),  # 0: C
         np.empty(rows * length),  # 1: x
-        np.empty(columns * length),  # 2: y
+        np.empty(columns // COLUMNS * _apart(length)),  # 2: y
         np.empty(rows * quads),  # 3: tops of x
         np.empty(columns * quads),  # 4: tops of y
         np.empty(rows * quads),  # 5: lasts of x
@@ -244,8 +261,9 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(20 * COLUMNS),  # 10: parts
         np.empty((rows // ROWS) * (columns // COLUMNS)),  # 11: what all of C is a multiple of
         np.empty((rows // ROWS + columns // COLUMNS, 3)),  # 12: extents of groups
-        np.empty((ROWS + 1) * LANES),  # 13: what is measured of a group
+        np.empty(2 * LANES),  # 13: what is measured of a group
         np.zeros(COLUMNS),  # 14: C before the first step, if there is none
+        np.empty((rows // ROWS) * (columns // COLUMNS), np.int64),  # 15: words of C's largest sizes
     )
 
 
@@ -379,7 +397,7 @@ def _tile(
     rows, columns = size
     products, padded = shape
     c, x, y, x_tops, y_tops, x_lasts, y_lasts, row = buffers[:8]
-    held, extents, measured, nothing = buffers[11:]
+    held, extents, measured, nothing, largest = buffers[11:]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     width = column_groups * COLUMNS
     quads = padded // QUAD
@@ -387,7 +405,7 @@ def _tile(
     number = -(-k // products)
     block = max(1, _BLOCK // padded)
     for group in range(row_groups * column_groups):
-        held[group] = NONE
+        held[group], largest[group] = NONE, EXPONENT if has_c else 0
     if has_c:
         for i in range(row_groups):
             for j in range(column_groups):
@@ -411,7 +429,7 @@ def _tile(
             norm, least = _extent_of_rows(x, g * length * ROWS, length, measured)
             extents[g, 0], extents[g, 1], extents[g, 2] = norm, least, 0
         for g in range(column_groups):
-            norm, least = _extent_of_columns(y, g * length * COLUMNS, length, measured)
+            norm, least = _extent_of_columns(y, g * _apart(length), length, measured)
             h = row_groups + g
             extents[h, 0], extents[h, 1], extents[h, 2] = norm, least, 0
         for jg in range(column_groups):
@@ -420,27 +438,28 @@ def _tile(
                 of_x = extents[ig]
                 place = ig * ROWS * width + jg * COLUMNS
                 here = _address(c, place)
-                xs, ys = _address(x, ig * length * ROWS), _address(y, jg * length * COLUMNS)
-                before, before_width, found, most = here, width, 0, 0.0
+                xs, ys = _address(x, ig * length * ROWS), _address(y, jg * _apart(length))
+                index = ig * column_groups + jg
+                before, before_width, found = here, width, 0
                 if first == 0 and not has_c:
                     before, before_width = _address(nothing, 0), 0
-                else:
-                    found = steps_of.sizes((here, width, _address(measured, 0)))
-                    for j in range(LANES):
-                        most = max(most, measured[j])
                 plainly = xs, length, ys, before, before_width, here, width, steps, quads
-                if found == ROWS * COLUMNS:
-                    continue  # none is a number, and none will be
-                if (found & 0xFFFFFFFF) + (found >> 32) == ROWS * COLUMNS:
-                    steps_of.plain(plainly)  # and will be none
-                    continue
+                most = np.int64(largest[index]).view(np.float64)
+                if largest[index] >= EXPONENT:
+                    found = steps_of.sizes((here, width, _address(measured, 0)))
+                    if found == ROWS * COLUMNS:
+                        continue  # none is a number, and none will be
+                    if (found & 0xFFFFFFFF) + (found >> 32) == ROWS * COLUMNS:
+                        steps_of.plain(plainly)  # and will be none
+                        continue
+                    most = measured[:LANES].max()
                 reach = most + of_x[0] * of_y[0]
-                index = ig * column_groups + jg
                 last = min(held[index], of_x[1] * of_y[1] * unit**2)
                 held[index] = last
                 if found == 0 and last >= LEAST and reach < 2.0**127 and reach <= 2.0**53 * last:
-                    steps_of.plain(plainly)
+                    largest[index] = steps_of.plain(plainly)
                     continue
+                largest[index] = EXPONENT
                 if before_width == 0:
                     for i in range(ROWS):
                         c[place + i * width : place + i * width + COLUMNS] = 0
@@ -450,7 +469,7 @@ def _tile(
                     _bounds(x_words, start, steps, quads, layout, x_tops, x_lasts, ig, unit)
                 if of_y[2] == 0:
                     of_y[2] = 1
-                    start, layout = jg * length * COLUMNS, (COLUMNS, 1, COLUMNS)
+                    start, layout = jg * _apart(length), (COLUMNS, 1, COLUMNS)
                     _bounds(y_words, start, steps, quads, layout, y_tops, y_lasts, jg, unit)
                 bounds = (
                     _address(x_tops, ig * steps * quads * ROWS),

@@ -86,7 +86,7 @@ def rows_of(emit: Emitter, x: Any, stride: Any, count: int) -> list[Any]:
     return [emit.place(emit.at(x), emit.times(stride, i)) for i in range(count)]
 
 
-@inline(result=False)
+@inline(result=True)
 def plain(
     emit: Emitter,
     x: Any,
@@ -98,8 +98,10 @@ def plain(
     width: Any,
     steps: Any,
     quads: Any,
-) -> None:
-    """The steps of a block: C[ROWS, COLUMNS] = x y + what was there before."""
+) -> Any:
+    """The steps of a block: C[ROWS, COLUMNS] = x y + what was there before. The result is the
+    largest word of a size in C, which tells whether all are finite.
+    """
     rows, y = rows_of(emit, x, stride, ROWS), emit.at(y)
 
     def places(c: Any, width: Any) -> list[list[Any]]:
@@ -125,9 +127,12 @@ def plain(
         for row in sums:
             for total in row:
                 emit.put(total, emit.get(total).to_float32())
+    size, largest = emit.word((1 << 63) - 1), emit.word(0)
     for row, row_places in zip(sums, places(c, width), strict=True):
         for total, place in zip(row, row_places, strict=True):
             emit.store(emit.get(total), place)
+            largest = (emit.get(total).words() & size).larger_word(largest)
+    return largest.largest_word()
 
 
 @inline(result=True)

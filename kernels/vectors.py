@@ -142,6 +142,13 @@ class Vector:
     def larger_word(self, other: Vector) -> Vector:
         return self.less_word(other).where(other, self)
 
+    def largest_word(self) -> ir.Value:
+        """Of words of 64 bits, without sign."""
+        kind = ir.FunctionType(_I64, [self.value.type])
+        name = f"llvm.vector.reduce.umax.v{self.value.type.count}i64"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, [self.value])
+
     def smaller_word(self, other: Vector) -> Vector:
         return self.less_word(other).where(self, other)
 
