@@ -3,16 +3,17 @@
 The same results as `kernels.exact`, bit for bit, for units that add the products of a step and C
 exactly and round once to nearest even. The result is cut into tiles whose accumulators are doubles
 in a cache, each of which is added up along all of k, a block of k after the other. In a block every
-`ROWS x COLUMNS` elements go one of three ways:
+`ROWS x COLUMNS` elements go one of these ways:
 
 - plain, where the operands' exponents prove that no FP64 sum of the block can round, so that the
   only rounding is the one to FP32 that the unit makes;
-- in two parts: a first sum takes of every term what is a multiple of a power of two that it can
-  hold exactly, a second one takes the rests. What the second one may round decides nothing, but in
-  few elements;
-- in as many parts as it takes, for these few.
+- directed, by two sums of a step, one of which is rounded down and the other up: if both are the
+  same in FP32, so is the exact sum;
+- in two parts, for the elements in which it is not: a first sum takes of every term what is a
+  multiple of a power of two that it can hold exactly, and two directed ones take the rests;
+- in as many parts as it takes, for what is still in doubt.
 
-The three ways are in `kernels.native_steps`.
+These ways are in `kernels.native_steps`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from numba import njit
 
 from kernels import native_steps as steps_of
 from kernels.native_operands import GROUP, bytes_of, decoded, read_doubles
-from kernels.native_steps import COLUMNS, EXPONENT, LEAST, NONE, PART, QUAD, ROWS
+from kernels.native_steps import COLUMNS, EXPONENT, LEAST, NONE, PAIR, PART, QUAD, ROWS
 from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline
 
 _BLOCK = 128  # products of a block, about
@@ -34,7 +35,7 @@ _WIDTH = 256  # columns of a tile
 
 _LARGEST = float(np.finfo(np.float32).max)
 _FRACTION = (1 << 52) - 1
-_MANY = 40  # elements in doubt of a part, so that it would have been better to do without
+_MANY = 40  # elements in doubt of a part, so that another way would have been better
 _PAUSE = 7  # parts
 
 
@@ -206,37 +207,19 @@ def _extent(square: float, least: float) -> tuple[float, float]:
 
 @njit(**COMPILED)
 def _bounds(
-    words: Any,
-    start: int,
-    steps: int,
-    quads: int,
-    layout: tuple[int, int, int],
-    tops: Any,
-    lasts: Any,
-    place: int,
-    unit: float,
+    words: Any, start: int, quads: int, layout: tuple[int, int, int], tops: Any, place: int
 ) -> None:
     """Of a group `words` at `start`, by its lanes and how far apart lanes and products are:
-    `tops[steps, quads, lanes]`, powers of two above a quad's finite sizes, and
-    `lasts[steps, lanes]`, which all of a step's numbers are multiples of; both for group number
-    `place`.
+    `tops[quads, lanes]`, powers of two above a quad's finite sizes, for group number `place`.
     """
     lanes, lane, product = layout
-    for step in range(steps):
+    for quad in range(quads):
         for j in range(lanes):
-            lasts[(place * steps + step) * lanes + j] = NONE
-        for quad in range(quads):
-            index = step * quads + quad
-            for j in range(lanes):
-                most, least = np.int64(0), np.int64(EXPONENT)
-                for k in range(index * QUAD, index * QUAD + QUAD):
-                    size = words[start + j * lane + k * product] & np.int64(EXPONENT | _FRACTION)
-                    most = max(most, size if size < EXPONENT else np.int64(0))
-                    least = min(least, size if size > 0 else np.int64(EXPONENT))
-                tops[(place * steps * quads + index) * lanes + j] = 2 * _power_of(most)
-                last = _power_of(least) * unit if least < EXPONENT else NONE
-                where = (place * steps + step) * lanes + j
-                lasts[where] = min(lasts[where], last)
+            most = np.int64(0)
+            for k in range(quad * QUAD, quad * QUAD + QUAD):
+                size = words[start + j * lane + k * product] & np.int64(EXPONENT | _FRACTION)
+                most = max(most, size if size < EXPONENT else np.int64(0))
+            tops[(place * quads + quad) * lanes + j] = 2 * _power_of(most)
 
 
 # Tiles.
@@ -253,17 +236,15 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(columns // COLUMNS * _apart(length)),  # 2: y
         np.empty(rows * quads),  # 3: tops of x
         np.empty(columns * quads),  # 4: tops of y
-        np.empty(rows * quads),  # 5: lasts of x
-        np.empty(columns * quads),  # 6: lasts of y
-        np.empty(max(length, LANES)),  # 7: a row
-        np.empty(PART * COLUMNS),  # 8: results of a step
-        np.empty((padded + 1) * COLUMNS),  # 9: terms
-        np.empty(20 * COLUMNS),  # 10: parts
-        np.empty((rows // ROWS) * (columns // COLUMNS)),  # 11: what all of C is a multiple of
-        np.empty((rows // ROWS + columns // COLUMNS, 3)),  # 12: extents of groups
-        np.empty(2 * LANES),  # 13: what is measured of a group
-        np.zeros(COLUMNS),  # 14: C before the first step, if there is none
-        np.empty((rows // ROWS) * (columns // COLUMNS), np.int64),  # 15: words of C's largest sizes
+        np.empty(max(length, LANES)),  # 5: a row
+        np.zeros(PART * COLUMNS),  # 6: results of a step
+        np.empty((padded + 1) * COLUMNS),  # 7: terms
+        np.empty(20 * COLUMNS),  # 8: parts
+        np.empty((rows // ROWS) * (columns // COLUMNS)),  # 9: what all of C is a multiple of
+        np.empty((rows // ROWS + columns // COLUMNS, 3)),  # 10: extents of groups
+        np.empty(2 * LANES),  # 11: what is measured of a group
+        np.zeros(COLUMNS),  # 12: C before the first step, if there is none
+        np.empty((rows // ROWS) * (columns // COLUMNS), np.int64),  # 13: words of C's largest sizes
     )
 
 
@@ -307,7 +288,7 @@ def _many_parts(
 def _careful_block(
     x: int,
     y: int,
-    tops: Any,
+    tops: tuple[int, int],
     c: int,
     width: int,
     steps: int,
@@ -316,58 +297,63 @@ def _careful_block(
     constants: Any,
 ) -> None:
     """The steps of a block of C[ROWS, COLUMNS], whatever the operands."""
-    x_top, y_top, x_last, y_last = tops
     quads, length = padded // QUAD, steps * padded
-    out = _address(buffers[8], 0)
-    pause = 0  # parts of which two sums would hardly tell anything
+    out, needed = _address(buffers[6], 0), _address(constants, 0)
+    pause = 0  # parts of which directed sums would hardly tell anything
     for step in range(steps):
-        xs = x + 8 * step * padded
         ys = y + 8 * step * padded * COLUMNS
+        y_top = tops[1] + 8 * step * quads * COLUMNS
         for part in range(0, ROWS, PART):
+            xs = x + 8 * (part * length + step * padded)
+            x_top = tops[0] + 8 * (step * quads * ROWS + part)
             here = c + 8 * part * width
-            if pause > 0:
-                pause -= 1
-                unknown = -1
-            else:
-                unknown = steps_of.two_parts(
-                    (
-                        xs + 8 * part * length,
-                        length,
-                        ys,
-                        x_top + 8 * (step * quads * ROWS + part),
-                        y_top + 8 * step * quads * COLUMNS,
-                        x_last + 8 * (step * ROWS + part),
-                        y_last + 8 * step * COLUMNS,
-                        here,
-                        width,
-                        out,
-                        quads,
-                        _address(constants, 0),
-                    )
-                )
-            if unknown != 0:
-                unknown = steps_of.special(
-                    (xs + 8 * part * length, length, ys, here, width, out, quads, unknown)
-                )
-                lanes = 0
-                for i in range(PART):
-                    bits = (unknown >> (COLUMNS * i)) & ((1 << COLUMNS) - 1)
-                    if bits != 0:
-                        lanes += steps_of.set_bits((bits,))
-                        _many_parts(
-                            xs + 8 * (part + i) * length,
-                            ys,
-                            here + 8 * i * width,
-                            out + 8 * i * COLUMNS,
-                            bits,
-                            padded,
-                            buffers[9],
-                            buffers[10],
-                            constants,
-                        )
-                if pause == 0 and lanes > _MANY:
+            unknown, tried = -1, pause == 0
+            if tried:
+                operands = xs, length, ys, here, width, out, unknown, quads, needed
+                unknown = steps_of.directed(operands)
+                if unknown != 0 and steps_of.set_bits((unknown,)) > _MANY:
                     pause = _PAUSE
+            else:
+                pause -= 1
+            if unknown != 0:
+                left = 0
+                for i in range(0, PART, PAIR):
+                    bits = unknown >> (COLUMNS * i) & ((1 << COLUMNS * PAIR) - 1)
+                    if bits != 0:
+                        found = steps_of.two_parts(
+                            (
+                                xs + 8 * i * length,
+                                length,
+                                ys,
+                                x_top + 8 * i,
+                                y_top,
+                                here + 8 * i * width,
+                                width,
+                                out + 8 * i * COLUMNS,
+                                bits,
+                                quads,
+                                needed,
+                            )
+                        )
+                        left |= found << (COLUMNS * i)
+                unknown = left
+            if unknown != 0 and not tried:
+                operands = xs, length, ys, here, width, out, unknown, quads, needed
+                unknown = steps_of.directed(operands)
             for i in range(PART):
+                bits = unknown >> (COLUMNS * i) & ((1 << COLUMNS) - 1)
+                if bits != 0:
+                    _many_parts(
+                        xs + 8 * i * length,
+                        ys,
+                        here + 8 * i * width,
+                        out + 8 * i * COLUMNS,
+                        bits,
+                        padded,
+                        buffers[7],
+                        buffers[8],
+                        constants,
+                    )
                 for j in range(0, COLUMNS, LANES):
                     _copy((out + 8 * (i * COLUMNS + j), here + 8 * (i * width + j)))
 
@@ -396,8 +382,8 @@ def _tile(
     i0, j0 = corner
     rows, columns = size
     products, padded = shape
-    c, x, y, x_tops, y_tops, x_lasts, y_lasts, row = buffers[:8]
-    held, extents, measured, nothing, largest = buffers[11:]
+    c, x, y, x_tops, y_tops, row = buffers[:6]
+    held, extents, measured, nothing, largest = buffers[9:]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     width = column_groups * COLUMNS
     quads = padded // QUAD
@@ -466,16 +452,14 @@ def _tile(
                 if of_x[2] == 0:
                     of_x[2] = 1
                     start, layout = ig * length * ROWS, (ROWS, length, 1)
-                    _bounds(x_words, start, steps, quads, layout, x_tops, x_lasts, ig, unit)
+                    _bounds(x_words, start, steps * quads, layout, x_tops, ig)
                 if of_y[2] == 0:
                     of_y[2] = 1
                     start, layout = jg * _apart(length), (COLUMNS, 1, COLUMNS)
-                    _bounds(y_words, start, steps, quads, layout, y_tops, y_lasts, jg, unit)
+                    _bounds(y_words, start, steps * quads, layout, y_tops, jg)
                 bounds = (
                     _address(x_tops, ig * steps * quads * ROWS),
                     _address(y_tops, jg * steps * quads * COLUMNS),
-                    _address(x_lasts, ig * steps * ROWS),
-                    _address(y_lasts, jg * steps * COLUMNS),
                 )
                 _careful_block(xs, ys, bounds, here, width, steps, padded, buffers, constants)
 

@@ -17,17 +17,15 @@ from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline
 
 ROWS = 8
 PART = 4  # rows at once where one sum does not do
+PAIR = 2  # rows at once where two do not
 COLUMNS = 2 * LANES
 QUAD = 4  # products with a common bound
 
 EXPONENT = 0x7FF << 52  # of a double
 NONE = 2.0**500  # what nothing is a multiple of
 LEAST = 2.0**-126  # of FP32's normal numbers
-_LARGE = 2.0**127
-_DROPPED = (1 << 29) - 1  # the bits of a double's fraction that FP32 has not
-_HALF = 1 << 28
+_NORMAL, _INFINITY = 1 << 23, 255 << 23  # words of FP32: of 2^-126, and of an infinity
 _TO_SUBNORMAL = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
-_DOUBT = 2.0**-90  # of a start: more than the rests' sum is wrong by
 
 
 @njit(**COMPILED)
@@ -36,15 +34,10 @@ def constants(padded: int, limit: float) -> Any:
     power = 4
     while power < padded:
         power *= 2
-    # In two parts, a sum that starts at `scale` times a power of two above all terms stays within
-    # a factor of two, whatever is added, and so does one of `scale_of_all` times their largest's.
+    # A sum that starts at `scale` times a power of two above all terms stays within a factor of
+    # two, whatever is added, and so does one of `scale_of_all` times their largest's.
     scale, scale_of_all = 6.0 * power, 12.0 * power
-    # The rests' sum is wrong by less than 2^-105 power^2 of the start: that decides no rounding
-    # of a sum of `least` of it, unless it is half way between two numbers of FP32.
-    least = power**2 * 2.0**-49
-    # It is exact if all terms are multiples of `held` of the start.
-    held = power * 2.0**-103
-    return np.array([scale, least, held, limit, scale_of_all])
+    return np.array([limit, scale, scale_of_all])
 
 
 def _power(emit: Emitter, x: Vector) -> Vector:
@@ -135,30 +128,118 @@ def plain(
     return largest.largest_word()
 
 
+def _settle(
+    emit: Emitter,
+    least: Vector,
+    most: Vector,
+    limit: Vector,
+    wanted: Vector,
+    place: Any,
+    none_counts: bool,
+) -> Any:
+    """Stores a sum that is `least` or, if they differ, between that and `most`, rounded to FP32,
+    in the lanes where it is wanted; the result has bits for those where the two do not tell. If
+    neither is a number, nor is the sum if that `none_counts`.
+    """
+    builder, singles, zero = emit.builder, emit.floats(LANES), emit.number(0.0)
+    one, minus_one = emit.word(1), emit.word((1 << 64) - 1)
+    first, second = least.floats(), most.floats()
+    size = first.words() & singles.word(0x7FFFFFFF)
+    above = size.plus_words(singles.word((1 << 32) - _NORMAL))
+    usual = above.less_word(singles.word(_INFINITY - _NORMAL))
+    known = first.words().same_words(second.words()) & usual
+    unknown = emit.integer_variable(0)
+    found = emit.variable(first.doubles())
+
+    def inside(bound: Vector, other: Vector, direction: Vector) -> Vector:
+        """The bound, or where the sum is not it a number between that decides no tie."""
+        bound = bound + zero
+        back = emit.word(0).plus_words(direction)
+        negative = bound < zero
+        step = negative.where(back, direction)
+        even = (bound.words() & one).same_words(emit.word(0))
+        moves = even & ~bound.equals(other) & ~bound.equals(zero)
+        return moves.where(bound.words().plus_words(step), bound.words()).numbers()
+
+    with emit.when((~known).bits()):
+        low = _rounded(emit, inside(least, most, one), limit)
+        high = _rounded(emit, inside(most, least, minus_one), limit)
+        infinite = least.equals(most) & least.size().equals(emit.number(math.inf))
+        none = ~least.equals(least)
+        emit.put(found, (infinite | none).where(least, low))
+        told = low.equals(high) | infinite
+        told = told | none if none_counts else told
+        builder.store((wanted & ~told).bits(), unknown)
+    emit.store(wanted.where(emit.get(found), emit.load(place)), place)
+    return builder.load(unknown)
+
+
 @inline(result=True)
-def two_parts(
+def directed(
     emit: Emitter,
     x: Any,  # [PART, products]
     stride: Any,
     y: Any,  # [products, COLUMNS]
-    x_top: Any,  # [quads, ROWS]
-    y_top: Any,  # [quads, COLUMNS]
-    x_last: Any,  # [ROWS]
-    y_last: Any,  # [COLUMNS]
     c: Any,  # [PART, COLUMNS], rows `width` apart
     width: Any,
     out: Any,  # [PART, COLUMNS]
+    wanted: Any,
     quads: Any,
     constants: Any,
 ) -> Any:
-    """One step of `PART` rows; of the result, bits for the elements that it does not know."""
-    builder = emit.builder
-    y, c, out, constants = (emit.at(v) for v in (y, c, out, constants))
-    rows = rows_of(emit, x, stride, PART)
-    x_top, y_top, x_last, y_last = (emit.at(v) for v in (x_top, y_top, x_last, y_last))
-    scale, least, held, limit = (emit.load_all_equal(emit.place(constants, i)) for i in range(4))
-    zero = emit.number(0.0)
+    """One step of `PART` rows by sums that are rounded down and up, where bits of `wanted` are set;
+    the result has those bits whose elements these do not tell.
+    """
+    builder, rows = emit.builder, rows_of(emit, x, stride, PART)
+    y, c, out = (emit.at(v) for v in (y, c, out))
+    limit = emit.load_all_equal(emit.at(constants))
     elements = [(i, j) for i in range(PART) for j in range(0, COLUMNS, LANES)]
+    before = {(i, j): emit.load(emit.place(c, emit.times(width, i), j)) for i, j in elements}
+    leasts = {at: emit.variable(value) for at, value in before.items()}
+    mosts = {at: emit.variable(value) for at, value in before.items()}
+    with emit.loop(quads) as quad:
+        ys = emit.place(y, emit.times(quad, QUAD * COLUMNS))
+        for k in range(QUAD):
+            for i, j in elements:
+                left = emit.load_all_equal(emit.place(rows[i], emit.times(quad, QUAD), k))
+                right = emit.load(emit.place(ys, k * COLUMNS + j))
+                for up, sums in ((False, leasts), (True, mosts)):
+                    emit.put(sums[i, j], emit.bound(up, left, right, emit.get(sums[i, j])))
+    unknown = emit.integer(0)
+    for index, (i, j) in enumerate(elements):
+        place = emit.place(out, i * COLUMNS + j)
+        least, most = emit.get(leasts[i, j]), emit.get(mosts[i, j])
+        here = emit.answer(builder.lshr(wanted, emit.integer(LANES * index)))
+        bits = _settle(emit, least, most, limit, here, place, True)
+        unknown = builder.or_(unknown, builder.shl(bits, emit.integer(LANES * index)))
+    return unknown
+
+
+@inline(result=True)
+def two_parts(
+    emit: Emitter,
+    x: Any,  # [PAIR, products]
+    stride: Any,
+    y: Any,  # [products, COLUMNS]
+    x_top: Any,  # [quads, ROWS]
+    y_top: Any,  # [quads, COLUMNS]
+    c: Any,  # [PAIR, COLUMNS], rows `width` apart
+    width: Any,
+    out: Any,  # [PAIR, COLUMNS]
+    wanted: Any,
+    quads: Any,
+    constants: Any,
+) -> Any:
+    """As `directed`, of `PAIR` rows: a first sum takes of every term what is a multiple of a power
+    of two that it holds exactly, the rests' sums are rounded down and up. What is no number is not
+    told.
+    """
+    builder, rows = emit.builder, rows_of(emit, x, stride, PAIR)
+    y, c, out, constants = (emit.at(v) for v in (y, c, out, constants))
+    x_top, y_top = emit.at(x_top), emit.at(y_top)
+    limit, scale = (emit.load_all_equal(emit.place(constants, i)) for i in range(2))
+    zero = emit.number(0.0)
+    elements = [(i, j) for i in range(PAIR) for j in range(0, COLUMNS, LANES)]
     tops = {at: emit.variable(zero) for at in elements}
     with emit.loop(quads) as quad:
         lefts = emit.place(x_top, emit.times(quad, ROWS))
@@ -166,91 +247,36 @@ def two_parts(
         for i, j in elements:
             bound = emit.load_all_equal(emit.place(lefts, i)) * emit.load(emit.place(rights, j))
             emit.put(tops[i, j], emit.get(tops[i, j]).larger(bound))
-    highs, lows, starts = {}, {}, {}
+    highs, starts, leasts, mosts = {}, {}, {}, {}
     for i, j in elements:
         before = emit.load(emit.place(c, emit.times(width, i), j))
         start = emit.get(tops[i, j]).larger(_power(emit, before)) * scale
         high = start + before
-        starts[i, j] = emit.variable(start)
-        highs[i, j] = emit.variable(high)
-        lows[i, j] = emit.variable(before - (high - start))
+        starts[i, j], highs[i, j] = start, emit.variable(high)
+        rest = before - (high - start)
+        leasts[i, j], mosts[i, j] = emit.variable(rest), emit.variable(rest)
     with emit.loop(quads) as quad:
         ys = emit.place(y, emit.times(quad, QUAD * COLUMNS))
         for k in range(QUAD):
             for i, j in elements:
                 left = emit.load_all_equal(emit.place(rows[i], emit.times(quad, QUAD), k))
                 right = emit.load(emit.place(ys, k * COLUMNS + j))
-                before = emit.get(highs[i, j])
-                after = left.times_plus(right, before)
-                rest = left.times_plus(right, -(after - before))
-                emit.put(highs[i, j], after)
-                emit.put(lows[i, j], emit.get(lows[i, j]) + rest)
-    unknown = emit.integer_variable(0)
+                old = emit.get(highs[i, j])
+                new = left.times_plus(right, old)
+                rest = left.times_plus(right, -(new - old))
+                emit.put(highs[i, j], new)
+                for up, sums in ((False, leasts), (True, mosts)):
+                    emit.put(sums[i, j], emit.bound(up, rest, emit.get(sums[i, j])))
+    unknown = emit.integer(0)
     for index, (i, j) in enumerate(elements):
-        start = emit.get(starts[i, j])
-        total, rest = sum_and_rest(emit.get(highs[i, j]) - start, emit.get(lows[i, j]))
-        size = total.size()
-        middle = (total.words() & emit.word(_DROPPED)).same_words(emit.word(_HALF))
-        far = size >= start * least
-        usual = far & ~middle & (size >= emit.number(LEAST))
-        known = usual & (size < emit.number(_LARGE))
-        where = emit.place(out, i * COLUMNS + j)
-        emit.store(total.to_float32(), where)
-        with emit.when((~known).bits()):
-            before = emit.load(emit.place(c, emit.times(width, i), j))
-            power = _power(emit, before)
-            of_c = power.equals(zero).where(emit.number(NONE), power * emit.number(2.0**-23))
-            of_x, of_y = (
-                emit.load_all_equal(emit.place(x_last, i)),
-                emit.load(emit.place(y_last, j)),
-            )
-            exact = (of_x * of_y >= start * held) & (of_c >= start * held)
-            decided = rest.size() >= start * emit.number(_DOUBT)  # hence `far`
-            surely = (usual | exact | decided) & total.equals(total)
-            result = _rounded(emit, to_odd(emit, total, rest), limit)
-            emit.store(known.where(total.to_float32(), result), where)
-            bits = builder.shl((~(known | surely)).bits(), emit.integer(LANES * index))
-            builder.store(builder.or_(builder.load(unknown), bits), unknown)
-    return builder.load(unknown)
-
-
-@inline(result=True)
-def special(
-    emit: Emitter,
-    x: Any,
-    stride: Any,
-    y: Any,
-    c: Any,
-    width: Any,
-    out: Any,
-    quads: Any,
-    unknown: Any,
-) -> Any:
-    """Elements of a step that are infinite or no number, by ordinary sums; of the `unknown` ones,
-    bits for the others.
-    """
-    builder, rows = emit.builder, rows_of(emit, x, stride, PART)
-    y, c, out = (emit.at(v) for v in (y, c, out))
-    elements = [(i, j) for i in range(PART) for j in range(0, COLUMNS, LANES)]
-    sums = {
-        (i, j): emit.variable(emit.load(emit.place(c, emit.times(width, i), j)))
-        for i, j in elements
-    }
-    with emit.loop(quads) as quad:
-        ys = emit.place(y, emit.times(quad, QUAD * COLUMNS))
-        for k in range(QUAD):
-            for i, j in elements:
-                left = emit.load_all_equal(emit.place(rows[i], emit.times(quad, QUAD), k))
-                right = emit.load(emit.place(ys, k * COLUMNS + j))
-                emit.put(sums[i, j], left.times_plus(right, emit.get(sums[i, j])))
-    found = emit.integer(0)
-    for index, (i, j) in enumerate(elements):
-        total = emit.get(sums[i, j])
-        ordinary = total.size() < emit.number(math.inf)
-        where = emit.place(out, i * COLUMNS + j)
-        emit.store(ordinary.where(emit.load(where), total), where)
-        found = builder.or_(found, builder.shl(ordinary.bits(), emit.integer(LANES * index)))
-    return builder.and_(found, unknown)
+        place = emit.place(out, i * COLUMNS + j)
+        high = emit.get(highs[i, j]) - starts[i, j]
+        least = emit.bound(False, high, emit.get(leasts[i, j]))
+        most = emit.bound(True, high, emit.get(mosts[i, j]))
+        here = emit.answer(builder.lshr(wanted, emit.integer(LANES * index)))
+        bits = _settle(emit, least, most, limit, here, place, False)
+        unknown = builder.or_(unknown, builder.shl(bits, emit.integer(LANES * index)))
+    return unknown
 
 
 # Elements in doubt: terms `[products + 1, COLUMNS]` of a row, the last ones C.
@@ -282,7 +308,7 @@ def part(emit: Emitter, terms: Any, count: Any, part: Any, constants: Any) -> An
     taken from them. The result is not 0 if there was anything.
     """
     terms, part = emit.at(terms), emit.at(part)
-    scale = emit.load_all_equal(emit.place(emit.at(constants), 4))
+    scale = emit.load_all_equal(emit.place(emit.at(constants), 2))
     zero = emit.number(0.0)
     tops = {j: emit.variable(zero) for j in _HALVES}
     with emit.loop(count) as k:
@@ -313,7 +339,7 @@ def sum_of_parts(
     """`out[COLUMNS]`, where unknown: the sum of the parts, the largest first, rounded once."""
     builder = emit.builder
     parts, out = emit.at(parts), emit.at(out)
-    limit = emit.load_all_equal(emit.place(emit.at(constants), 3))
+    limit = emit.load_all_equal(emit.at(constants))
     last = builder.sub(count, emit.integer(1))
     rests = {j: emit.variable(emit.number(0.0)) for j in _HALVES}
     with emit.loop(last), emit.loop(last) as k:  # each pass brings what cancels one place up

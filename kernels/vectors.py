@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 LANES = 8
@@ -29,6 +30,13 @@ _FLOATS = ir.VectorType(_F32, LANES)
 _I32 = ir.IntType(32)
 _ANSWERS = ir.VectorType(ir.IntType(1), LANES)
 _PLACES = ir.VectorType(_I32, LANES)
+
+
+# How an instruction of AVX-512 rounds (Intel 64 manual, volume 1, 15.6.4); no exceptions.
+_DOWN, _UP = 0x9, 0xA
+
+_MORE = 2.0**-52  # of a number: more than its rounding
+_FAR = 2.0**1000
 
 
 class Vector:
@@ -100,6 +108,10 @@ class Vector:
     def smaller(self, other: Vector) -> Vector:
         """`other` where this is no number."""
         return (self < other).where(self, other)
+
+    def floats(self) -> Vector:
+        """Of doubles."""
+        return self._new(self.builder.fptrunc(self.value, _FLOATS))
 
     def to_float32(self) -> Vector:
         """Rounded to FP32's 24 bits; for numbers in its normal range."""
@@ -176,6 +188,14 @@ class Vector:
         return self.builder.zext(short, _I64)
 
 
+def _rounds_as_told() -> bool:
+    """Whether an instruction can say how it rounds, in the processor that numba compiles for."""
+    features = llvm.get_host_cpu_features().flatten()
+    if config.CPU_NAME not in (None, "host"):
+        features = config.CPU_FEATURES or ""
+    return "+avx512f" in (config.CPU_FEATURES or features)
+
+
 class Emitter:
     """What an inlined function has in its hands: constants, memory and loops. Its numbers are
     doubles; those of `floats` are FP32, twice as many to a vector.
@@ -187,6 +207,25 @@ class Emitter:
 
     def floats(self, lanes: int = 2 * LANES) -> Emitter:
         return Emitter(self.builder, _F32, lanes)
+
+    def bound(self, up: bool, *operands: Vector) -> Vector:
+        """Of `x + y`, or `x y + z`: a number above or below it, or itself if all such numbers,
+        above and below, have been the same so far. Rounded up or down by AVX-512; elsewhere moved
+        after it has been rounded.
+        """
+        if not _rounds_as_told():
+            x, *others = operands
+            found = x + others[0] if len(others) == 1 else x.times_plus(*others)
+            size = found.size().smaller(self.number(_FAR)) * self.number(_MORE)
+            return found + size if up else found - size
+        name = "add" if len(operands) == 2 else "vfmadd"
+        kind = ir.FunctionType(_DOUBLES, [_DOUBLES] * len(operands) + [_I32])
+        function = cgutils.get_or_insert_function(
+            self.builder.module, kind, f"llvm.x86.avx512.{name}.pd.512"
+        )
+        mode = ir.Constant(_I32, _UP if up else _DOWN)
+        values = [*(x.value for x in operands), mode]
+        return Vector(self.builder, self.builder.call(function, values))
 
     def number(self, value: float) -> Vector:
         return Vector(self.builder, ir.Constant(self.vector, [value] * self.vector.count))
