@@ -151,19 +151,19 @@ def _settle(
     unknown = emit.integer_variable(0)
     found = emit.variable(first.doubles())
 
-    def inside(bound: Vector, other: Vector, direction: Vector) -> Vector:
-        """The bound, or where the sum is not it a number between that decides no tie."""
+    def inside(bound: Vector, other: Vector, positive: Vector, negative: Vector) -> Vector:
+        """The bound, or where the sum is not it a number between that decides no tie, a place
+        from it in the words of positive or negative numbers.
+        """
         bound = bound + zero
-        back = emit.word(0).plus_words(direction)
-        negative = bound < zero
-        step = negative.where(back, direction)
+        step = (bound < zero).where(negative, positive)
         even = (bound.words() & one).same_words(emit.word(0))
         moves = even & ~bound.equals(other) & ~bound.equals(zero)
         return moves.where(bound.words().plus_words(step), bound.words()).numbers()
 
     with emit.when((~known).bits()):
-        low = _rounded(emit, inside(least, most, one), limit)
-        high = _rounded(emit, inside(most, least, minus_one), limit)
+        low = _rounded(emit, inside(least, most, one, minus_one), limit)
+        high = _rounded(emit, inside(most, least, minus_one, one), limit)
         infinite = least.equals(most) & least.size().equals(emit.number(math.inf))
         none = ~least.equals(least)
         emit.put(found, (infinite | none).where(least, low))
