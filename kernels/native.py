@@ -26,7 +26,7 @@ from numba import njit
 
 from kernels import native_steps as steps_of
 from kernels.native_operands import GROUP, bytes_of, decoded, read_doubles
-from kernels.native_steps import COLUMNS, EXPONENT, LEAST, NONE, PAIR, PART, QUAD, ROWS
+from kernels.native_steps import COLUMNS, EXPONENT, LEAST, NONE, PART, QUAD, ROWS
 from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline
 
 _BLOCK = 128  # products of a block, about
@@ -237,7 +237,7 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(rows * quads),  # 3: tops of x
         np.empty(columns * quads),  # 4: tops of y
         np.empty(max(length, LANES)),  # 5: a row
-        np.zeros(PART * COLUMNS),  # 6: results of a step
+        np.empty(2 * PART * COLUMNS),  # 6: results of a step, in two ways
         np.empty((padded + 1) * COLUMNS),  # 7: terms
         np.empty(20 * COLUMNS),  # 8: parts
         np.empty((rows // ROWS) * (columns // COLUMNS)),  # 9: what all of C is a multiple of
@@ -245,6 +245,7 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(2 * LANES),  # 11: what is measured of a group
         np.zeros(COLUMNS),  # 12: C before the first step, if there is none
         np.empty((rows // ROWS) * (columns // COLUMNS), np.int64),  # 13: words of C's largest sizes
+        np.empty(1, np.int64),  # 14: how many steps are done
     )
 
 
@@ -285,82 +286,62 @@ def _many_parts(
 
 
 @njit(**COMPILED)
-def _careful_block(
-    x: int,
-    y: int,
-    tops: tuple[int, int],
+def _careful_steps(
+    in_parts: bool,
+    operands: Any,
     c: int,
     width: int,
+    first: int,
     steps: int,
-    padded: int,
-    buffers: Any,
+    out: int,
+    done: Any,
     constants: Any,
+) -> int:
+    """Steps of C[PART, COLUMNS] from the first one on, directed or in two parts, as
+    `native_steps._steps` has it.
+    """
+    x, stride, y, x_top, y_top, padded = operands
+    quads, needed = padded // QUAD, _address(constants, 0)
+    xs, ys = x + 8 * first * padded, y + 8 * first * padded * COLUMNS
+    ends = c, width, steps, out, int(done.ctypes.data), quads, needed
+    if not in_parts:
+        return int(steps_of.directed((xs, stride, ys, *ends)))
+    x_top, y_top = x_top + 8 * first * quads * ROWS, y_top + 8 * first * quads * COLUMNS
+    return int(steps_of.two_parts((xs, stride, ys, x_top, y_top, *ends)))
+
+
+@njit(**COMPILED)
+def _careful_part(
+    operands: Any, c: int, width: int, steps: int, buffers: Any, constants: Any
 ) -> None:
-    """The steps of a block of C[ROWS, COLUMNS], whatever the operands."""
-    quads, length = padded // QUAD, steps * padded
-    out, needed = _address(buffers[6], 0), _address(constants, 0)
-    pause = 0  # parts of which directed sums would hardly tell anything
-    for step in range(steps):
-        ys = y + 8 * step * padded * COLUMNS
-        y_top = tops[1] + 8 * step * quads * COLUMNS
-        for part in range(0, ROWS, PART):
-            xs = x + 8 * (part * length + step * padded)
-            x_top = tops[0] + 8 * (step * quads * ROWS + part)
-            here = c + 8 * part * width
-            unknown, tried = -1, pause == 0
-            if tried:
-                operands = xs, length, ys, here, width, out, unknown, quads, needed
-                unknown = steps_of.directed(operands)
-                if unknown != 0 and steps_of.set_bits((unknown,)) > _MANY:
-                    pause = _PAUSE
-            else:
-                pause -= 1
-            if unknown != 0:
-                left = 0
-                for i in range(0, PART, PAIR):
-                    bits = unknown >> (COLUMNS * i) & ((1 << COLUMNS * PAIR) - 1)
-                    if bits != 0:
-                        found = steps_of.two_parts(
-                            (
-                                xs + 8 * i * length,
-                                length,
-                                ys,
-                                x_top + 8 * i,
-                                y_top,
-                                here + 8 * i * width,
-                                width,
-                                out + 8 * i * COLUMNS,
-                                bits,
-                                quads,
-                                needed,
-                            )
-                        )
-                        left |= found << (COLUMNS * i)
-                unknown = left
-            if unknown != 0 and not tried:
-                operands = xs, length, ys, here, width, out, unknown, quads, needed
-                unknown = steps_of.directed(operands)
+    """The steps of a block of C[PART, COLUMNS], whatever the operands."""
+    x, length, y, _, _, padded = operands
+    results, terms, parts, done = buffers[6], buffers[7], buffers[8], buffers[14]
+    out, other = _address(results, 0), _address(results, PART * COLUMNS)
+    step = pause = 0  # steps of which directed sums would hardly tell anything
+    while step < steps:
+        in_parts = pause > 0
+        count = min(pause, steps - step) if in_parts else steps - step
+        unknown = _careful_steps(in_parts, operands, c, width, step, count, out, done, constants)
+        step += done[0]
+        pause = max(0, pause - done[0])
+        if unknown == 0:
+            continue
+        if not in_parts and steps_of.set_bits((unknown,)) > _MANY:
+            pause = _PAUSE
+        found = _careful_steps(not in_parts, operands, c, width, step, 1, other, done, constants)
+        if found != 0:  # else C is the result
+            steps_of.merge((out, other, unknown & ~found))
+            unknown &= found
             for i in range(PART):
                 bits = unknown >> (COLUMNS * i) & ((1 << COLUMNS) - 1)
                 if bits != 0:
-                    _many_parts(
-                        xs + 8 * i * length,
-                        ys,
-                        here + 8 * i * width,
-                        out + 8 * i * COLUMNS,
-                        bits,
-                        padded,
-                        buffers[7],
-                        buffers[8],
-                        constants,
-                    )
-                for j in range(0, COLUMNS, LANES):
-                    _copy((out + 8 * (i * COLUMNS + j), here + 8 * (i * width + j)))
-
-
-@inline(result=False)
-def _copy(emit: Emitter, source: Any, target: Any) -> None:
-    emit.store(emit.load(emit.at(source)), emit.at(target))
+                    xs = x + 8 * (i * length + step * padded)
+                    ys = y + 8 * step * padded * COLUMNS
+                    row, result = c + 8 * i * width, out + 8 * i * COLUMNS
+                    _many_parts(xs, ys, row, result, bits, padded, terms, parts, constants)
+            steps_of.write((out, c, width))
+        step += 1
 
 
 @njit(**COMPILED)
@@ -383,7 +364,7 @@ def _tile(
     rows, columns = size
     products, padded = shape
     c, x, y, x_tops, y_tops, row = buffers[:6]
-    held, extents, measured, nothing, largest = buffers[9:]
+    held, extents, measured, nothing, largest = buffers[9:14]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     width = column_groups * COLUMNS
     quads = padded // QUAD
@@ -457,11 +438,13 @@ def _tile(
                     of_y[2] = 1
                     start, layout = jg * _apart(length), (COLUMNS, 1, COLUMNS)
                     _bounds(y_words, start, steps * quads, layout, y_tops, jg)
-                bounds = (
-                    _address(x_tops, ig * steps * quads * ROWS),
-                    _address(y_tops, jg * steps * quads * COLUMNS),
-                )
-                _careful_block(xs, ys, bounds, here, width, steps, padded, buffers, constants)
+                for part in range(0, ROWS, PART):
+                    x_top = _address(x_tops, ig * steps * quads * ROWS + part)
+                    y_top = _address(y_tops, jg * steps * quads * COLUMNS)
+                    xs = _address(x, (ig * ROWS + part) * length)
+                    operands = xs, length, ys, x_top, y_top, padded
+                    rows_of_c = here + 8 * part * width
+                    _careful_part(operands, rows_of_c, width, steps, buffers, constants)
 
 
 @njit(**COMPILED)

@@ -8,6 +8,7 @@ apart. Only normal doubles are computed with, since XLA's threads flush subnorma
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline
 
 ROWS = 8
 PART = 4  # rows at once where one sum does not do
-PAIR = 2  # rows at once where two do not
 COLUMNS = 2 * LANES
 QUAD = 4  # products with a common bound
 
@@ -128,18 +128,12 @@ def plain(
     return largest.largest_word()
 
 
-def _settle(
-    emit: Emitter,
-    least: Vector,
-    most: Vector,
-    limit: Vector,
-    wanted: Vector,
-    place: Any,
-    none_counts: bool,
-) -> Any:
-    """Stores a sum that is `least` or, if they differ, between that and `most`, rounded to FP32,
-    in the lanes where it is wanted; the result has bits for those where the two do not tell. If
-    neither is a number, nor is the sum if that `none_counts`.
+def _settled(
+    emit: Emitter, least: Vector, most: Vector, limit: Vector, none_counts: bool
+) -> tuple[Vector, Any]:
+    """A sum that is `least` or, if they differ, between that and `most`, rounded to FP32, and bits
+    for the lanes where the two do not tell. If neither is a number, nor is the sum if that
+    `none_counts`.
     """
     builder, singles, zero = emit.builder, emit.floats(LANES), emit.number(0.0)
     one, minus_one = emit.word(1), emit.word((1 << 64) - 1)
@@ -169,114 +163,176 @@ def _settle(
         emit.put(found, (infinite | none).where(least, low))
         told = low.equals(high) | infinite
         told = told | none if none_counts else told
-        builder.store((wanted & ~told).bits(), unknown)
-    emit.store(wanted.where(emit.get(found), emit.load(place)), place)
+        builder.store((~told).bits(), unknown)
+    return emit.get(found), builder.load(unknown)
+
+
+_ELEMENTS = [(i, j) for i in range(PART) for j in range(0, COLUMNS, LANES)]
+_Sums = dict[tuple[int, int], Vector]
+
+
+def _steps(
+    emit: Emitter,
+    c: Any,
+    width: Any,
+    steps: Any,
+    out: Any,
+    done: Any,
+    limit: Vector,
+    none_counts: bool,
+    bounds: Callable[[Any, _Sums], tuple[_Sums, _Sums]],
+) -> Any:
+    """Steps of C[PART, COLUMNS], rows `width` apart, as long as `bounds` of a step, given its
+    number and C before it, tell all elements. `done` of them, 64 bits, are added to C; bits of
+    the result say which elements of the next one are not told, and `out[PART, COLUMNS]` has that
+    one or the last.
+    """
+    builder, c, out = emit.builder, emit.at(c), emit.at(out)
+    done = builder.inttoptr(done, steps.type.as_pointer())
+    builder.store(steps, done)
+    unknown = emit.integer_variable(0)
+    places = {(i, j): emit.place(c, emit.times(width, i), j) for i, j in _ELEMENTS}
+    now = {at: emit.variable(emit.load(place)) for at, place in places.items()}
+    last = {at: emit.variable(emit.get(value)) for at, value in now.items()}
+    with emit.loop_with_end(steps) as (step, end):
+        leasts, mosts = bounds(step, {at: emit.get(value) for at, value in now.items()})
+        bits = emit.integer(0)
+        for index, at in enumerate(_ELEMENTS):
+            value, more = _settled(emit, leasts[at], mosts[at], limit, none_counts)
+            emit.put(last[at], value)
+            bits = builder.or_(bits, builder.shl(more, emit.integer(LANES * index)))
+        with emit.when(bits):
+            builder.store(bits, unknown)
+            builder.store(step, done)
+            end()
+        for at in _ELEMENTS:
+            emit.put(now[at], emit.get(last[at]))
+    for (i, j), place in places.items():
+        emit.store(emit.get(now[i, j]), place)
+        emit.store(emit.get(last[i, j]), emit.place(out, i * COLUMNS + j))
     return builder.load(unknown)
 
 
 @inline(result=True)
 def directed(
     emit: Emitter,
-    x: Any,  # [PART, products]
+    x: Any,  # [PART, steps products]
     stride: Any,
-    y: Any,  # [products, COLUMNS]
-    c: Any,  # [PART, COLUMNS], rows `width` apart
+    y: Any,  # [steps products, COLUMNS]
+    c: Any,
     width: Any,
-    out: Any,  # [PART, COLUMNS]
-    wanted: Any,
+    steps: Any,
+    out: Any,
+    done: Any,
     quads: Any,
     constants: Any,
 ) -> Any:
-    """One step of `PART` rows by sums that are rounded down and up, where bits of `wanted` are set;
-    the result has those bits whose elements these do not tell.
-    """
-    builder, rows = emit.builder, rows_of(emit, x, stride, PART)
-    y, c, out = (emit.at(v) for v in (y, c, out))
+    """Steps by sums that are rounded down and up; see `_steps`."""
+    rows, y = rows_of(emit, x, stride, PART), emit.at(y)
+
+    def bounds(step: Any, c: _Sums) -> tuple[_Sums, _Sums]:
+        leasts = {at: emit.variable(value) for at, value in c.items()}
+        mosts = {at: emit.variable(value) for at, value in c.items()}
+        with emit.loop(quads) as quad:
+            index = emit.times(emit.builder.add(emit.times(step, quads), quad), QUAD)
+            ys = emit.place(y, emit.times(index, COLUMNS))
+            for k in range(QUAD):
+                for i, j in _ELEMENTS:
+                    left = emit.load_all_equal(emit.place(rows[i], index, k))
+                    right = emit.load(emit.place(ys, k * COLUMNS + j))
+                    for up, sums in ((False, leasts), (True, mosts)):
+                        emit.put(sums[i, j], emit.bound(up, left, right, emit.get(sums[i, j])))
+        return _values(emit, leasts), _values(emit, mosts)
+
     limit = emit.load_all_equal(emit.at(constants))
-    elements = [(i, j) for i in range(PART) for j in range(0, COLUMNS, LANES)]
-    before = {(i, j): emit.load(emit.place(c, emit.times(width, i), j)) for i, j in elements}
-    leasts = {at: emit.variable(value) for at, value in before.items()}
-    mosts = {at: emit.variable(value) for at, value in before.items()}
-    with emit.loop(quads) as quad:
-        ys = emit.place(y, emit.times(quad, QUAD * COLUMNS))
-        for k in range(QUAD):
-            for i, j in elements:
-                left = emit.load_all_equal(emit.place(rows[i], emit.times(quad, QUAD), k))
-                right = emit.load(emit.place(ys, k * COLUMNS + j))
-                for up, sums in ((False, leasts), (True, mosts)):
-                    emit.put(sums[i, j], emit.bound(up, left, right, emit.get(sums[i, j])))
-    unknown = emit.integer(0)
-    for index, (i, j) in enumerate(elements):
-        place = emit.place(out, i * COLUMNS + j)
-        least, most = emit.get(leasts[i, j]), emit.get(mosts[i, j])
-        here = emit.answer(builder.lshr(wanted, emit.integer(LANES * index)))
-        bits = _settle(emit, least, most, limit, here, place, True)
-        unknown = builder.or_(unknown, builder.shl(bits, emit.integer(LANES * index)))
-    return unknown
+    return _steps(emit, c, width, steps, out, done, limit, True, bounds)
+
+
+def _values(emit: Emitter, variables: dict[tuple[int, int], Any]) -> _Sums:
+    return {at: emit.get(variable) for at, variable in variables.items()}
 
 
 @inline(result=True)
 def two_parts(
     emit: Emitter,
-    x: Any,  # [PAIR, products]
+    x: Any,  # [PART, steps products]
     stride: Any,
-    y: Any,  # [products, COLUMNS]
-    x_top: Any,  # [quads, ROWS]
-    y_top: Any,  # [quads, COLUMNS]
-    c: Any,  # [PAIR, COLUMNS], rows `width` apart
+    y: Any,  # [steps products, COLUMNS]
+    x_top: Any,  # [steps quads, ROWS]
+    y_top: Any,  # [steps quads, COLUMNS]
+    c: Any,
     width: Any,
-    out: Any,  # [PAIR, COLUMNS]
-    wanted: Any,
+    steps: Any,
+    out: Any,
+    done: Any,
     quads: Any,
     constants: Any,
 ) -> Any:
-    """As `directed`, of `PAIR` rows: a first sum takes of every term what is a multiple of a power
-    of two that it holds exactly, the rests' sums are rounded down and up. What is no number is not
+    """Steps whose first sum takes of every term what is a multiple of a power of two that it holds
+    exactly, and whose rests' sums are rounded down and up; see `_steps`. What is no number is not
     told.
     """
-    builder, rows = emit.builder, rows_of(emit, x, stride, PAIR)
-    y, c, out, constants = (emit.at(v) for v in (y, c, out, constants))
+    rows, y, constants = rows_of(emit, x, stride, PART), emit.at(y), emit.at(constants)
     x_top, y_top = emit.at(x_top), emit.at(y_top)
     limit, scale = (emit.load_all_equal(emit.place(constants, i)) for i in range(2))
-    zero = emit.number(0.0)
-    elements = [(i, j) for i in range(PAIR) for j in range(0, COLUMNS, LANES)]
-    tops = {at: emit.variable(zero) for at in elements}
-    with emit.loop(quads) as quad:
-        lefts = emit.place(x_top, emit.times(quad, ROWS))
-        rights = emit.place(y_top, emit.times(quad, COLUMNS))
-        for i, j in elements:
-            bound = emit.load_all_equal(emit.place(lefts, i)) * emit.load(emit.place(rights, j))
-            emit.put(tops[i, j], emit.get(tops[i, j]).larger(bound))
-    highs, starts, leasts, mosts = {}, {}, {}, {}
-    for i, j in elements:
-        before = emit.load(emit.place(c, emit.times(width, i), j))
-        start = emit.get(tops[i, j]).larger(_power(emit, before)) * scale
-        high = start + before
-        starts[i, j], highs[i, j] = start, emit.variable(high)
-        rest = before - (high - start)
-        leasts[i, j], mosts[i, j] = emit.variable(rest), emit.variable(rest)
-    with emit.loop(quads) as quad:
-        ys = emit.place(y, emit.times(quad, QUAD * COLUMNS))
-        for k in range(QUAD):
-            for i, j in elements:
-                left = emit.load_all_equal(emit.place(rows[i], emit.times(quad, QUAD), k))
-                right = emit.load(emit.place(ys, k * COLUMNS + j))
-                old = emit.get(highs[i, j])
-                new = left.times_plus(right, old)
-                rest = left.times_plus(right, -(new - old))
-                emit.put(highs[i, j], new)
-                for up, sums in ((False, leasts), (True, mosts)):
-                    emit.put(sums[i, j], emit.bound(up, rest, emit.get(sums[i, j])))
-    unknown = emit.integer(0)
-    for index, (i, j) in enumerate(elements):
+
+    def bounds(step: Any, c: _Sums) -> tuple[_Sums, _Sums]:
+        tops = {at: emit.variable(_power(emit, value)) for at, value in c.items()}
+        first = emit.times(step, quads)
+        with emit.loop(quads) as quad:
+            index = emit.builder.add(first, quad)
+            lefts = emit.place(x_top, emit.times(index, ROWS))
+            rights = emit.place(y_top, emit.times(index, COLUMNS))
+            for i, j in _ELEMENTS:
+                top = emit.load_all_equal(emit.place(lefts, i)) * emit.load(emit.place(rights, j))
+                emit.put(tops[i, j], emit.get(tops[i, j]).larger(top))
+        starts = {at: emit.get(top) * scale for at, top in tops.items()}
+        highs, leasts, mosts = {}, {}, {}
+        for at, value in c.items():
+            high = starts[at] + value
+            rest = value - (high - starts[at])
+            highs[at] = emit.variable(high)
+            leasts[at], mosts[at] = emit.variable(rest), emit.variable(rest)
+        with emit.loop(quads) as quad:
+            index = emit.times(emit.builder.add(first, quad), QUAD)
+            ys = emit.place(y, emit.times(index, COLUMNS))
+            for k in range(QUAD):
+                for i, j in _ELEMENTS:
+                    left = emit.load_all_equal(emit.place(rows[i], index, k))
+                    right = emit.load(emit.place(ys, k * COLUMNS + j))
+                    before = emit.get(highs[i, j])
+                    after = left.times_plus(right, before)
+                    rest = left.times_plus(right, -(after - before))
+                    emit.put(highs[i, j], after)
+                    for up, sums in ((False, leasts), (True, mosts)):
+                        emit.put(sums[i, j], emit.bound(up, rest, emit.get(sums[i, j])))
+        high = {at: emit.get(highs[at]) - starts[at] for at in _ELEMENTS}
+        return tuple(  # type: ignore[return-value]
+            {at: emit.bound(up, high[at], emit.get(sums[at])) for at in _ELEMENTS}
+            for up, sums in ((False, leasts), (True, mosts))
+        )
+
+    return _steps(emit, c, width, steps, out, done, limit, False, bounds)
+
+
+@inline(result=False)
+def merge(emit: Emitter, out: Any, other: Any, bits: Any) -> None:
+    """`out[PART, COLUMNS]` becomes `other` where bits are set."""
+    out, other = emit.at(out), emit.at(other)
+    for index, (i, j) in enumerate(_ELEMENTS):
         place = emit.place(out, i * COLUMNS + j)
-        high = emit.get(highs[i, j]) - starts[i, j]
-        least = emit.bound(False, high, emit.get(leasts[i, j]))
-        most = emit.bound(True, high, emit.get(mosts[i, j]))
-        here = emit.answer(builder.lshr(wanted, emit.integer(LANES * index)))
-        bits = _settle(emit, least, most, limit, here, place, False)
-        unknown = builder.or_(unknown, builder.shl(bits, emit.integer(LANES * index)))
-    return unknown
+        here = emit.answer(emit.builder.lshr(bits, emit.integer(LANES * index)))
+        value = here.where(emit.load(emit.place(other, i * COLUMNS + j)), emit.load(place))
+        emit.store(value, place)
+
+
+@inline(result=False)
+def write(emit: Emitter, out: Any, c: Any, width: Any) -> None:
+    """`out[PART, COLUMNS]` into C."""
+    out, c = emit.at(out), emit.at(c)
+    for i, j in _ELEMENTS:
+        value = emit.load(emit.place(out, i * COLUMNS + j))
+        emit.store(value, emit.place(c, emit.times(width, i), j))
 
 
 # Elements in doubt: terms `[products + 1, COLUMNS]` of a row, the last ones C.

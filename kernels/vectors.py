@@ -8,7 +8,8 @@ has shorter vectors, LLVM splits these.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import binding as llvm
@@ -305,6 +306,12 @@ class Emitter:
     def loop(self, count: ir.Value) -> Any:
         """`with emitter.loop(count) as index:`"""
         return _Loop(cgutils.for_range(self.builder, count))
+
+    @contextmanager
+    def loop_with_end(self, count: ir.Value) -> Iterator[tuple[ir.Value, Callable[[], None]]]:
+        """As `loop`; the function ends it."""
+        with cgutils.for_range(self.builder, count) as loop:
+            yield loop.index, loop.do_break
 
     def when(self, condition: ir.Value) -> Any:
         """`with emitter.when(bits):` what is done if the integer is not zero."""
