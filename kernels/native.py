@@ -35,8 +35,8 @@ _WIDTH = 256  # columns of a tile
 
 _LARGEST = float(np.finfo(np.float32).max)
 _FRACTION = (1 << 52) - 1
-_MANY = 40  # elements in doubt of a part, so that another way would have been better
-_PAUSE = 7  # parts
+_MANY = 6  # elements in doubt of a part, so that another way would have been better
+_PATIENCE = 63  # steps at most before directed sums are tried again
 
 
 # Operands.
@@ -207,19 +207,20 @@ def _extent(square: float, least: float) -> tuple[float, float]:
 
 @njit(**COMPILED)
 def _bounds(
-    words: Any, start: int, quads: int, layout: tuple[int, int, int], tops: Any, place: int
+    words: Any, start: int, shape: tuple[int, int], layout: tuple[int, int, int], tops: Any
 ) -> None:
-    """Of a group `words` at `start`, by its lanes and how far apart lanes and products are:
-    `tops[quads, lanes]`, powers of two above a quad's finite sizes, for group number `place`.
+    """Of a group `words` at `start`, of so many steps of so many products, by its lanes and how far
+    apart lanes and products are: `tops[steps, lanes]`, powers of two above a step's finite sizes.
     """
+    steps, products = shape
     lanes, lane, product = layout
-    for quad in range(quads):
+    for step in range(steps):
         for j in range(lanes):
             most = np.int64(0)
-            for k in range(quad * QUAD, quad * QUAD + QUAD):
+            for k in range(step * products, (step + 1) * products):
                 size = words[start + j * lane + k * product] & np.int64(EXPONENT | _FRACTION)
                 most = max(most, size if size < EXPONENT else np.int64(0))
-            tops[(place * quads + quad) * lanes + j] = 2 * _power_of(most)
+            tops[step, j] = 2 * _power_of(most)
 
 
 # Tiles.
@@ -229,13 +230,13 @@ def _bounds(
 def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
     """What a thread needs for tiles of at most this size and blocks of `length` products."""
     rows, columns = -(-rows // ROWS) * ROWS, -(-columns // COLUMNS) * COLUMNS
-    quads = length // QUAD
+    steps = length // padded
     return (
         np.empty(rows * columns),  # 0: C
         np.empty(rows * length),  # 1: x
         np.empty(columns // COLUMNS * _apart(length)),  # 2: y
-        np.empty(rows * quads),  # 3: tops of x
-        np.empty(columns * quads),  # 4: tops of y
+        np.empty((rows // ROWS, steps, ROWS)),  # 3: tops of x
+        np.empty((columns // COLUMNS, steps, COLUMNS)),  # 4: tops of y
         np.empty(max(length, LANES)),  # 5: a row
         np.empty(2 * PART * COLUMNS),  # 6: results of a step, in two ways
         np.empty((padded + 1) * COLUMNS),  # 7: terms
@@ -245,7 +246,8 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(2 * LANES),  # 11: what is measured of a group
         np.zeros(COLUMNS),  # 12: C before the first step, if there is none
         np.empty((rows // ROWS) * (columns // COLUMNS), np.int64),  # 13: words of C's largest sizes
-        np.empty(1, np.int64),  # 14: how many steps are done
+        np.empty(((rows // ROWS) * (columns // COLUMNS), ROWS // PART, 2), np.int64),  # 14: pauses
+        np.empty(1, np.int64),  # 15: how many steps are done
     )
 
 
@@ -306,29 +308,34 @@ def _careful_steps(
     ends = c, width, steps, out, int(done.ctypes.data), quads, needed
     if not in_parts:
         return int(steps_of.directed((xs, stride, ys, *ends)))
-    x_top, y_top = x_top + 8 * first * quads * ROWS, y_top + 8 * first * quads * COLUMNS
+    x_top, y_top = x_top + 8 * first * ROWS, y_top + 8 * first * COLUMNS
     return int(steps_of.two_parts((xs, stride, ys, x_top, y_top, *ends)))
 
 
 @njit(**COMPILED)
 def _careful_part(
-    operands: Any, c: int, width: int, steps: int, buffers: Any, constants: Any
+    operands: Any, c: int, width: int, steps: int, pause: Any, buffers: Any, constants: Any
 ) -> None:
-    """The steps of a block of C[PART, COLUMNS], whatever the operands."""
+    """The steps of a block of C[PART, COLUMNS], whatever the operands. `pause` has how many steps
+    to go before directed sums are tried again, and how many it was.
+    """
     x, length, y, _, _, padded = operands
-    results, terms, parts, done = buffers[6], buffers[7], buffers[8], buffers[14]
+    results, terms, parts, done = buffers[6], buffers[7], buffers[8], buffers[15]
     out, other = _address(results, 0), _address(results, PART * COLUMNS)
-    step = pause = 0  # steps of which directed sums would hardly tell anything
+    step = 0
     while step < steps:
-        in_parts = pause > 0
-        count = min(pause, steps - step) if in_parts else steps - step
+        in_parts = pause[0] > 0
+        count = min(pause[0], steps - step) if in_parts else steps - step
         unknown = _careful_steps(in_parts, operands, c, width, step, count, out, done, constants)
         step += done[0]
-        pause = max(0, pause - done[0])
+        pause[0] = max(0, pause[0] - done[0])
         if unknown == 0:
+            if not in_parts:
+                pause[1] = 0
             continue
         if not in_parts and steps_of.set_bits((unknown,)) > _MANY:
-            pause = _PAUSE
+            pause[1] = min(2 * pause[1] + 3, _PATIENCE)
+            pause[0] = pause[1]
         found = _careful_steps(not in_parts, operands, c, width, step, 1, other, done, constants)
         if found != 0:  # else C is the result
             steps_of.merge((out, other, unknown & ~found))
@@ -364,7 +371,7 @@ def _tile(
     rows, columns = size
     products, padded = shape
     c, x, y, x_tops, y_tops, row = buffers[:6]
-    held, extents, measured, nothing, largest = buffers[9:14]
+    held, extents, measured, nothing, largest, pauses = buffers[9:15]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     width = column_groups * COLUMNS
     quads = padded // QUAD
@@ -373,6 +380,7 @@ def _tile(
     block = max(1, _BLOCK // padded)
     for group in range(row_groups * column_groups):
         held[group], largest[group] = NONE, EXPONENT if has_c else 0
+        pauses[group] = 0
     if has_c:
         for i in range(row_groups):
             for j in range(column_groups):
@@ -433,18 +441,18 @@ def _tile(
                 if of_x[2] == 0:
                     of_x[2] = 1
                     start, layout = ig * length * ROWS, (ROWS, length, 1)
-                    _bounds(x_words, start, steps * quads, layout, x_tops, ig)
+                    _bounds(x_words, start, (steps, padded), layout, x_tops[ig])
                 if of_y[2] == 0:
                     of_y[2] = 1
                     start, layout = jg * _apart(length), (COLUMNS, 1, COLUMNS)
-                    _bounds(y_words, start, steps * quads, layout, y_tops, jg)
+                    _bounds(y_words, start, (steps, padded), layout, y_tops[jg])
                 for part in range(0, ROWS, PART):
-                    x_top = _address(x_tops, ig * steps * quads * ROWS + part)
-                    y_top = _address(y_tops, jg * steps * quads * COLUMNS)
+                    x_top, y_top = _address(x_tops[ig], part), _address(y_tops[jg], 0)
                     xs = _address(x, (ig * ROWS + part) * length)
                     operands = xs, length, ys, x_top, y_top, padded
                     rows_of_c = here + 8 * part * width
-                    _careful_part(operands, rows_of_c, width, steps, buffers, constants)
+                    pause = pauses[index, part // PART]
+                    _careful_part(operands, rows_of_c, width, steps, pause, buffers, constants)
 
 
 @njit(**COMPILED)

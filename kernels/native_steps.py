@@ -258,8 +258,8 @@ def two_parts(
     x: Any,  # [PART, steps products]
     stride: Any,
     y: Any,  # [steps products, COLUMNS]
-    x_top: Any,  # [steps quads, ROWS]
-    y_top: Any,  # [steps quads, COLUMNS]
+    x_top: Any,  # [steps, ROWS]
+    y_top: Any,  # [steps, COLUMNS]
     c: Any,
     width: Any,
     steps: Any,
@@ -277,16 +277,13 @@ def two_parts(
     limit, scale = (emit.load_all_equal(emit.place(constants, i)) for i in range(2))
 
     def bounds(step: Any, c: _Sums) -> tuple[_Sums, _Sums]:
-        tops = {at: emit.variable(_power(emit, value)) for at, value in c.items()}
+        lefts = emit.place(x_top, emit.times(step, ROWS))
+        rights = emit.place(y_top, emit.times(step, COLUMNS))
+        starts = {}
+        for i, j in _ELEMENTS:
+            top = emit.load_all_equal(emit.place(lefts, i)) * emit.load(emit.place(rights, j))
+            starts[i, j] = top.larger(_power(emit, c[i, j])) * scale
         first = emit.times(step, quads)
-        with emit.loop(quads) as quad:
-            index = emit.builder.add(first, quad)
-            lefts = emit.place(x_top, emit.times(index, ROWS))
-            rights = emit.place(y_top, emit.times(index, COLUMNS))
-            for i, j in _ELEMENTS:
-                top = emit.load_all_equal(emit.place(lefts, i)) * emit.load(emit.place(rights, j))
-                emit.put(tops[i, j], emit.get(tops[i, j]).larger(top))
-        starts = {at: emit.get(top) * scale for at, top in tops.items()}
         highs, leasts, mosts = {}, {}, {}
         for at, value in c.items():
             high = starts[at] + value
