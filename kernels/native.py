@@ -35,7 +35,6 @@ _WIDTH = 256  # columns of a tile
 
 _LARGEST = float(np.finfo(np.float32).max)
 _FRACTION = (1 << 52) - 1
-_MANY = 6  # elements in doubt of a part, so that another way would have been better
 _PATIENCE = 63  # steps at most before directed sums are tried again
 
 
@@ -259,84 +258,60 @@ def _address(array: Any, offset: int) -> int:
 
 @njit(**COMPILED)
 def _many_parts(
-    x: int,
-    y: int,
-    c: int,
-    out: int,
-    unknown: int,
-    padded: int,
-    terms: Any,
-    parts: Any,
-    constants: Any,
+    x: int, y: int, c: int, out: int, unknown: int, padded: int, scratch: tuple[int, int, int]
 ) -> None:
     """`out[COLUMNS]`, where unknown: a step of one row, whatever the terms."""
-    steps_of.terms((x, y, c, _address(terms, 0), padded))
+    terms, parts, needed = scratch
+    steps_of.terms((x, y, c, terms, padded))
     count = 0
-    while (
-        steps_of.part(
-            (
-                _address(terms, 0),
-                padded + 1,
-                _address(parts, count * COLUMNS),
-                _address(constants, 0),
-            )
-        )
-        != 0
-    ):
+    while steps_of.part((terms, padded + 1, parts + 8 * count * COLUMNS, needed)) != 0:
         count += 1
-    steps_of.sum_of_parts((_address(parts, 0), max(count, 1), out, unknown, _address(constants, 0)))
+    steps_of.sum_of_parts((parts, max(count, 1), out, unknown, needed))
 
 
 @njit(**COMPILED)
 def _careful_steps(
-    in_parts: bool,
-    operands: Any,
-    c: int,
-    width: int,
-    first: int,
-    steps: int,
-    out: int,
-    done: Any,
-    constants: Any,
+    in_parts: bool, operands: Any, c: int, width: int, first: int, steps: int, ends: Any
 ) -> int:
     """Steps of C[PART, COLUMNS] from the first one on, directed or in two parts, as
     `native_steps._steps` has it.
     """
     x, stride, y, x_top, y_top, padded = operands
-    quads, needed = padded // QUAD, _address(constants, 0)
+    out, done, needed = ends
     xs, ys = x + 8 * first * padded, y + 8 * first * padded * COLUMNS
-    ends = c, width, steps, out, int(done.ctypes.data), quads, needed
+    others = c, width, steps, out, done, padded // QUAD, needed
     if not in_parts:
-        return int(steps_of.directed((xs, stride, ys, *ends)))
+        return int(steps_of.directed((xs, stride, ys, *others)))
     x_top, y_top = x_top + 8 * first * ROWS, y_top + 8 * first * COLUMNS
-    return int(steps_of.two_parts((xs, stride, ys, x_top, y_top, *ends)))
+    return int(steps_of.two_parts((xs, stride, ys, x_top, y_top, *others)))
 
 
 @njit(**COMPILED)
 def _careful_part(
-    operands: Any, c: int, width: int, steps: int, pause: Any, buffers: Any, constants: Any
+    operands: Any, c: int, width: int, steps: int, pause: Any, done: Any, scratch: Any
 ) -> None:
     """The steps of a block of C[PART, COLUMNS], whatever the operands. `pause` has how many steps
     to go before directed sums are tried again, and how many it was.
     """
     x, length, y, _, _, padded = operands
-    results, terms, parts, done = buffers[6], buffers[7], buffers[8], buffers[15]
-    out, other = _address(results, 0), _address(results, PART * COLUMNS)
+    out, other, terms, parts, needed = scratch
+    count_of_done = int(done.ctypes.data)
     step = 0
     while step < steps:
         in_parts = pause[0] > 0
         count = min(pause[0], steps - step) if in_parts else steps - step
-        unknown = _careful_steps(in_parts, operands, c, width, step, count, out, done, constants)
+        ends = out, count_of_done, needed
+        unknown = _careful_steps(in_parts, operands, c, width, step, count, ends)
         step += done[0]
-        pause[0] = max(0, pause[0] - done[0])
-        if unknown == 0:
-            if not in_parts:
-                pause[1] = 0
-            continue
-        if not in_parts and steps_of.set_bits((unknown,)) > _MANY:
-            pause[1] = min(2 * pause[1] + 3, _PATIENCE)
+        if in_parts:
+            pause[0] = pause[0] - done[0] if done[0] > 0 else 0
+        else:
+            pause[1] = min(2 * pause[1] + 1, _PATIENCE) if done[0] == 0 else 0
             pause[0] = pause[1]
-        found = _careful_steps(not in_parts, operands, c, width, step, 1, other, done, constants)
+        if unknown == 0:
+            continue
+        ends = other, count_of_done, needed
+        found = _careful_steps(not in_parts, operands, c, width, step, 1, ends)
         if found != 0:  # else C is the result
             steps_of.merge((out, other, unknown & ~found))
             unknown &= found
@@ -346,7 +321,7 @@ def _careful_part(
                     xs = x + 8 * (i * length + step * padded)
                     ys = y + 8 * step * padded * COLUMNS
                     row, result = c + 8 * i * width, out + 8 * i * COLUMNS
-                    _many_parts(xs, ys, row, result, bits, padded, terms, parts, constants)
+                    _many_parts(xs, ys, row, result, bits, padded, (terms, parts, needed))
             steps_of.write((out, c, width))
         step += 1
 
@@ -370,14 +345,21 @@ def _tile(
     i0, j0 = corner
     rows, columns = size
     products, padded = shape
-    c, x, y, x_tops, y_tops, row = buffers[:6]
-    held, extents, measured, nothing, largest, pauses = buffers[9:15]
+    c, x, y, x_tops, y_tops, row, results, terms, parts = buffers[:9]
+    held, extents, measured, nothing, largest, pauses, done = buffers[9:]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     width = column_groups * COLUMNS
     quads = padded // QUAD
     unit = 2.0 ** (1 - significand)
     number = -(-k // products)
     block = max(1, _BLOCK // padded)
+    scratch = (
+        _address(results, 0),
+        _address(results, PART * COLUMNS),
+        _address(terms, 0),
+        _address(parts, 0),
+        _address(constants, 0),
+    )
     for group in range(row_groups * column_groups):
         held[group], largest[group] = NONE, EXPONENT if has_c else 0
         pauses[group] = 0
@@ -452,7 +434,7 @@ def _tile(
                     operands = xs, length, ys, x_top, y_top, padded
                     rows_of_c = here + 8 * part * width
                     pause = pauses[index, part // PART]
-                    _careful_part(operands, rows_of_c, width, steps, pause, buffers, constants)
+                    _careful_part(operands, rows_of_c, width, steps, pause, done, scratch)
 
 
 @njit(**COMPILED)

@@ -135,8 +135,7 @@ def _settled(
     for the lanes where the two do not tell. If neither is a number, nor is the sum if that
     `none_counts`.
     """
-    builder, singles, zero = emit.builder, emit.floats(LANES), emit.number(0.0)
-    one, minus_one = emit.word(1), emit.word((1 << 64) - 1)
+    builder, singles = emit.builder, emit.floats(LANES)
     first, second = least.floats(), most.floats()
     size = first.words() & singles.word(0x7FFFFFFF)
     above = size.plus_words(singles.word((1 << 32) - _NORMAL))
@@ -144,20 +143,16 @@ def _settled(
     known = first.words().same_words(second.words()) & usual
     unknown = emit.integer_variable(0)
     found = emit.variable(first.doubles())
-
-    def inside(bound: Vector, other: Vector, positive: Vector, negative: Vector) -> Vector:
-        """The bound, or where the sum is not it a number between that decides no tie, a place
-        from it in the words of positive or negative numbers.
-        """
-        bound = bound + zero
-        step = (bound < zero).where(negative, positive)
-        even = (bound.words() & one).same_words(emit.word(0))
-        moves = even & ~bound.equals(other) & ~bound.equals(zero)
-        return moves.where(bound.words().plus_words(step), bound.words()).numbers()
-
     with emit.when((~known).bits()):
-        low = _rounded(emit, inside(least, most, one, minus_one), limit)
-        high = _rounded(emit, inside(most, least, minus_one, one), limit)
+        # Where they differ, the sum is neither. An odd place between them and the sum, or on it,
+        # is no tie: one further up or down, or the bound itself.
+        zero, one = emit.number(0.0), emit.word(1)
+        differ = ~least.equals(most)
+        low = least.words().plus_words(least.words().signs()) | one
+        high = most.words().plus_words(~most.words().signs()) | one
+        low = (differ & ~least.equals(zero)).where(low.numbers(), least)
+        high = (differ & ~most.equals(zero)).where(high.numbers(), most)
+        low, high = _rounded(emit, low, limit), _rounded(emit, high, limit)
         infinite = least.equals(most) & least.size().equals(emit.number(math.inf))
         none = ~least.equals(least)
         emit.put(found, (infinite | none).where(least, low))

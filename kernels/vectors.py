@@ -145,6 +145,13 @@ class Vector:
     def shifted_down(self, by: Vector) -> Vector:
         return self._new(self.builder.lshr(self.value, by.value))
 
+    def signs(self) -> Vector:
+        """Of words: all bits of those whose first one is set."""
+        last = ir.Constant(
+            self.value.type, [self.value.type.element.width - 1] * self.value.type.count
+        )
+        return self._new(self.builder.ashr(self.value, last))
+
     def same_words(self, other: Vector) -> Vector:
         return self._new(self.builder.icmp_unsigned("==", self.value, other.value))
 
