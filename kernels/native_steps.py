@@ -298,11 +298,12 @@ def two_parts(
                     emit.put(highs[i, j], after)
                     for up, sums in ((False, leasts), (True, mosts)):
                         emit.put(sums[i, j], emit.bound(up, rest, emit.get(sums[i, j])))
-        high = {at: emit.get(highs[at]) - starts[at] for at in _ELEMENTS}
-        return tuple(  # type: ignore[return-value]
-            {at: emit.bound(up, high[at], emit.get(sums[at])) for at in _ELEMENTS}
-            for up, sums in ((False, leasts), (True, mosts))
-        )
+        found = {at: emit.get(high) - starts[at] for at, high in highs.items()}
+
+        def with_rests(up: bool, sums: dict[tuple[int, int], Any]) -> _Sums:
+            return {at: emit.bound(up, found[at], emit.get(rest)) for at, rest in sums.items()}
+
+        return with_rests(False, leasts), with_rests(True, mosts)
 
     return _steps(emit, c, width, steps, out, done, limit, False, bounds)
 

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 8
@@ -196,32 +195,33 @@ class Vector:
         return self.builder.zext(short, _I64)
 
 
-def _rounds_as_told() -> bool:
-    """Whether an instruction can say how it rounds, in the processor that numba compiles for."""
-    features = llvm.get_host_cpu_features().flatten()
-    if config.CPU_NAME not in (None, "host"):
-        features = config.CPU_FEATURES or ""
-    return "+avx512f" in (config.CPU_FEATURES or features)
-
-
 class Emitter:
     """What an inlined function has in its hands: constants, memory and loops. Its numbers are
     doubles; those of `floats` are FP32, twice as many to a vector.
     """
 
-    def __init__(self, builder: ir.IRBuilder, element: ir.Type = _F64, lanes: int = LANES) -> None:
+    def __init__(
+        self,
+        builder: ir.IRBuilder,
+        element: ir.Type = _F64,
+        lanes: int = LANES,
+        features: str = "",
+    ) -> None:
         self.builder, self.element = builder, element
         self.vector = ir.VectorType(element, lanes)
+        self._features = features  # of the processor, as LLVM names them
 
     def floats(self, lanes: int = 2 * LANES) -> Emitter:
         return Emitter(self.builder, _F32, lanes)
 
     def bound(self, up: bool, *operands: Vector) -> Vector:
-        """Of `x + y`, or `x y + z`: a number above or below it, or itself if all such numbers,
-        above and below, have been the same so far. Rounded up or down by AVX-512; elsewhere moved
-        after it has been rounded.
+        """Of doubles: a number on that side of `x + y` or `x y + z`, or the result itself. So if a
+        sum's two bounds, one from the other on either side, are the same, they are the exact sum,
+        and it is between them if not.
+
+        AVX-512's instructions can round up and down; elsewhere what is rounded to nearest is moved.
         """
-        if not _rounds_as_told():
+        if "+avx512f" not in self._features:
             x, *others = operands
             found = x + others[0] if len(others) == 1 else x.times_plus(*others)
             size = found.size().smaller(self.number(_FAR)) * self.number(_MORE)
@@ -361,7 +361,8 @@ def inline(result: bool) -> Callable[[Callable[..., Any]], Any]:
         def compiled(context: Any, operands: Any) -> Any:
             def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
                 values = cgutils.unpack_tuple(builder, arguments[0], len(operands))
-                found = function(Emitter(builder), *values)
+                features = context.codegen().magic_tuple()[2]
+                found = function(Emitter(builder, features=features), *values)
                 return found if result else context.get_dummy_value()
 
             return (types.int64 if result else types.void)(operands), emit
