@@ -4,6 +4,9 @@ That their bits are the definition's on every generator is in test_kernels_exact
 """
 
 import dataclasses
+import os
+import platform
+import subprocess
 import sys
 import threading
 
@@ -179,6 +182,23 @@ def test_the_ends_of_fp32(size):
         for record in (ASCEND, kernels.ASCEND_910C_CANDIDATES["saturation"]):
             check(x.astype(BF16), y.astype(BF16), c, record)
             check(x, y, c, record)
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="an x86's names")
+def test_a_processor_whose_instructions_do_not_round_up_and_down(tmp_path):
+    """The same, compiled for one: bounds are moved there."""
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+avx2,+fma",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    chosen = "more_than_two_parts or decides_it or rests or ends_of_fp32 or infinity_that_arises"
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
+    ran = subprocess.run(
+        [*command, "-k", chosen, __file__], env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout[-2000:]
 
 
 def test_an_infinity_that_arises_within_a_block_stays():
