@@ -12,11 +12,12 @@ import threading
 
 import jax
 import jax.numpy as jnp
+import numba
 import numpy as np
 import pytest
 
 import kernels
-from kernels import product
+from kernels import native_steps, product
 from tests.kernel_inputs import BF16, FP16, FP32, words
 
 ASCEND = kernels.ASCEND_910C
@@ -290,6 +291,35 @@ def test_without_numba_xla_serves(monkeypatch):
     finally:
         product._native.cache_clear()
         jax.clear_caches()
+
+
+@numba.njit
+def told(x, y, c, out, done, constants):
+    """Which elements of one step directed sums do not tell."""
+    addresses = x.ctypes.data, 16, y.ctypes.data, c.ctypes.data, native_steps.COLUMNS, 1
+    return native_steps.directed(
+        (*addresses, out.ctypes.data, done.ctypes.data, 4, constants.ctypes.data)
+    )
+
+
+def test_directed_sums_tell_ties():
+    """Exact ones, and ones that a term far below decides, on either side of either sign."""
+    shape = native_steps.PART, native_steps.COLUMNS
+    sign, dust = np.indices(shape) % 2 * 2 - 1
+    x = np.zeros((shape[0], 16))
+    x[:, :3] = sign[:, :1] * [1, 2.0**-24, 0]
+    x[:, 3] = 2.0**-70
+    y = np.ones((16, shape[1]))
+    y[3] = dust[0]
+    c, out, done = np.zeros(shape), np.empty(shape), np.zeros(1, np.int64)
+    constants = native_steps.constants(16, np.inf)
+    for exact in (False, True):
+        if exact:
+            x[:, 3] = 0
+        assert told(x, y, c * 0, out, done, constants) == 0
+        assert done[0] == 1
+        more = np.where(sign * dust > 0, 2.0**-23, 0) if not exact else 0
+        assert np.array_equal(out, sign * (1 + more))
 
 
 # Chains.
