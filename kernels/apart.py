@@ -7,6 +7,11 @@ from jax import Array
 from jax.experimental.xla_metadata import set_xla_metadata
 
 
+def calls_stay() -> bool:
+    """Whether the XLA of this process knows calls that it does not inline."""
+    return jax.default_backend() == "cpu"
+
+
 def apart(result: Array) -> Array:
     """The `result` of a jitted function, whose call XLA:CPU does not inline.
 
@@ -14,7 +19,7 @@ def apart(result: Array) -> Array:
     and nothing of it into what is around; and calls of equal shapes share their kernels, which are
     otherwise compiled for each.
     """
-    if jax.default_backend() != "cpu":
+    if not calls_stay():
         return result
     apart_from_all: Array = set_xla_metadata(result, inlineable="false")
     return apart_from_all
