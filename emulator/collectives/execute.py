@@ -57,7 +57,7 @@ def all_reduce(
     _check("all_reduce", x, schedule, op, x.shape[axis : axis + 1], parts)
     outer, batch, count = x.shape[:axis], x.shape[axis + 1 : -1], x.shape[-1]
     values = _movable(x).reshape(math.prod(outer), x.shape[axis], math.prod(batch), count)
-    y = apart(_all_reduce(values, schedule, op, x.dtype, parts))
+    y = _by_parts(values, parts, lambda part: _all_reduce(part, schedule, op, x.dtype))
     return from_words(y, x.dtype).reshape(*outer, *batch, count)
 
 
@@ -68,7 +68,8 @@ def reduce_scatter(x: Array, schedule: Schedule, *, op: str = "sum", parts: int 
     Rules as for `all_reduce`; `parts` cut each destination's block.
     """
     _check("reduce_scatter", x, schedule, op, x.shape[:2] if x.ndim == 4 else (), parts)
-    y = apart(_reduce_scatter(_movable(x), schedule, op, x.dtype, parts))
+    values = _movable(x)
+    y = _by_parts(values, parts, lambda part: _reduce_scatter(part, schedule, op, x.dtype))
     return from_words(y, x.dtype)
 
 
@@ -166,48 +167,42 @@ def _by_parts(x: Array, parts: int, run_part: Callable[[Array], Array]) -> Array
     return jnp.concatenate([run_part(cut) for cut in cuts], axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=("schedule", "op", "dtype", "parts"))
-def _all_reduce(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype, parts: int) -> Array:
+def _all_reduce(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype) -> Array:
     """[outer, ranks, inner, count] -> [outer, inner, count], words or FP32 numbers."""
-
-    def run_part(x: Array) -> Array:
-        outer, n, inner, count = x.shape
-        if n == 1 or x.size == 0:
-            return x[:, 0]
-        slots = schedule.slots
-        size = -(-count // slots)
-        # A short or empty last chunk is read as the last `size` elements; what precedes it there
-        # is not used.
-        start = np.minimum(np.arange(slots) * size, count - size)
-        leaves = _Leaves(x, lambda leaf: (leaf // slots, start[leaf % slots]), size)
-        out = _execute(leaves, plan(schedule), arithmetic(op, dtype))  # [slots, batch, size]
-        return _side_by_side(jnp.moveaxis(out, 0, 1), count).reshape(outer, inner, count)
-
-    return _by_parts(x, parts, run_part)
+    outer, n, inner, count = x.shape
+    if n == 1 or x.size == 0:
+        return x[:, 0]
+    out = apart(_results(x, schedule, op, dtype, schedule.slots))  # [slots, batch, size]
+    return _side_by_side(jnp.moveaxis(out, 0, 1), count).reshape(outer, inner, count)
 
 
-@functools.partial(jax.jit, static_argnames=("schedule", "op", "dtype", "parts"))
-def _reduce_scatter(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype, parts: int) -> Array:
+def _reduce_scatter(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype) -> Array:
     """[ranks, destination, batch, count] -> [ranks, batch, count], words or FP32 numbers."""
+    n, _, *shape = x.shape
+    batch, count = shape
+    if n == 1 or x.size == 0:
+        return x[0]
+    cuts = schedule.cuts
+    if cuts == 1:
+        batch, count = 1, batch * count  # blocks are not cut: one long row each
+    values = x.reshape(1, n * n, batch, count)
+    out = apart(_results(values, schedule, op, dtype, cuts))  # [n cuts, batch, size]
+    y = _side_by_side(jnp.moveaxis(out.reshape(n, cuts, batch, -1), 1, 2), count)
+    return y.reshape(n, *shape)
 
-    def run_part(x: Array) -> Array:
-        n, _, *shape = x.shape
-        batch, count = shape
-        if n == 1 or x.size == 0:
-            return x[0]
-        cuts = schedule.cuts
-        if cuts == 1:
-            batch, count = 1, batch * count  # blocks are not cut: one long row each
-        size = -(-count // cuts)
-        # A short or empty last piece is read as the last `size` elements, as in an all_reduce.
-        start = np.minimum(np.arange(cuts) * size, count - size)
-        values = x.reshape(1, n * n, batch, count)
-        leaves = _Leaves(values, lambda leaf: (leaf // cuts, start[leaf % cuts]), size)
-        out = _execute(leaves, plan(schedule), arithmetic(op, dtype))  # [n cuts, batch, size]
-        y = _side_by_side(jnp.moveaxis(out.reshape(n, cuts, batch, size), 1, 2), count)
-        return y.reshape(n, *shape)
 
-    return _by_parts(x, parts, run_part)
+@functools.partial(jax.jit, static_argnames=("schedule", "op", "dtype", "cuts"))
+def _results(values: Array, schedule: Schedule, op: str, dtype: jnp.dtype, cuts: int) -> Array:
+    """The results [results, batch, size] of a reduction of `values` [outer, rows, inner, count],
+    whose rows are cut into so many leaves of one size.
+    """
+    count = values.shape[-1]
+    size = -(-count // cuts)
+    # A short or empty last piece is read as the last `size` elements; what precedes it there is not
+    # used.
+    start = np.minimum(np.arange(cuts) * size, count - size)
+    leaves = _Leaves(values, lambda leaf: (leaf // cuts, start[leaf % cuts]), size)
+    return _execute(leaves, plan(schedule), arithmetic(op, dtype))
 
 
 def _side_by_side(pieces: Array, count: int) -> Array:
