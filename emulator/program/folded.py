@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 
@@ -54,6 +55,14 @@ class FoldedMesh:
             return self
         parts = zip(self.names, self.parts, strict=True)
         return self.cut(tuple(1 if name in undivided else n for name, n in parts))
+
+    def first_part(self, axis: str, count: int) -> FoldedMesh:
+        """The mesh of the first of `count` parts of an axis."""
+        at = self.names.index(axis)
+        size = self.sizes[at] // count
+        devices = np.asarray(self.devices).reshape(self.sizes).take(range(size), at)
+        sizes = (*self.sizes[:at], size, *self.sizes[at + 1 :])
+        return dataclasses.replace(self, sizes=sizes, devices=tuple(devices.reshape(-1).tolist()))
 
     def shape(self, axes: Iterable[str]) -> tuple[int, ...]:
         return tuple(self.size(axis) for axis in axes)
