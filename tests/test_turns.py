@@ -122,6 +122,20 @@ def test_turns_are_worth_what_all_need(
     assert taken == [expected]
 
 
+def test_only_values_that_differ_count(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has one copy for all of an axis is as large as one."""
+    monkeypatch.setattr(turns, "LARGEST_BYTES", 24 * 128)
+    for axes, rows in ((("dp", "tp"), 96), (("dp",), 12)):  # four for each device
+        sharded = jax.shard_map(
+            lambda x: x + 1,
+            mesh=MACHINE.mesh(dp=3, tp=8),
+            in_specs=P(axes),
+            out_specs=P(axes),
+        )
+        jax.jit(em.emulate(sharded, on=MACHINE))(jnp.ones((rows, 128)))
+    assert taken == [3, 1]
+
+
 @pytest.mark.parametrize("local", [over_dp, a_loop, an_index, a_call])
 def test_all_at_once(
     local: Callable[..., Any], taken: list[int], monkeypatch: pytest.MonkeyPatch

@@ -59,10 +59,10 @@ def turns(settings: Any, mesh: FoldedMesh, body: Any, entered: Sequence[Folded])
     differ = functools.partial(groups_differ, settings)
     if any(e.primitive.name in REDUCTIONS and differ(mesh, e) for e in equations):
         return 1  # a part of the axis would not do for the others
-    nbytes, size = (
-        largest_value(mesh, body, [v.axes for v in entered], differ, axis),
-        mesh.size(axis),
-    )
+    nbytes = largest_value(mesh, body, [v.axes for v in entered], differ, axis)
+    if nbytes <= _WORTH * limit:
+        return 1
+    size = mesh.size(axis)
     fitting = [n for n in range(1, size + 1) if size % n == 0 and nbytes <= n * limit]
     return min(fitting, default=size)
 
