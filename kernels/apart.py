@@ -23,3 +23,13 @@ def apart(result: Array) -> Array:
         return result
     apart_from_all: Array = set_xla_metadata(result, inlineable="false")
     return apart_from_all
+
+
+def materialised(x: Array) -> Array:
+    """`x` as one array, not computed again where it is used."""
+    return apart(_same(x))
+
+
+@jax.jit
+def _same(x: Array) -> Array:
+    return x

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from kernels.apart import materialised
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FoldedMesh:
@@ -141,7 +143,12 @@ def split_dims(value: Folded, spec: Sequence[Sequence[str]], mesh: FoldedMesh) -
     axes = mesh.ordered((*value.axes, *new_positions))
     old_positions = {axis: i for i, axis in enumerate(value.axes)}
     order = [new_positions[a] if a in new_positions else old_positions[a] for a in axes]
-    array = jnp.asarray(value.array).reshape(shape)
+    array, cut = jnp.asarray(value.array), [size for size in shape if size > 1]
+    if cut != [size for size in array.shape if size > 1]:
+        # XLA would move a reshape past what BF16 is converted to next, and convert back and forth.
+        # (Of dimensions of one it would make copies, to lay them out as a call has them.)
+        array = materialised(array.reshape(cut))
+    array = array.reshape(shape)
     return Folded(lax.transpose(array, [*order, *local_positions]), axes)
 
 
