@@ -41,6 +41,7 @@ _OF_XLA: Mapping[str, Combine] = {
     "xor": jnp.bitwise_xor,
 }
 _XLA_ADDS = ("float64", "complex64", "complex128")
+_FEW = 32  # XLA:CPU makes several passes of the minimum of more
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 
 
@@ -160,6 +161,12 @@ def _least(words: Array) -> Array:
 
     limits = jnp.iinfo(words.dtype)
     first = np.array(limits.max, words.dtype), np.array(limits.min, words.dtype)
+    few = [d for d, size in enumerate(words.shape) if size <= _FEW]
+    if few:  # the minimum of so few is no pass of its own, but part of what is done with it
+        kept = max(few, key=lambda d: words.shape[d])
+        others = tuple(d for d in range(words.ndim) if d != kept)
+        least, most = lax.reduce((words, words), first, both, others)
+        return lax.reduce(jnp.minimum(least, most), first[0], jnp.minimum, (0,))
     rows = lax.reduce((words, words), first, both, (words.ndim - 1,))
     least, most = lax.reduce(rows, first, both, tuple(range(words.ndim - 1)))
     return jnp.minimum(least, most)

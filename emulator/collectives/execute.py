@@ -31,6 +31,7 @@ from emulator.collectives.combine import (
 from emulator.collectives.plan import Plan, Run, plan, plan_state
 from emulator.collectives.schedule import IntArray, Schedule
 from emulator.collectives.symbolic import EMPTY, initial_slots
+from kernels.apart import apart
 
 _FEW = 2  # levels that are compiled one by one
 
@@ -55,9 +56,9 @@ def all_reduce(
         raise ValueError(f"all_reduce: axis must be 0 to {x.ndim - 2} for {x.shape}, got {axis}")
     _check("all_reduce", x, schedule, op, x.shape[axis : axis + 1], parts)
     outer, batch, count = x.shape[:axis], x.shape[axis + 1 : -1], x.shape[-1]
-    x = x.reshape(math.prod(outer), x.shape[axis], math.prod(batch), count)
-    y = _by_parts(x, parts, lambda part: _all_reduce(part, schedule, op))
-    return y.reshape(*outer, *batch, count)
+    values = _movable(x).reshape(math.prod(outer), x.shape[axis], math.prod(batch), count)
+    y = _by_parts(values, parts, lambda part: _all_reduce(part, schedule, op, x.dtype))
+    return from_words(y, x.dtype).reshape(*outer, *batch, count)
 
 
 @functools.partial(jax.jit, static_argnames=("schedule", "op", "parts"))
@@ -67,7 +68,9 @@ def reduce_scatter(x: Array, schedule: Schedule, *, op: str = "sum", parts: int 
     Rules as for `all_reduce`; `parts` cut each destination's block.
     """
     _check("reduce_scatter", x, schedule, op, x.shape[:2] if x.ndim == 4 else (), parts)
-    return _by_parts(x, parts, lambda part: _reduce_scatter(part, schedule, op))
+    values = _movable(x)
+    y = _by_parts(values, parts, lambda part: _reduce_scatter(part, schedule, op, x.dtype))
+    return from_words(y, x.dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("schedule", "op"))
@@ -164,48 +167,57 @@ def _by_parts(x: Array, parts: int, run_part: Callable[[Array], Array]) -> Array
     return jnp.concatenate([run_part(cut) for cut in cuts], axis=-1)
 
 
-def _all_reduce(x: Array, schedule: Schedule, op: str) -> Array:
-    """[outer, ranks, inner, count] -> [outer, inner, count]."""
+def _all_reduce(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype) -> Array:
+    """[outer, ranks, inner, count] -> [outer, inner, count], words or FP32 numbers."""
     outer, n, inner, count = x.shape
     if n == 1 or x.size == 0:
         return x[:, 0]
-    batch = outer * inner
-    slots = schedule.slots
-    size = -(-count // slots)
-    # A short or empty last chunk is read as the last `size` elements; what precedes it there is not
-    # used.
-    start = np.minimum(np.arange(slots) * size, count - size)
-    leaves = _Leaves(_movable(x), lambda leaf: (leaf // slots, start[leaf % slots]), size)
-    out = _execute(leaves, plan(schedule), arithmetic(op, x.dtype))  # [slots, batch, size]
-    whole = count // size
-    y = jnp.moveaxis(out[:whole], 0, 1).reshape(batch, whole * size)
-    if rest := count - whole * size:
-        y = jnp.concatenate([y, out[whole, :, size - rest :]], axis=1)
-    return from_words(y, x.dtype).reshape(outer, inner, count)
+    out = apart(_results(x, schedule, op, dtype, schedule.slots))  # [slots, batch, size]
+    return _side_by_side(jnp.moveaxis(out, 0, 1), count).reshape(outer, inner, count)
 
 
-def _reduce_scatter(x: Array, schedule: Schedule, op: str) -> Array:
+def _reduce_scatter(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype) -> Array:
+    """[ranks, destination, batch, count] -> [ranks, batch, count], words or FP32 numbers."""
     n, _, *shape = x.shape
     batch, count = shape
     if n == 1 or x.size == 0:
         return x[0]
-
     cuts = schedule.cuts
     if cuts == 1:
         batch, count = 1, batch * count  # blocks are not cut: one long row each
-    size = -(-count // cuts)
-    # A short or empty last piece is read as the last `size` elements, as in an all_reduce.
-    start = np.minimum(np.arange(cuts) * size, count - size)
+    values = x.reshape(1, n * n, batch, count)
+    out = apart(_results(values, schedule, op, dtype, cuts))  # [n cuts, batch, size]
+    y = _side_by_side(jnp.moveaxis(out.reshape(n, cuts, batch, -1), 1, 2), count)
+    return y.reshape(n, *shape)
 
-    values = _movable(x).reshape(1, n * n, batch, count)
+
+@functools.partial(jax.jit, static_argnames=("schedule", "op", "dtype", "cuts"))
+def _results(values: Array, schedule: Schedule, op: str, dtype: jnp.dtype, cuts: int) -> Array:
+    """The results [results, batch, size] of a reduction of `values` [outer, rows, inner, count],
+    whose rows are cut into so many leaves of one size.
+    """
+    count = values.shape[-1]
+    size = -(-count // cuts)
+    # A short or empty last piece is read as the last `size` elements; what precedes it there is not
+    # used.
+    start = np.minimum(np.arange(cuts) * size, count - size)
     leaves = _Leaves(values, lambda leaf: (leaf // cuts, start[leaf % cuts]), size)
-    out = _execute(leaves, plan(schedule), arithmetic(op, x.dtype))  # [n cuts, batch, size]
-    pieces = out.reshape(n, cuts, batch, size)
+    return _execute(leaves, plan(schedule), arithmetic(op, dtype))
+
+
+def _side_by_side(pieces: Array, count: int) -> Array:
+    """[..., pieces, size] -> [..., count]; the first piece that is not whole has the last `size`
+    elements of all.
+    """
+    *batch, _, size = pieces.shape
     whole = count // size
-    y = jnp.moveaxis(pieces[:, :whole], 1, 2).reshape(n, batch, whole * size)
-    if rest := count - whole * size:
-        y = jnp.concatenate([y, pieces[:, whole, :, size - rest :]], axis=-1)
-    return from_words(y.reshape(n, *shape), x.dtype)
+    needed = -(-count // size)
+    y = pieces[..., :needed, :].reshape(*batch, needed * size)
+    if count == whole * size:
+        return y
+    # One pass, where to join a part of the last piece to the others would be three.
+    of_the_last = np.arange(count) >= whole * size
+    return jnp.where(of_the_last, y[..., needed * size - count :], y[..., :count])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -288,23 +300,51 @@ def _evaluate(leaves: _Leaves, todo: Plan, how: How, rarely: bool = False) -> Ar
         registers = jnp.zeros(shape, jax.eval_shape(leaf, jnp.zeros((1, 2), jnp.int32)).dtype)
     else:
         registers = leaf(jnp.asarray(leaves.at(todo.start)))
-    rows = np.arange(todo.registers)  # where registers are
     if rarely and len(todo.runs) > 1:
         registers = _run_rows(registers, todo.runs, leaves, leaf, combine)
-    else:
-        runs = _short_ones_apart(todo.runs)
-        for i, part in enumerate(runs):
-            part = _with_rows(part, rows)
-            kept = _used(runs[i + 1 :], todo.results)
-            if len(part.left) == 1 and np.isin(kept, runs[i].out).all():
-                registers = _one_level(registers, part, leaves, leaf, combine)
-                rows[runs[i].out[0]] = np.arange(part.out.shape[1])
-            else:
-                registers = _run_levels(registers, part, leaves, leaf, combine)
-    chosen = rows[-1 - todo.results]
-    if np.array_equal(chosen, np.arange(len(registers))):
-        return registers
-    return _read(registers, jnp.asarray(chosen, jnp.int32))
+        return _read(registers, -1 - todo.results)
+    found = _Registers((registers,), np.zeros(todo.registers, int), np.arange(todo.registers))
+    runs = _short_ones_apart(todo.runs)
+    for i, part in enumerate(runs):
+        if len(part.left) == 1:
+            found = _one_level(found, part, leaves, leaf, combine)
+        else:
+            found = found.in_one(_used(runs[i:], todo.results))
+            part = _with_rows(part, found.row)
+            made = _run_levels(found.arrays[0], part, leaves, leaf, combine)
+            found = dataclasses.replace(found, arrays=(made,))
+    return found.read(-1 - todo.results)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Registers:
+    """Registers in several arrays [rows, batch, size]: the `array` that each is in, and the row."""
+
+    arrays: tuple[Array, ...]
+    array: IntArray
+    row: IntArray
+
+    def read(self, numbers: IntArray) -> Array:
+        used, which = np.unique(self.array[numbers], return_inverse=True)
+        if len(used) == 1:
+            return _read(self.arrays[used[0]], self.row[numbers])
+        first = np.cumsum([0, *(len(self.arrays[i]) for i in used[:-1])])
+        joined = jnp.concatenate([self.arrays[i] for i in used])
+        return _read(joined, first[which] + self.row[numbers])
+
+    def and_then(self, numbers: IntArray, values: Array) -> _Registers:
+        """With new `values` of some."""
+        array, row = self.array.copy(), self.row.copy()
+        array[numbers], row[numbers] = len(self.arrays), np.arange(len(numbers))
+        return _Registers((*self.arrays, values), array, row)
+
+    def in_one(self, numbers: IntArray) -> _Registers:
+        """In one array, which has `numbers` at least; others may be lost."""
+        if len(self.arrays) == 1:
+            return self
+        row = np.zeros_like(self.row)
+        row[numbers] = np.arange(len(numbers))
+        return _Registers((self.read(numbers),), np.zeros_like(row), row)
 
 
 def _short_ones_apart(runs: Sequence[Run]) -> list[Run]:
@@ -326,7 +366,7 @@ def _used(runs: Sequence[Run], results: IntArray) -> IntArray:
     for part in runs:
         used += [part.out, *([] if part.left_leaf else [part.left])]
         used += [] if part.right_leaf else [part.right]
-    return np.concatenate([registers.reshape(-1) for registers in used])
+    return np.unique(np.concatenate([registers.reshape(-1) for registers in used]))
 
 
 def _with_rows(part: Run, rows: IntArray) -> Run:
@@ -341,8 +381,12 @@ def _with_rows(part: Run, rows: IntArray) -> Run:
     )
 
 
-def _read(registers: Array, rows: Array) -> Array:
+def _read(registers: Array, rows: Array | IntArray) -> Array:
     """Some `registers`; as in `_Leaves.take`, XLA checks no row."""
+    if isinstance(rows, np.ndarray):
+        if np.array_equal(rows, np.arange(len(registers))):
+            return registers
+        rows = jnp.asarray(rows, jnp.int32)
     numbers_of = lax.GatherDimensionNumbers(
         offset_dims=(1, 2), collapsed_slice_dims=(0,), start_index_map=(0,)
     )
@@ -365,23 +409,19 @@ def _write(registers: Array, rows: Array, values: Array) -> Array:
 
 
 def _one_level(
-    registers: Array,
+    registers: _Registers,
     part: Run,
     leaves: _Leaves,
     leaf: Callable[[Array], Array],
     combine: Combine,
-) -> Array:
-    """The sums of a run's only level, which are all that is needed from there on."""
+) -> _Registers:
+    """The sums of a run's only level, in an array of their own: nothing is scattered."""
 
     def operand(numbers: IntArray, are_leaves: bool) -> Array:
-        if are_leaves:
-            return leaf(jnp.asarray(leaves.at(numbers)))
-        if np.array_equal(numbers, np.arange(len(registers))):
-            return registers
-        return _read(registers, jnp.asarray(numbers, jnp.int32))
+        return leaf(jnp.asarray(leaves.at(numbers))) if are_leaves else registers.read(numbers)
 
     left = operand(part.left[0], part.left_leaf)
-    return combine(left, operand(part.right[0], part.right_leaf))
+    return registers.and_then(part.out[0], combine(left, operand(part.right[0], part.right_leaf)))
 
 
 def _run_levels(

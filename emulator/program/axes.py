@@ -8,6 +8,7 @@ one too few.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,6 +46,19 @@ def infer_axes(
     return _Inference(mesh, differ, choices).outputs(jaxpr, in_axes)
 
 
+def largest_value(
+    mesh: FoldedMesh,
+    jaxpr: Any,
+    in_axes: Sequence[Axes],
+    differ: Callable[[FoldedMesh, Any], bool],
+    axis: str,
+) -> int:
+    """The bytes of the largest value in `jaxpr` that varies over `axis`, on all devices."""
+    sizes = [0]
+    _Inference(mesh, differ, True, (axis, sizes)).outputs(jaxpr, in_axes)
+    return max(sizes)
+
+
 def left_empty(branch: Any) -> list[bool]:
     """Which results of a branch are arrays without content: what the derivative of another branch
     keeps.
@@ -68,6 +82,7 @@ class _Inference:
     mesh: FoldedMesh
     differ: Callable[[FoldedMesh, Any], bool]
     choices: bool
+    noted: tuple[str, list[int]] | None = None  # bytes of values that vary over an axis
 
     def outputs(self, jaxpr: Any, in_axes: Sequence[Axes]) -> list[Axes]:
         body = open_jaxpr(jaxpr)
@@ -75,8 +90,16 @@ class _Inference:
         env.update(zip(body.invars, in_axes, strict=True))
         for eqn in body.eqns:
             ins = [() if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
-            env.update(zip(eqn.outvars, self.equation(eqn, ins), strict=True))
+            outs = self.equation(eqn, ins)
+            env.update(zip(eqn.outvars, outs, strict=True))
+            if self.noted is not None:
+                self.note(eqn, outs, *self.noted)
         return [() if isinstance(v, core.Literal) else env[v] for v in body.outvars]
+
+    def note(self, eqn: Any, outs: list[Axes], axis: str, sizes: list[int]) -> None:
+        for v, axes in zip(eqn.outvars, outs, strict=True):
+            if axis in axes and hasattr(v.aval, "dtype"):
+                sizes.append(v.aval.size * v.aval.dtype.itemsize * math.prod(self.mesh.shape(axes)))
 
     def equation(self, eqn: Any, ins: list[Axes]) -> list[Axes]:
         name, params = eqn.primitive.name, eqn.params

@@ -254,6 +254,8 @@ def _in_place(
     order = full
     if value.lies is not None and value.axes == full and _beside(mesh, value.lies, axes):
         order = value.lies
+    elif not {*value.axes} & {*axes}:  # copies may lie in any order: so, as a matmul's results do
+        order = (*axes, *value.axes)
     if eqn.params.get("axis_index_groups") is not None or not _beside(mesh, order, axes):
         return None
     schedules, _ = _schedules(settings, mesh, eqn, _nbytes(value))

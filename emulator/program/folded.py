@@ -14,7 +14,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+
+from kernels.apart import materialised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +57,14 @@ class FoldedMesh:
             return self
         parts = zip(self.names, self.parts, strict=True)
         return self.cut(tuple(1 if name in undivided else n for name, n in parts))
+
+    def first_part(self, axis: str, count: int) -> FoldedMesh:
+        """The mesh of the first of `count` parts of an axis."""
+        at = self.names.index(axis)
+        size = self.sizes[at] // count
+        devices = np.asarray(self.devices).reshape(self.sizes).take(range(size), at)
+        sizes = (*self.sizes[:at], size, *self.sizes[at + 1 :])
+        return dataclasses.replace(self, sizes=sizes, devices=tuple(devices.reshape(-1).tolist()))
 
     def shape(self, axes: Iterable[str]) -> tuple[int, ...]:
         return tuple(self.size(axis) for axis in axes)
@@ -132,7 +143,12 @@ def split_dims(value: Folded, spec: Sequence[Sequence[str]], mesh: FoldedMesh) -
     axes = mesh.ordered((*value.axes, *new_positions))
     old_positions = {axis: i for i, axis in enumerate(value.axes)}
     order = [new_positions[a] if a in new_positions else old_positions[a] for a in axes]
-    array = jnp.asarray(value.array).reshape(shape)
+    array, cut = jnp.asarray(value.array), [size for size in shape if size > 1]
+    if cut != [size for size in array.shape if size > 1]:
+        # XLA would move a reshape past what BF16 is converted to next, and convert back and forth.
+        # (Of dimensions of one it would make copies, to lay them out as a call has them.)
+        array = materialised(array.reshape(cut))
+    array = array.reshape(shape)
     return Folded(lax.transpose(array, [*order, *local_positions]), axes)
 
 

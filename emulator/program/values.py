@@ -49,6 +49,8 @@ from emulator.program.trace import (
     sub_jaxprs,
     walk,
 )
+from emulator.program.turns import turns
+from emulator.program.words import words_of
 
 Counts = dict[str, Array]
 
@@ -197,7 +199,7 @@ class Evaluator:
             named = [name for names in spec for name in names]
             divided = split_dims(v, spec, self.mesh.whole(named))
             entered.append(own_part(divided, named, self.mesh))
-        outs = self.jaxpr(params["jaxpr"], entered, path)
+        outs = self.in_turns(params["jaxpr"], entered, path, nested=bool(outside.names))
         leaving = tuple(a for a in self.mesh.manual if a not in outside.manual)
         left = []
         for out, (v, s) in enumerate(zip(outs, params["out_specs"], strict=True)):
@@ -209,6 +211,32 @@ class Evaluator:
             gathered = gather(v, gone, self.mesh)
             left.append(merge_dims(gathered, spec, leaving, self.mesh.whole(gone)))
         return left
+
+    def in_turns(self, body: Any, entered: list[Folded], path: str, nested: bool) -> list[Folded]:
+        """The body of a `shard_map`, parts of the first manual axis perhaps one after the other."""
+        count = 1 if nested else turns(self.settings, self.mesh, body, entered)
+        if count == 1:
+            return self.jaxpr(body, entered, path)
+        axis = self.mesh.manual[0]  # so the first of a value's axes, if it is one
+        frame = dataclasses.replace(self, mesh=self.mesh.first_part(axis, count))
+        out_axes: list[tuple[str, ...]] = []
+        divided = [v.array for v in entered if axis in v.axes]
+        moved = [words_of(jnp.result_type(array), array) for array in divided]
+
+        def turn(parts: list[Array]) -> list[Array]:
+            own = iter([back(part) for (_, back), part in zip(moved, parts, strict=True)])
+            values = [Folded(next(own), v.axes) if axis in v.axes else v for v in entered]
+            outs = frame.jaxpr(body, values, path)
+            out_axes[:] = [v.axes for v in outs]
+            return [jnp.asarray(v.array) for v in outs]
+
+        # As words: XLA:CPU would make FP32 of BF16 to take parts of it.
+        words = [to_words(array) for (to_words, _), array in zip(moved, divided, strict=True)]
+        cut = [w.reshape(count, w.shape[0] // count, *w.shape[1:]) for w in words]
+        return [
+            Folded(array.reshape(-1, *array.shape[2:]) if axis in axes else array[0], axes)
+            for array, axes in zip(lax.map(turn, cut), out_axes, strict=True)
+        ]
 
     def _check_choices(
         self, body: Any, entered: Sequence[Folded], out: int, axes: set[str]

@@ -6,7 +6,7 @@ vectorised and in scalar code, may keep a BF16 intermediate in FP32, and sums in
 changes with the shape of the batch. Here
 
 - the basic operations round once to their own type;
-- the transcendental functions are XLA's, evaluated in a loop of their own over the flat array (at
+- the transcendental functions are XLA's, evaluated apart from all else over the flat array (at
   least 64 elements), so that they give the bits of that function called alone on a large array;
 - a floating sum or product has an order of its own: the reduced elements, flattened, are cut into
   eight equal contiguous blocks (the last padded with the neutral element), which are combined
@@ -25,6 +25,7 @@ from jax import Array, lax
 
 import kernels
 from emulator.program.folded import Folded, FoldedMesh, union_axes
+from kernels.apart import apart, calls_stay
 
 _BLOCKS = 8
 _ALONE = 64  # shorter arrays may be evaluated by scalar code
@@ -88,15 +89,21 @@ def _rounded_once(bind: Callable[..., Array], name: str, arrays: Sequence[Array]
 
 
 def _alone(fun: Callable[..., Array], arrays: Sequence[Array]) -> Array:
-    """`fun` of the flat arrays in a loop that runs once, which XLA cannot know and so cannot fuse
-    with its surroundings.
-    """
+    """`fun` of the flat arrays, not fused with its surroundings."""
     shape, size = arrays[0].shape, arrays[0].size
     if size == 0:
         return fun(*arrays)
     flat = tuple(lax.reshape(a, (size,)) for a in arrays)
     if size < _ALONE:
         flat = tuple(lax.pad(a, lax.full((), 1, a.dtype), [(0, _ALONE - size, 0)]) for a in flat)
+    result = apart(jax.jit(fun)(*flat)) if calls_stay() else _in_a_loop(fun, flat)
+    return lax.reshape(result[:size], shape)
+
+
+def _in_a_loop(fun: Callable[..., Array], flat: Sequence[Array]) -> Array:
+    """`fun` in a loop that runs once, which XLA cannot know and so cannot fuse with what is around
+    it.
+    """
     first = lax.bitcast_convert_type(flat[0][0].astype(jnp.float32), jnp.int32)
     zero = lax.shift_right_logical(
         lax.population_count(first), jnp.int32(6)
@@ -106,7 +113,7 @@ def _alone(fun: Callable[..., Array], arrays: Sequence[Array]) -> Array:
         lambda carry: (carry[0] + 1, fun(*carry[1:]), *carry[2:]),
         (zero, *flat),
     )
-    return lax.reshape(result[:size], shape)
+    return result
 
 
 def _stretch(value: Folded, axes: tuple[str, ...], shape: tuple[int, ...]) -> Array:

@@ -18,14 +18,14 @@ def on_words(rule: Callable[..., Folded]) -> Callable[..., Folded]:
     """
 
     def moved(*values: Folded) -> Folded:
-        words, back = _words(jnp.result_type(values[0].array), values[0].array)
+        words, back = words_of(jnp.result_type(values[0].array), values[0].array)
         out = rule(*(Folded(words(v.array), v.axes) for v in values))
         return Folded(back(out.array), out.axes)
 
     return moved
 
 
-def _words(dtype: Any, like: Any) -> tuple[Callable[[Any], Array], Callable[[Array], Array]]:
+def words_of(dtype: Any, like: Any) -> tuple[Callable[[Any], Array], Callable[[Array], Array]]:
     """From arrays of `dtype` to arrays of whole bytes, and back."""
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         impl = jax.random.key_impl(like)
@@ -33,7 +33,7 @@ def _words(dtype: Any, like: Any) -> tuple[Callable[[Any], Array], Callable[[Arr
     if jnp.issubdtype(dtype, jnp.floating):
         bits = jnp.finfo(dtype).bits
         if bits < 8:  # FP32 holds them all
-            wide, back = _words(jnp.dtype(jnp.float32), None)
+            wide, back = words_of(jnp.dtype(jnp.float32), None)
             return lambda x: wide(x.astype(jnp.float32)), lambda w: back(w).astype(dtype)
         word = jnp.dtype(f"uint{bits}")
         return (
