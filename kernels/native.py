@@ -244,7 +244,7 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty((rows // ROWS + columns // COLUMNS, 3)),  # 10: extents of groups
         np.empty(2 * LANES),  # 11: what is measured of a group
         np.zeros(COLUMNS),  # 12: C before the first step, if there is none
-        np.empty((rows // ROWS) * (columns // COLUMNS), np.int64),  # 13: words of C's largest sizes
+        np.empty(((rows // ROWS) * (columns // COLUMNS), 2), np.int64),  # 13: words of C's sizes
         np.empty(((rows // ROWS) * (columns // COLUMNS), ROWS // PART, 2), np.int64),  # 14: pauses
         np.empty(1, np.int64),  # 15: how many steps are done
     )
@@ -345,8 +345,8 @@ def _tile(
     i0, j0 = corner
     rows, columns = size
     products, padded = shape
-    c, x, y, x_tops, y_tops, row, results, terms, parts = buffers[:9]
-    held, extents, measured, nothing, largest, pauses, done = buffers[9:]
+    c, x, y, x_tops, y_tops, one_row, results, terms, parts = buffers[:9]
+    held, extents, measured, nothing, words_of_c, pauses, done = buffers[9:]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     width = column_groups * COLUMNS
     quads = padded // QUAD
@@ -360,26 +360,13 @@ def _tile(
         _address(parts, 0),
         _address(constants, 0),
     )
-    for group in range(row_groups * column_groups):
-        held[group], largest[group] = NONE, EXPONENT if has_c else 0
-        pauses[group] = 0
-    if has_c:
-        for i in range(row_groups):
-            for j in range(column_groups):
-                least = NONE
-                for r in range(ROWS):
-                    start = (i * ROWS + r) * width + j * COLUMNS
-                    for element in range(start, start + COLUMNS):
-                        size_of_c = abs(c[element])
-                        least = min(least, size_of_c if size_of_c > 0 else NONE)
-                if least < NONE:
-                    held[i * column_groups + j] = (
-                        _power_of(np.float64(least).view(np.int64)) * 2.0**-23
-                    )
+    count = row_groups * column_groups
+    held[:count], pauses[:count] = 0, 0
+    words_of_c[:count, 0], words_of_c[:count, 1] = EXPONENT if has_c else 0, -1
     for first in range(0, number, block):
         steps = min(block, number - first)
         length = steps * padded
-        _pack_rows(a, form, i0, rows, k, first * products, steps, shape, x, row)
+        _pack_rows(a, form, i0, rows, k, first * products, steps, shape, x, one_row)
         _pack_columns(b, form, j0, columns, k, n, first * products, steps, shape, y)
         x_words, y_words = x.view(np.int64), y.view(np.int64)
         for g in range(row_groups):
@@ -400,23 +387,26 @@ def _tile(
                 before, before_width, found = here, width, 0
                 if first == 0 and not has_c:
                     before, before_width = _address(nothing, 0), 0
-                plainly = xs, length, ys, before, before_width, here, width, steps, quads
-                most = np.int64(largest[index]).view(np.float64)
-                if largest[index] >= EXPONENT:
-                    found = steps_of.sizes((here, width, _address(measured, 0)))
+                of_c = words_of_c[index]
+                words = int(of_c.ctypes.data)
+                plainly = xs, length, ys, before, before_width, here, width, words, steps, quads
+                if of_c[0] >= EXPONENT:
+                    found = steps_of.sizes((here, width, words))
                     if found == ROWS * COLUMNS:
                         continue  # none is a number, and none will be
                     if (found & 0xFFFFFFFF) + (found >> 32) == ROWS * COLUMNS:
                         steps_of.plain(plainly)  # and will be none
+                        of_c[0] = EXPONENT
                         continue
-                    most = measured[:LANES].max()
-                reach = most + of_x[0] * of_y[0]
-                last = min(held[index], of_x[1] * of_y[1] * unit**2)
+                reach = np.int64(of_c[0]).view(np.float64) + of_x[0] * of_y[0]
+                # C is a multiple of what its terms were, and of the last place of its least size.
+                last = NONE if of_c[1] == -1 else _power_of(of_c[1] + 1) * 2.0**-23
+                last = min(max(held[index], last), of_x[1] * of_y[1] * unit**2)
                 held[index] = last
                 if found == 0 and last >= LEAST and reach < 2.0**127 and reach <= 2.0**53 * last:
-                    largest[index] = steps_of.plain(plainly)
+                    steps_of.plain(plainly)
                     continue
-                largest[index] = EXPONENT
+                of_c[0] = EXPONENT
                 if before_width == 0:
                     for i in range(ROWS):
                         c[place + i * width : place + i * width + COLUMNS] = 0

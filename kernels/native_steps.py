@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import njit
 
 from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline
@@ -79,7 +80,13 @@ def rows_of(emit: Emitter, x: Any, stride: Any, count: int) -> list[Any]:
     return [emit.place(emit.at(x), emit.times(stride, i)) for i in range(count)]
 
 
-@inline(result=True)
+def _places(emit: Emitter, c: Any, width: Any) -> list[list[Any]]:
+    """Of the vectors of C[ROWS, COLUMNS]."""
+    rows = [emit.place(emit.at(c), emit.times(width, i)) for i in range(ROWS)]
+    return [[emit.place(row, j) for j in range(0, COLUMNS, LANES)] for row in rows]
+
+
+@inline(result=False)
 def plain(
     emit: Emitter,
     x: Any,
@@ -89,21 +96,15 @@ def plain(
     before_width: Any,
     c: Any,
     width: Any,
+    found: Any,
     steps: Any,
     quads: Any,
-) -> Any:
-    """The steps of a block: C[ROWS, COLUMNS] = x y + what was there before. The result is the
-    largest word of a size in C, which tells whether all are finite.
+) -> None:
+    """The steps of a block: C[ROWS, COLUMNS] = x y + what was there before, and into `found`, of
+    its sizes' words, the largest one, and the least one but 0 less 1.
     """
     rows, y = rows_of(emit, x, stride, ROWS), emit.at(y)
-
-    def places(c: Any, width: Any) -> list[list[Any]]:
-        offsets = range(0, COLUMNS, LANES)
-        return [
-            [emit.place(emit.at(c), emit.times(width, i), j) for j in offsets] for i in range(ROWS)
-        ]
-
-    old = places(before, before_width)
+    old = _places(emit, before, before_width)
     sums = [[emit.variable(emit.load(place)) for place in row] for row in old]
     with emit.loop(steps) as step:
         with emit.loop(quads) as quad:
@@ -120,12 +121,22 @@ def plain(
         for row in sums:
             for total in row:
                 emit.put(total, emit.get(total).to_float32())
-    size, largest = emit.word((1 << 63) - 1), emit.word(0)
-    for row, row_places in zip(sums, places(c, width), strict=True):
-        for total, place in zip(row, row_places, strict=True):
-            emit.store(emit.get(total), place)
-            largest = (emit.get(total).words() & size).larger_word(largest)
-    return largest.largest_word()
+    totals = [emit.get(total) for row in sums for total in row]
+    places = [place for row in _places(emit, c, width) for place in row]
+    for total, place in zip(totals, places, strict=True):
+        emit.store(total, place)
+    _find(emit, [total.size() for total in totals], found)
+
+
+def _find(emit: Emitter, sizes: list[Vector], found: Any) -> None:
+    minus_one = emit.word((1 << 64) - 1)
+    largest, least = emit.word(0), minus_one
+    for size in sizes:
+        largest = size.words().larger_word(largest)
+        least = size.words().plus_words(minus_one).smaller_word(least)
+    place = emit.builder.inttoptr(found, ir.IntType(64).as_pointer())
+    emit.builder.store(largest.largest_word(), place)
+    emit.builder.store(least.least_word(), emit.place(place, 1))
 
 
 def _settled(
@@ -411,31 +422,25 @@ def sum_of_parts(
 
 
 @inline(result=True)
-def sizes(emit: Emitter, c: Any, width: Any, largest: Any) -> Any:
-    """Of C[ROWS, COLUMNS], the largest finite size of each lane; how many elements are no
+def sizes(emit: Emitter, c: Any, width: Any, found: Any) -> Any:
+    """Of C[ROWS, COLUMNS]: `found` as for `plain`, of finite elements; how many elements are no
     number, and 2^32 times how many are infinite.
     """
     builder = emit.builder
-    c, largest = emit.at(c), emit.at(largest)
-    top, infinity = emit.number(0.0), emit.number(math.inf)
-    found = emit.integer(0)
+    zero, infinity = emit.number(0.0), emit.number(math.inf)
+    counts, finite = emit.integer(0), []
 
     def count(answer: Vector, weight: int) -> Any:
         return builder.mul(builder.ctpop(answer.bits()), emit.integer(weight))
 
-    for i in range(ROWS):
-        for j in range(0, COLUMNS, LANES):
-            size = emit.load(emit.place(c, emit.times(width, i), j)).size()
-            top = (size < infinity).where(top.larger(size), top)
-            found = builder.add(found, count(~size.equals(size), 1))
-            found = builder.add(found, count(size.equals(infinity), 1 << 32))
-    emit.store(top, largest)
-    return found
-
-
-@inline(result=True)
-def set_bits(emit: Emitter, bits: Any) -> Any:
-    return emit.builder.ctpop(bits)
+    for row in _places(emit, c, width):
+        for place in row:
+            size = emit.load(place).size()
+            finite.append((size < infinity).where(size, zero))
+            counts = builder.add(counts, count(~size.equals(size), 1))
+            counts = builder.add(counts, count(size.equals(infinity), 1 << 32))
+    _find(emit, finite, found)
+    return counts
 
 
 @inline(result=True)

@@ -163,8 +163,14 @@ class Vector:
 
     def largest_word(self) -> ir.Value:
         """Of words of 64 bits, without sign."""
+        return self._one("umax")
+
+    def least_word(self) -> ir.Value:
+        return self._one("umin")
+
+    def _one(self, name: str) -> ir.Value:
         kind = ir.FunctionType(_I64, [self.value.type])
-        name = f"llvm.vector.reduce.umax.v{self.value.type.count}i64"
+        name = f"llvm.vector.reduce.{name}.v{self.value.type.count}i64"
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, [self.value])
 
