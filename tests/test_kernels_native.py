@@ -302,24 +302,26 @@ def told(x, y, c, out, done, constants):
     )
 
 
-def test_directed_sums_tell_ties():
-    """Exact ones, and ones that a term far below decides, on either side of either sign."""
+@pytest.mark.parametrize("last", [2.0**-70, 0, -1])
+def test_directed_sums_tell_ties_and_zeros(last):
+    """Ties that a term far below decides, on either side of either sign; exact ones; and what
+    cancels.
+    """
     shape = native_steps.PART, native_steps.COLUMNS
-    sign, dust = np.indices(shape) % 2 * 2 - 1
-    x = np.zeros((shape[0], 16))
-    x[:, :3] = sign[:, :1] * [1, 2.0**-24, 0]
-    x[:, 3] = 2.0**-70
-    y = np.ones((16, shape[1]))
-    y[3] = dust[0]
+    sign, side = np.indices(shape) % 2 * 2 - 1
+    x, y = np.zeros((shape[0], 16)), np.ones((16, shape[1]))
+    x[:, :2], x[:, 2] = sign[:, :1] * [1, 2.0**-24 if last >= 0 else 0], last
+    expected = 1.0 * sign
+    if last > 0:
+        y[2] = side[0]
+        expected += np.where(sign == side, sign * 2.0**-23, 0)
+    elif last < 0:
+        x[:, 2] *= sign[:, 0]
+        expected *= 0
     c, out, done = np.zeros(shape), np.empty(shape), np.zeros(1, np.int64)
-    constants = native_steps.constants(16, np.inf)
-    for exact in (False, True):
-        if exact:
-            x[:, 3] = 0
-        assert told(x, y, c * 0, out, done, constants) == 0
-        assert done[0] == 1
-        more = np.where(sign * dust > 0, 2.0**-23, 0) if not exact else 0
-        assert np.array_equal(out, sign * (1 + more))
+    assert told(x, y, c, out, done, native_steps.constants(16, np.inf)) == 0
+    assert done[0] == 1 and np.array_equal(out, expected)
+    assert np.array_equal(c, expected) and not np.signbit(out[expected == 0]).any()
 
 
 # Chains.
