@@ -302,26 +302,28 @@ def told(x, y, c, out, done, constants):
     )
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0**-148])
 @pytest.mark.parametrize("last", [2.0**-70, 0, -1])
-def test_directed_sums_tell_ties_and_zeros(last):
+def test_directed_sums_tell_ties_and_zeros(last, scale):
     """Ties that a term far below decides, on either side of either sign; exact ones; and what
-    cancels.
+    cancels. Subnormal numbers of FP32, too.
     """
     shape = native_steps.PART, native_steps.COLUMNS
     sign, side = np.indices(shape) % 2 * 2 - 1
-    x, y = np.zeros((shape[0], 16)), np.ones((16, shape[1]))
-    x[:, :2], x[:, 2] = sign[:, :1] * [1, 2.0**-24 if last >= 0 else 0], last
+    x, y = np.zeros((shape[0], 16)), np.full((16, shape[1]), scale)
+    half = 2.0**-24 if scale == 1 else 0.25
+    x[:, :2], x[:, 2] = sign[:, :1] * [1, half if last >= 0 else 0], last
     expected = 1.0 * sign
     if last > 0:
-        y[2] = side[0]
-        expected += np.where(sign == side, sign * 2.0**-23, 0)
+        y[2] *= side[0]
+        expected += np.where(sign == side, sign * 2 * half, 0)
     elif last < 0:
         x[:, 2] *= sign[:, 0]
         expected *= 0
     c, out, done = np.zeros(shape), np.empty(shape), np.zeros(1, np.int64)
     assert told(x, y, c, out, done, native_steps.constants(16, np.inf)) == 0
-    assert done[0] == 1 and np.array_equal(out, expected)
-    assert np.array_equal(c, expected) and not np.signbit(out[expected == 0]).any()
+    assert done[0] == 1 and np.array_equal(out, expected * scale)
+    assert np.array_equal(c, out) and not np.signbit(out[expected == 0]).any()
 
 
 # Chains.
