@@ -157,12 +157,11 @@ def _settled(
     with emit.when((~known).bits()):
         # Where they differ, the sum is neither. An odd place between them and the sum, or on it,
         # is no tie: one further up or down, or the bound itself.
-        zero, one = emit.number(0.0), emit.word(1)
-        differ = ~least.equals(most)
+        one, differ = emit.word(1), ~least.equals(most)
         low = least.words().plus_words(least.words().signs()) | one
         high = most.words().plus_words(~most.words().signs()) | one
-        low = (differ & ~least.equals(zero)).where(low.numbers(), least)
-        high = (differ & ~most.equals(zero)).where(high.numbers(), most)
+        low = differ.where(low.numbers(), least)
+        high = differ.where(high.numbers(), most)
         low, high = _rounded(emit, low, limit), _rounded(emit, high, limit)
         infinite = least.equals(most) & least.size().equals(emit.number(math.inf))
         none = ~least.equals(least)

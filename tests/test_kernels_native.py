@@ -326,6 +326,46 @@ def test_directed_sums_tell_ties_and_zeros(last, scale):
     assert np.array_equal(c, out) and not np.signbit(out[expected == 0]).any()
 
 
+@numba.njit
+def told_in_parts(x, y, x_top, y_top, c, out, done, constants):
+    addresses = x.ctypes.data, 16, y.ctypes.data, x_top.ctypes.data, y_top.ctypes.data
+    ends = c.ctypes.data, native_steps.COLUMNS, 1, out.ctypes.data, done.ctypes.data, 4
+    return native_steps.two_parts((*addresses, *ends, constants.ctypes.data))
+
+
+def test_what_two_parts_tell_is_right():
+    """Whatever the sizes: largest terms that add up, C larger than all of them, and small terms
+    between them, for which the first sum has no place.
+    """
+    rng = np.random.default_rng(11)
+    rows, columns = native_steps.PART, native_steps.COLUMNS
+    constants, out = native_steps.constants(16, np.inf), np.empty((rows, columns))
+    done, few = np.zeros(1, np.int64), 0
+    for case in range(60):
+        sizes = rng.choice([0, 0, 0, -12, -30, -45, -60], (16,))
+        x = rng.uniform(1.9, 2, (rows, 16)) * 2.0**sizes
+        y = (
+            rng.choice([-1, 1] if case % 3 else [-1], (16, columns))
+            * rng.uniform(1.9, 2, 16)[:, None]
+        )
+        if case % 2:  # nearly all cancels
+            x[:, 8:], y[8:] = x[:, :8], -y[:8]
+            x[:, rng.integers(16)] *= 2.0**-25
+        a, b = x.astype(BF16), y.astype(BF16)
+        c = rng.normal(size=(rows, columns)) * 2.0 ** rng.choice([-60, -20, 0, 6, 40])
+        c = c.astype(np.float32)
+        x, y = (np.ascontiguousarray(v.astype(np.float64)) for v in (a, b))
+        x_top = np.zeros((1, native_steps.ROWS))
+        x_top[0, :rows] = 2.0 ** np.floor(np.log2(abs(x).max(1)) + 1)
+        y_top = 2.0 ** np.floor(np.log2(abs(y).max(0)) + 1)
+        unknown = told_in_parts(x, y, x_top, y_top, c.astype(np.float64), out, done, constants)
+        known = np.array([unknown >> i & 1 == 0 for i in range(rows * columns)])
+        expected = kernels.reference.matmul(a, b, c, arithmetic=ASCEND)
+        assert np.array_equal(out.reshape(-1)[known], expected.reshape(-1)[known]), case
+        few += (~known).sum()
+    assert few < 60
+
+
 # Chains.
 
 FMA, X86 = kernels.FP32_FMA_CHAIN, kernels.X86_AVX512_BF16
