@@ -313,7 +313,7 @@ def _careful_part(
         ends = other, count_of_done, needed
         found = _careful_steps(not in_parts, operands, c, width, step, 1, ends)
         if found != 0:  # else C is the result
-            steps_of.merge((out, other, unknown & ~found))
+            steps_of.merge((out, other, unknown))
             unknown &= found
             for i in range(PART):
                 bits = unknown >> (COLUMNS * i) & ((1 << COLUMNS) - 1)

@@ -163,6 +163,16 @@ def test_the_last_bit_of_an_accumulator_beside_later_sums():
     assert float(kernels.matmul(a[:, 144:], b[144:], c)[0, 0]) == c[0, 0]
 
 
+def test_an_accumulator_beside_whose_last_place_later_sums_end():
+    """2^40, from an earlier block or as C, half a last place of it, and what decides the tie."""
+    a, b = np.zeros((1, 160), BF16), np.zeros((160, 1), BF16)
+    for k, size in ((0, 20), (144, 8), (145, -10)):
+        a[0, k], b[k] = 2.0**size, 2.0**size
+    c = np.full((1, 1), 2.0**40, np.float32)
+    assert float(kernels.matmul(a, b)[0, 0]) == 2.0**40 + 2.0**17
+    assert float(kernels.matmul(a[:, 144:], b[144:], c)[0, 0]) == 2.0**40 + 2.0**17
+
+
 def test_the_last_place_of_c_beside_what_cancels():
     a, b = np.zeros((1, 16), BF16), np.ones((16, 1), BF16)
     a[0, [0, 2, 3, 5]] = 2.0**50, 2.0**27, -(2.0**27), -(2.0**50)
@@ -364,6 +374,24 @@ def test_what_two_parts_tell_is_right():
         assert np.array_equal(out.reshape(-1)[known], expected.reshape(-1)[known]), case
         few += (~known).sum()
     assert few < 60
+
+
+@pytest.mark.parametrize("before", range(16))
+def test_two_parts_of_terms_that_end_where_they_began(before):
+    """C and some equal terms, a small one, and as many of the other sign, which leave it: the first
+    sum must not have come near zero, where it takes more of a small term than it can keep later.
+    """
+    shape = native_steps.PART, native_steps.COLUMNS
+    large = 255 / 128
+    x, y = np.full((shape[0], 16), large), np.full((16, shape[1]), large)
+    x[:, :before] = -large
+    x[:, before], y[before] = large * 2.0**-22, 171 / 128 * 2.0**-23
+    c = np.full(shape, (2 * before - 15) * large**2)
+    tops = np.full((1, native_steps.ROWS), 2.0), np.full((1, shape[1]), 2.0)
+    out, done = np.empty(shape), np.zeros(1, np.int64)
+    constants = native_steps.constants(16, np.inf)
+    assert told_in_parts(x, y, *tops, c, out, done, constants) == 0
+    assert (out == large * 171 / 128 * 2.0**-45).all()
 
 
 # Chains.
