@@ -18,6 +18,7 @@ These ways are in `kernels.native_steps`.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -125,14 +126,6 @@ def _measured(emit: Emitter, lines: list[Any], count: Any, step: int) -> tuple[l
     return [emit.get(square) for square in squares], least
 
 
-def _largest_of(lines: list[Vector]) -> Vector:
-    """No number, or an infinity, in a line is found, too."""
-    most = lines[0]
-    for line in lines[1:]:
-        most = (line < most).where(most, line) + (most - most)
-    return most
-
-
 @inline(result=False)
 def _measured_rows(emit: Emitter, x: Any, length: Any, found: Any) -> None:
     """Of `x[ROWS, length]`, of whole vectors: sums of squares, the largest of each lane, and the
@@ -142,7 +135,7 @@ def _measured_rows(emit: Emitter, x: Any, length: Any, found: Any) -> None:
     lines = [emit.place(x, emit.times(length, i)) for i in range(ROWS)]
     count = emit.builder.udiv(length, emit.integer(LANES))
     squares, least = _measured(emit, lines, count, LANES)
-    emit.store(_largest_of(squares), found)
+    emit.store(functools.reduce(Vector.larger, squares), found)
     emit.store(least, emit.place(found, LANES))
 
 
@@ -154,14 +147,15 @@ def _measured_columns(emit: Emitter, y: Any, length: Any, found: Any) -> None:
     count = emit.builder.udiv(length, emit.integer(QUAD))
     squares, least = _measured(emit, lines, count, QUAD * COLUMNS)
     halves = [squares[j] + squares[j + 2] + squares[j + 4] + squares[j + 6] for j in range(2)]
-    emit.store(_largest_of(halves), found)
+    emit.store(halves[0].larger(halves[1]), found)
     emit.store(least, emit.place(found, LANES))
 
 
 @njit(**COMPILED)
 def _extent_of_rows(x: Any, start: int, length: int, found: Any) -> tuple[float, float]:
-    """Of a group `x[ROWS, length]` from `start` on: a bound on the rows' Euclidean norms, infinite
-    or no number for what is not finite, and a power of two that is not above any size but 0.
+    """Of a group `x[ROWS, length]` from `start` on: a bound on the rows' Euclidean norms, none of
+    which is finite that has an infinity (a NaN may go unnoticed, for plain sums heed it), and a
+    power of two that is not above any size but 0.
     """
     _measured_rows((_address(x, start), length, _address(found, 0)))
     square, least = 0.0, _least(found)
