@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import native_steps, product
+from kernels import native_operands, native_steps, operands, product
 from tests.kernel_inputs import BF16, FP16, FP32, words
 
 ASCEND = kernels.ASCEND_910C
@@ -163,10 +163,13 @@ def test_the_last_bit_of_an_accumulator_beside_later_sums():
     assert float(kernels.matmul(a[:, 144:], b[144:], c)[0, 0]) == c[0, 0]
 
 
-def test_an_accumulator_beside_whose_last_place_later_sums_end():
-    """2^40, from an earlier block or as C, half a last place of it, and what decides the tie."""
+@pytest.mark.parametrize("dust", [[], [(1, -60)]])
+def test_an_accumulator_beside_whose_last_place_later_sums_end(dust):
+    """2^40, from an earlier block (a plain one or not) or as C, half a last place of it, and what
+    decides the tie.
+    """
     a, b = np.zeros((1, 160), BF16), np.zeros((160, 1), BF16)
-    for k, size in ((0, 20), (144, 8), (145, -10)):
+    for k, size in ((0, 20), (144, 8), (145, -10), *dust):
         a[0, k], b[k] = 2.0**size, 2.0**size
     c = np.full((1, 1), 2.0**40, np.float32)
     assert float(kernels.matmul(a, b)[0, 0]) == 2.0**40 + 2.0**17
@@ -301,6 +304,50 @@ def test_without_numba_xla_serves(monkeypatch):
     finally:
         product._native.cache_clear()
         jax.clear_caches()
+
+
+@numba.njit
+def read(source, form, count, doubles, words, apart):
+    native_operands.read_doubles(source, form, count, doubles, 1, apart[0])
+    native_operands.read_words(source, form, count, words, 1, apart[1])
+
+
+@pytest.mark.parametrize(
+    "dtype, cut, rounding",
+    [
+        (BF16, 0, "toward_zero"),
+        (FP16, 0, "toward_zero"),
+        (FP32, 0, "toward_zero"),
+        (FP32, 11, "toward_zero"),
+        (FP32, 11, "nearest_even"),
+    ],
+)
+def test_operands_of_every_kind(dtype, cut, rounding):
+    """All codes of 16 bits, and as many of 32; one by one at the end of what is read."""
+    short = np.arange(1 << 16, dtype=np.uint16)
+    codes = short if dtype != FP32 else short.astype(np.uint32) * 65537 ^ (short >> 3)
+    record = dataclasses.replace(
+        ASCEND, operand_fraction_bits=23 - cut if cut else None, operand_rounding=rounding
+    )
+    numbers = np.asarray(operands.read(jnp.asarray(codes.view(dtype)), record))
+    with np.errstate(invalid="ignore"):  # NaNs that signal
+        expected = numbers.astype(np.float64)
+    kind = [BF16, FP16, FP32].index(dtype)
+    form = kind, cut, int(rounding == "nearest_even")
+    for count in (len(codes), 70, 33, 32, 31, 16, 15, 1):
+        groups = native_operands.GROUP, native_operands.WORDS
+        apart = groups[0] + 2, groups[1] + 3
+        doubles = np.full(2 * len(codes), 7.0)
+        words = np.full(2 * len(codes), 7, np.uint32)
+        read(codes.ctypes.data, form, count, doubles, words, apart)
+        at = np.arange(count)
+        found = doubles[1 + at // groups[0] * apart[0] + at % groups[0]]
+        assert np.array_equal(found, expected[:count], equal_nan=True)
+        assert np.array_equal(np.signbit(found), np.signbit(expected[:count]))
+        found = words[1 + at // groups[1] * apart[1] + at % groups[1]].view(np.float32)
+        assert np.array_equal(found, expected[:count].astype(np.float32), equal_nan=True)
+        assert np.array_equal(np.signbit(found), np.signbit(expected[:count]))
+        assert (doubles == 7).sum() == len(doubles) - count + (expected[:count] == 7).sum()
 
 
 @numba.njit
