@@ -325,7 +325,10 @@ def read(source, form, count, doubles, words, apart):
 def test_operands_of_every_kind(dtype, cut, rounding):
     """All codes of 16 bits, and as many of 32; one by one at the end of what is read."""
     short = np.arange(1 << 16, dtype=np.uint16)
-    codes = short if dtype != FP32 else short.astype(np.uint32) * 65537 ^ (short >> 3)
+    codes = short
+    if dtype == FP32:
+        codes = short.astype(np.uint32) * 65537 ^ (short >> 3)
+        codes[:4] = 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7F7FFFFF
     record = dataclasses.replace(
         ASCEND, operand_fraction_bits=23 - cut if cut else None, operand_rounding=rounding
     )
