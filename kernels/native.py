@@ -289,23 +289,22 @@ def _careful_part(
     """
     x, length, y, _, _, padded = operands
     out, other, terms, parts, needed = scratch
-    count_of_done = int(done.ctypes.data)
-    step = 0
+    step, unknown, in_parts = 0, 0, False
     while step < steps:
-        in_parts = pause[0] > 0
-        count = min(pause[0], steps - step) if in_parts else steps - step
-        ends = out, count_of_done, needed
-        unknown = _careful_steps(in_parts, operands, c, width, step, count, ends)
-        step += done[0]
-        if in_parts:
-            pause[0] = pause[0] - done[0] if done[0] > 0 else 0
-        else:
-            pause[1] = min(2 * pause[1] + 1, _PATIENCE) if done[0] == 0 else 0
-            pause[0] = pause[1]
-        if unknown == 0:
+        again = unknown != 0  # the step that one way did not tell, the other way
+        in_parts = not in_parts if again else pause[0] > 0
+        count = 1 if again else min(pause[0], steps - step) if in_parts else steps - step
+        ends = other if again else out, int(done.ctypes.data), needed
+        found = _careful_steps(in_parts, operands, c, width, step, count, ends)
+        if not again:
+            unknown = found
+            step += done[0]
+            if in_parts:
+                pause[0] = pause[0] - done[0] if done[0] > 0 else 0
+            else:
+                pause[1] = min(2 * pause[1] + 1, _PATIENCE) if done[0] == 0 else 0
+                pause[0] = pause[1]
             continue
-        ends = other, count_of_done, needed
-        found = _careful_steps(not in_parts, operands, c, width, step, 1, ends)
         if found != 0:  # else C is the result
             steps_of.merge((out, other, unknown))
             unknown &= found
@@ -317,7 +316,7 @@ def _careful_part(
                     row, result = c + 8 * i * width, out + 8 * i * COLUMNS
                     _many_parts(xs, ys, row, result, bits, padded, (terms, parts, needed))
             steps_of.write((out, c, width))
-        step += 1
+        step, unknown = step + 1, 0
 
 
 @njit(**COMPILED)
@@ -383,22 +382,21 @@ def _tile(
                     before, before_width = _address(nothing, 0), 0
                 of_c = words_of_c[index]
                 words = int(of_c.ctypes.data)
-                plainly = xs, length, ys, before, before_width, here, width, words, steps, quads
+                settled = False
                 if of_c[0] >= EXPONENT:
                     found = steps_of.sizes((here, width, words))
                     if found == ROWS * COLUMNS:
                         continue  # none is a number, and none will be
-                    if (found & 0xFFFFFFFF) + (found >> 32) == ROWS * COLUMNS:
-                        steps_of.plain(plainly)  # and will be none
-                        of_c[0] = EXPONENT
-                        continue
+                    settled = (found & 0xFFFFFFFF) + (found >> 32) == ROWS * COLUMNS
                 reach = np.int64(of_c[0]).view(np.float64) + of_x[0] * of_y[0]
                 # C is a multiple of what its terms were, and of the last place of its least size.
                 last = NONE if of_c[1] == -1 else _power_of(of_c[1] + 1) * 2.0**-23
                 last = min(max(held[index], last), of_x[1] * of_y[1] * unit**2)
                 held[index] = last
-                if found == 0 and last >= LEAST and reach < 2.0**127 and reach <= 2.0**53 * last:
-                    steps_of.plain(plainly)
+                enough = found == 0 and last >= LEAST and reach < 2.0**127
+                if settled or (enough and reach <= 2.0**53 * last):  # none is finite, or all are
+                    into = here, width, words
+                    steps_of.plain((xs, length, ys, before, before_width, *into, steps, quads))
                     continue
                 of_c[0] = EXPONENT
                 if before_width == 0:
