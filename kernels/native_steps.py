@@ -8,7 +8,7 @@ apart. Only normal doubles are computed with, since XLA's threads flush subnorma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -218,6 +218,19 @@ def _steps(
     return builder.load(unknown)
 
 
+def _factors(
+    emit: Emitter, rows: list[Any], y: Any, step: Any, quads: Any
+) -> Iterator[tuple[tuple[int, int], Vector, Vector]]:
+    """Of a step's products, in a loop over its quads: the element, and both factors."""
+    with emit.loop(quads) as quad:
+        index = emit.times(emit.builder.add(emit.times(step, quads), quad), QUAD)
+        ys = emit.place(y, emit.times(index, COLUMNS))
+        for k in range(QUAD):
+            for i, j in _ELEMENTS:
+                left = emit.load_all_equal(emit.place(rows[i], index, k))
+                yield (i, j), left, emit.load(emit.place(ys, k * COLUMNS + j))
+
+
 @inline(result=True)
 def directed(
     emit: Emitter,
@@ -238,15 +251,9 @@ def directed(
     def bounds(step: Any, c: _Sums) -> tuple[_Sums, _Sums]:
         leasts = {at: emit.variable(value) for at, value in c.items()}
         mosts = {at: emit.variable(value) for at, value in c.items()}
-        with emit.loop(quads) as quad:
-            index = emit.times(emit.builder.add(emit.times(step, quads), quad), QUAD)
-            ys = emit.place(y, emit.times(index, COLUMNS))
-            for k in range(QUAD):
-                for i, j in _ELEMENTS:
-                    left = emit.load_all_equal(emit.place(rows[i], index, k))
-                    right = emit.load(emit.place(ys, k * COLUMNS + j))
-                    for up, sums in ((False, leasts), (True, mosts)):
-                        emit.put(sums[i, j], emit.bound(up, left, right, emit.get(sums[i, j])))
+        for at, left, right in _factors(emit, rows, y, step, quads):
+            for up, sums in ((False, leasts), (True, mosts)):
+                emit.put(sums[at], emit.bound(up, left, right, emit.get(sums[at])))
         return _values(emit, leasts), _values(emit, mosts)
 
     limit = emit.load_all_equal(emit.at(constants))
@@ -288,26 +295,19 @@ def two_parts(
         for i, j in _ELEMENTS:
             top = emit.load_all_equal(emit.place(lefts, i)) * emit.load(emit.place(rights, j))
             starts[i, j] = top.larger(_power(emit, c[i, j])) * scale
-        first = emit.times(step, quads)
         highs, leasts, mosts = {}, {}, {}
         for at, value in c.items():
             high = starts[at] + value
             rest = value - (high - starts[at])
             highs[at] = emit.variable(high)
             leasts[at], mosts[at] = emit.variable(rest), emit.variable(rest)
-        with emit.loop(quads) as quad:
-            index = emit.times(emit.builder.add(first, quad), QUAD)
-            ys = emit.place(y, emit.times(index, COLUMNS))
-            for k in range(QUAD):
-                for i, j in _ELEMENTS:
-                    left = emit.load_all_equal(emit.place(rows[i], index, k))
-                    right = emit.load(emit.place(ys, k * COLUMNS + j))
-                    before = emit.get(highs[i, j])
-                    after = left.times_plus(right, before)
-                    rest = left.times_plus(right, -(after - before))
-                    emit.put(highs[i, j], after)
-                    for up, sums in ((False, leasts), (True, mosts)):
-                        emit.put(sums[i, j], emit.bound(up, rest, emit.get(sums[i, j])))
+        for at, left, right in _factors(emit, rows, y, step, quads):
+            before = emit.get(highs[at])
+            after = left.times_plus(right, before)
+            rest = left.times_plus(right, -(after - before))
+            emit.put(highs[at], after)
+            for up, sums in ((False, leasts), (True, mosts)):
+                emit.put(sums[at], emit.bound(up, rest, emit.get(sums[at])))
         found = {at: emit.get(high) - starts[at] for at, high in highs.items()}
 
         def with_rests(up: bool, sums: dict[tuple[int, int], Any]) -> _Sums:
