@@ -20,7 +20,7 @@ from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline
 ROWS = 8
 PART = 4  # rows at once where one sum does not do
 COLUMNS = 2 * LANES
-QUAD = 4  # products with a common bound
+QUAD = 4  # products of a round of a loop; steps are filled up to whole ones
 
 EXPONENT = 0x7FF << 52  # of a double
 NONE = 2.0**500  # what nothing is a multiple of
@@ -129,6 +129,7 @@ def plain(
 
 
 def _find(emit: Emitter, sizes: list[Vector], found: Any) -> None:
+    """Two words at `found`, as `plain` has it."""
     minus_one = emit.word((1 << 64) - 1)
     largest, least = emit.word(0), minus_one
     for size in sizes:

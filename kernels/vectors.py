@@ -36,7 +36,7 @@ _PLACES = ir.VectorType(_I32, LANES)
 _DOWN, _UP = 0x9, 0xA
 
 _MORE = 2.0**-52  # of a number: more than its rounding
-_FAR = 2.0**1000
+_FAR = 2.0**1000  # beyond all finite sums: an infinity moves by no more than that
 
 
 class Vector:
