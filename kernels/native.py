@@ -23,12 +23,12 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 
 from kernels import native_steps as steps_of
-from kernels.native_operands import GROUP, bytes_of, decoded, read_doubles
+from kernels.native_operands import GROUP, address, bytes_of, decoded, read_doubles
 from kernels.native_steps import COLUMNS, EXPONENT, LEAST, NONE, PART, QUAD, ROWS
-from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline
+from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
 
 _BLOCK = 128  # products of a block, about
 _HEIGHT = 256  # rows of a tile
@@ -53,15 +53,16 @@ def _pack_rows(
     count = min(steps * products, k - k0)
     length = steps * padded
     groups = -(-rows // ROWS)
+    at_x, at_row = address(x, 0), address(row, 0)
     if count < length or rows < groups * ROWS:
         x[: groups * length * ROWS] = 0
     for i in range(rows):
         source = a + ((i0 + i) * k + k0) * bytes_of(form)
         start = i * length
         if products == padded:
-            read_doubles(source, form, count, x, start, GROUP)
+            read_doubles(source, form, count, at_x + 8 * start, GROUP)
         else:
-            read_doubles(source, form, count, row, 0, GROUP)
+            read_doubles(source, form, count, at_row, GROUP)
             for index in range(count):
                 x[start + index // products * padded + index % products] = row[index]
 
@@ -94,12 +95,13 @@ def _pack_columns(
     count = min(steps * products, k - k0)
     length = steps * padded
     groups = -(-columns // COLUMNS)
+    at_y = address(y, 0)
     if count < length or columns < groups * COLUMNS:
         y[: groups * _apart(length)] = 0
     for index in range(count):
         source = b + ((k0 + index) * n + j0) * bytes_of(form)
         place = index // products * padded + index % products
-        read_doubles(source, form, columns, y, place * COLUMNS, _apart(length))
+        read_doubles(source, form, columns, at_y + 8 * place * COLUMNS, _apart(length))
 
 
 @njit(**COMPILED)
@@ -157,7 +159,7 @@ def _extent_of_rows(x: Any, start: int, length: int, found: Any) -> tuple[float,
     which is finite that has an infinity (a NaN may go unnoticed, for plain sums heed it), and a
     power of two that is not above any size but 0.
     """
-    _measured_rows((_address(x, start), length, _address(found, 0)))
+    _measured_rows((address(x, start), length, address(found, 0)))
     square, least = 0.0, _least(found)
     for lane in range(LANES):
         square += found[lane]
@@ -174,7 +176,7 @@ def _extent_of_rows(x: Any, start: int, length: int, found: Any) -> tuple[float,
 @njit(**COMPILED)
 def _extent_of_columns(y: Any, start: int, length: int, found: Any) -> tuple[float, float]:
     """As `_extent_of_rows`, of the columns of `y[length, COLUMNS]`."""
-    _measured_columns((_address(y, start), length, _address(found, 0)))
+    _measured_columns((address(y, start), length, address(found, 0)))
     square = 0.0
     for lane in range(LANES):
         square = max(square, found[lane]) if found[lane] == found[lane] else np.inf
@@ -242,12 +244,6 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(((rows // ROWS) * (columns // COLUMNS), ROWS // PART, 2), np.int64),  # 14: pauses
         np.empty(1, np.int64),  # 15: how many steps are done
     )
-
-
-@njit(**COMPILED)
-def _address(array: Any, offset: int) -> int:
-    """Of a double in `array`."""
-    return int(array.ctypes.data) + 8 * offset
 
 
 @njit(**COMPILED)
@@ -347,12 +343,14 @@ def _tile(
     number = -(-k // products)
     block = max(1, _BLOCK // padded)
     scratch = (
-        _address(results, 0),
-        _address(results, PART * COLUMNS),
-        _address(terms, 0),
-        _address(parts, 0),
-        _address(constants, 0),
+        address(results, 0),
+        address(results, PART * COLUMNS),
+        address(terms, 0),
+        address(parts, 0),
+        address(constants, 0),
     )
+    at_c, at_x, at_y = address(c, 0), address(x, 0), address(y, 0)
+    at_nothing, at_words = address(nothing, 0), address(words_of_c, 0)
     count = row_groups * column_groups
     held[:count], pauses[:count] = 0, 0
     words_of_c[:count, 0], words_of_c[:count, 1] = EXPONENT if has_c else 0, -1
@@ -370,49 +368,48 @@ def _tile(
             h = row_groups + g
             extents[h, 0], extents[h, 1], extents[h, 2] = norm, least, 0
         for jg in range(column_groups):
-            of_y = extents[row_groups + jg]
+            h = row_groups + jg
             for ig in range(row_groups):
-                of_x = extents[ig]
                 place = ig * ROWS * width + jg * COLUMNS
-                here = _address(c, place)
-                xs, ys = _address(x, ig * length * ROWS), _address(y, jg * _apart(length))
+                here = at_c + 8 * place
+                xs, ys = at_x + 8 * ig * length * ROWS, at_y + 8 * jg * _apart(length)
                 index = ig * column_groups + jg
                 before, before_width, found = here, width, 0
                 if first == 0 and not has_c:
-                    before, before_width = _address(nothing, 0), 0
-                of_c = words_of_c[index]
-                words = int(of_c.ctypes.data)
+                    before, before_width = at_nothing, 0
+                words = at_words + 16 * index
                 settled = False
-                if of_c[0] >= EXPONENT:
+                if words_of_c[index, 0] >= EXPONENT:
                     found = steps_of.sizes((here, width, words))
                     if found == ROWS * COLUMNS:
                         continue  # none is a number, and none will be
                     settled = (found & 0xFFFFFFFF) + (found >> 32) == ROWS * COLUMNS
-                reach = np.int64(of_c[0]).view(np.float64) + of_x[0] * of_y[0]
+                most, least = words_of_c[index, 0], words_of_c[index, 1]
+                reach = np.int64(most).view(np.float64) + extents[ig, 0] * extents[h, 0]
                 # C is a multiple of what its terms were, and of the last place of its least size.
-                last = NONE if of_c[1] == -1 else _power_of(of_c[1] + 1) * 2.0**-23
-                last = min(max(held[index], last), of_x[1] * of_y[1] * unit**2)
+                last = NONE if least == -1 else _power_of(least + 1) * 2.0**-23
+                last = min(max(held[index], last), extents[ig, 1] * extents[h, 1] * unit**2)
                 held[index] = last
                 enough = found == 0 and last >= LEAST and reach < 2.0**127
                 if settled or (enough and reach <= 2.0**53 * last):  # none is finite, or all are
                     into = here, width, words
                     steps_of.plain((xs, length, ys, before, before_width, *into, steps, quads))
                     continue
-                of_c[0] = EXPONENT
+                words_of_c[index, 0] = EXPONENT
                 if before_width == 0:
                     for i in range(ROWS):
                         c[place + i * width : place + i * width + COLUMNS] = 0
-                if of_x[2] == 0:
-                    of_x[2] = 1
+                if extents[ig, 2] == 0:
+                    extents[ig, 2] = 1
                     start, layout = ig * length * ROWS, (ROWS, length, 1)
                     _bounds(x_words, start, (steps, padded), layout, x_tops[ig])
-                if of_y[2] == 0:
-                    of_y[2] = 1
+                if extents[h, 2] == 0:
+                    extents[h, 2] = 1
                     start, layout = jg * _apart(length), (COLUMNS, 1, COLUMNS)
                     _bounds(y_words, start, (steps, padded), layout, y_tops[jg])
                 for part in range(0, ROWS, PART):
-                    x_top, y_top = _address(x_tops[ig], part), _address(y_tops[jg], 0)
-                    xs = _address(x, (ig * ROWS + part) * length)
+                    x_top, y_top = address(x_tops[ig], part), address(y_tops[jg], 0)
+                    xs = address(x, (ig * ROWS + part) * length)
                     operands = xs, length, ys, x_top, y_top, padded
                     rows_of_c = here + 8 * part * width
                     pause = pauses[index, part // PART]
@@ -518,22 +515,26 @@ def _finish(tile: Any, corner: Any, size: Any, nan: int, out: Any) -> None:
     """A tile written into `out[m, n]`."""
     rows, columns = size
     width = -(-columns // COLUMNS) * COLUMNS
+    row, target = address(tile, 0), address(out, corner[0] * out.shape[1] + corner[1])
     for i in range(rows):
-        row = tile[i * width : i * width + columns]
-        results(row, 0.0, nan, out[corner[0] + i, corner[1] : corner[1] + columns])
+        results(row + 8 * i * width, columns, 0.0, nan, target + 4 * i * out.shape[1])
 
 
 @njit(**COMPILED)
-def results(row: Any, zero: float, nan: int, out: Any) -> bool:
-    """Numbers plus `zero`, which tells -0 from +0, as FP32 words; whether any is no number, whose
-    word is `nan`.
+def results(row: int, count: int, zero: float, nan: int, out: int) -> bool:
+    """So many doubles at an address plus `zero`, which tells -0 from +0, as FP32 words to another;
+    whether any is no number, whose word is `nan`.
     """
     any_nan = False
-    vectors = row.size // (2 * LANES)
-    sign = np.float64(zero).view(np.int64)
-    unusual = steps_of.to_words((_address(row, 0), int(out.ctypes.data), vectors, sign))
-    for i in range(0 if unusual != 0 else vectors * 2 * LANES, row.size):
-        value = row[i] + zero
+    vectors = count // (2 * LANES)
+    unusual = steps_of.to_words((row, out, vectors, np.float64(zero).view(np.int64)))
+    first = 0 if unusual != 0 else vectors * 2 * LANES
+    if first == count:
+        return False
+    numbers = carray(pointer(row), (count,), np.float64)
+    words = carray(pointer(out), (count,), np.uint32)
+    for i in range(first, count):
+        value = numbers[i] + zero
         extent = abs(value)
         magnitude = np.int64(np.float32(extent).view(np.uint32))
         if extent < LEAST:
@@ -541,5 +542,5 @@ def results(row: Any, zero: float, nan: int, out: Any) -> bool:
         word = magnitude | ((np.float64(value).view(np.int64) >> 63) & np.int64(1 << 31))
         if value != value:
             word, any_nan = np.int64(nan), True
-        out[i] = np.uint32(word)
+        words[i] = np.uint32(word)
     return any_nan

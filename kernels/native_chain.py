@@ -33,6 +33,7 @@ from kernels.native_operands import (
     FP32,
     GROUP,
     WORDS,
+    address,
     bytes_of,
     decoded,
     read_doubles,
@@ -75,15 +76,16 @@ def _pack_rows(
     """
     count = min(length, k - k0)
     row = np.empty(count, np.uint32)
+    at_x, at_row = address(x, 0), address(row, 0)
     if count < length or rows % ROWS != 0:
         x[: -(-rows // ROWS) * length * ROWS] = 0
     for i in range(rows):
         source = a + ((i0 + i) * k + k0) * bytes_of(form)
         start = i * length
         if products == 1:
-            read_words(source, form, count, x, start, WORDS)
+            read_words(source, form, count, at_x + 4 * start, WORDS)
         else:
-            read_words(source, form, count, row, 0, WORDS)
+            read_words(source, form, count, at_row, WORDS)
             for index in range(count):
                 x[start + _turned(index, products)] = row[index]
 
@@ -104,12 +106,13 @@ def _pack_columns(
     k, n = sizes
     count = min(length, k - k0)
     groups = -(-columns // COLUMNS)
+    at_y = address(y, 0)
     if count < length or columns % COLUMNS != 0:
         y[: groups * length * COLUMNS] = 0
     for index in range(count):
         source = b + ((k0 + index) * n + j0) * bytes_of(form)
         start = _turned(index, products) * COLUMNS
-        read_words(source, form, columns, y, start, length * COLUMNS)
+        read_words(source, form, columns, at_y + 4 * start, length * COLUMNS)
 
 
 @inline(result=False)
@@ -140,7 +143,7 @@ def _extent(words: Any, start: int, count: int, found: Any) -> None:
     low, high = np.empty(HALF, np.uint32), np.zeros(HALF, np.uint32)
     low[:] = 0xFFFFFFFF
     vectors = count // HALF
-    _sizes((_address(words, start), vectors, _address(low, 0), _address(high, 0)))
+    _sizes((address(words, start), vectors, address(low, 0), address(high, 0)))
     least, most = low.min(), high.max()
     for i in range(start + vectors * HALF, start + count):
         magnitude = np.uint32(words[i] & _MAGNITUDE)
@@ -248,11 +251,6 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
 
 
 @njit(**COMPILED)
-def _address(array: Any, offset: int) -> int:
-    return int(array.ctypes.data) + array.itemsize * offset
-
-
-@njit(**COMPILED)
 def _choose_scales(of_x: Any, of_y: Any, of_tile: Any) -> None:
     """Powers of two by which all operands of a block are normal numbers, and products 2^24 times
     as large at least.
@@ -288,9 +286,9 @@ def _scaled_half(
     for first in range(0, length, _PART):
         count = min(_PART, length - first)
         xs, ys = at[0] + first, at[1] + first * COLUMNS
-        x_part, y_part = _address(x, xs), _address(y, ys)
+        x_part, y_part = address(x, xs), address(y, ys)
         last = count - 1
-        x_last, y_last = _address(x, xs + last), _address(y, ys + last * COLUMNS)
+        x_last, y_last = address(x, xs + last), address(y, ys + last * COLUMNS)
         if reach <= -127 and not (
             _any_zero(x, xs + last, ROWS, length) or _any_zero(y, ys + last * COLUMNS, HALF, 1)
         ):
@@ -325,7 +323,7 @@ def _careful_block(
     xs, ys = ig * length * ROWS, jg * length * COLUMNS
     x_vectors, y_vectors = length * ROWS // LANES, length * COLUMNS // LANES
     of_x, of_y = of_rows[ig], of_columns[jg]
-    found = steps_of.kinds((here, width, _address(largest, 0)))
+    found = steps_of.kinds((here, width, address(largest, 0)))
     settled = found & 2 != 0  # then what is finite might as well be another number
     if of_tile[0] == _UNKNOWN:
         _choose_scales(of_rows, of_columns, of_tile)
@@ -335,24 +333,24 @@ def _careful_block(
     if of_tile[0] == _POSSIBLE and reach + scale <= 126 and not settled:
         if of_x[_SCALED] == 0:
             of_x[_SCALED] = 1
-            _scale((_address(x_words, xs), _address(x_scaled, xs), x_vectors, of_tile[1]))
+            _scale((address(x_words, xs), address(x_scaled, xs), x_vectors, of_tile[1]))
         if of_y[_SCALED] == 0:
             of_y[_SCALED] = 1
-            _scale((_address(y_words, ys), _address(y_scaled, ys), y_vectors, of_tile[2]))
+            _scale((address(y_words, ys), address(y_scaled, ys), y_vectors, of_tile[2]))
         for half in range(COLUMNS // HALF):
             at, there = (xs, ys + half * HALF), here + 8 * half * HALF
             operands = x_scaled, y_scaled, at, there, width, length
             _scaled_half(*operands, reach, scale, doubts[half])
-        return steps_of.kinds((here, width, _address(largest, 0))) & 1
+        return steps_of.kinds((here, width, address(largest, 0))) & 1
     if of_x[_LIFTED] == 0:
         of_x[_LIFTED] = 1
-        _lift((_address(x_words, xs), _address(x_lifted, xs), x_vectors))
+        _lift((address(x_words, xs), address(x_lifted, xs), x_vectors))
     if of_y[_LIFTED] == 0:
         of_y[_LIFTED] = 1
-        _lift((_address(y_words, ys), _address(y_lifted, ys), y_vectors))
+        _lift((address(y_words, ys), address(y_lifted, ys), y_vectors))
     if settled:
         steps_of.direct(
-            (_address(x_lifted, xs), _address(y_lifted, ys), here, width, length, length, 0)
+            (address(x_lifted, xs), address(y_lifted, ys), here, width, length, length, 0)
         )
         return 0
     # Of a product of a subnormal number less than 2^-126 times the other one is lost, and 2^-126
@@ -369,7 +367,7 @@ def _careful_block(
             if doubt[0] > 0:
                 doubt[0] -= 1
             elif not unsure:
-                x_part, y_part = _address(x_lifted, x_at), _address(y_lifted, y_at)
+                x_part, y_part = address(x_lifted, x_at), address(y_lifted, y_at)
                 sizes = width, count, length, one, one, limit, int(narrow)
                 if steps_of.firm((x_part, y_part, there, *sizes)) == 0:
                     doubt[1] = 0
@@ -378,17 +376,19 @@ def _careful_block(
                 doubt[0] = doubt[1]
             if of_x[_DOUBLES] == 0:
                 of_x[_DOUBLES] = 1
-                read_doubles(_address(x_words, xs), _FLOATS, length * ROWS, x_doubles, xs, GROUP)
+                words, target = address(x_words, xs), address(x_doubles, xs)
+                read_doubles(words, _FLOATS, length * ROWS, target, GROUP)
             if of_y[_DOUBLES] == 0:
                 of_y[_DOUBLES] = 1
-                read_doubles(_address(y_words, ys), _FLOATS, length * COLUMNS, y_doubles, ys, GROUP)
-            x_part, y_part = _address(x_doubles, x_at), _address(y_doubles, y_at)
+                words, target = address(y_words, ys), address(y_doubles, ys)
+                read_doubles(words, _FLOATS, length * COLUMNS, target, GROUP)
+            x_part, y_part = address(x_doubles, x_at), address(y_doubles, y_at)
             if narrow:
                 steps_of.wide((x_part, y_part, there, width, count, length))
             else:
                 steps_of.wide_odd((x_part, y_part, there, width, count, length))
-            unsure = steps_of.kinds((here, width, _address(largest, 0))) & 1 != 0
-    return steps_of.kinds((here, width, _address(largest, 0))) & 1
+            unsure = steps_of.kinds((here, width, address(largest, 0))) & 1 != 0
+    return steps_of.kinds((here, width, address(largest, 0))) & 1
 
 
 @njit(**COMPILED)
@@ -410,8 +410,8 @@ def _tile(
     for ig in range(row_groups):
         for jg in range(column_groups):
             group = ig * column_groups + jg
-            here = _address(c, ig * ROWS * width + jg * COLUMNS)
-            is_tiny[group] = steps_of.kinds((here, width, _address(largest, 0))) & 1
+            here = address(c, ig * ROWS * width + jg * COLUMNS)
+            is_tiny[group] = steps_of.kinds((here, width, address(largest, 0))) & 1
             pause[group], doubts[group] = 0, 0
     for first in range(0, number, block):
         length = min(block, number - first)
@@ -426,9 +426,9 @@ def _tile(
         for jg in range(column_groups):
             for ig in range(row_groups):
                 group = ig * column_groups + jg
-                here = _address(c, ig * ROWS * width + jg * COLUMNS)
-                xs = _address(x, ig * length * ROWS)
-                ys = _address(y, jg * length * COLUMNS)
+                here = address(c, ig * ROWS * width + jg * COLUMNS)
+                xs = address(x, ig * length * ROWS)
+                ys = address(y, jg * length * COLUMNS)
                 if not keeps:
                     steps_of.direct((xs, ys, here, width, length, length, 0))
                     continue
@@ -510,9 +510,10 @@ def _finish(tile: Any, corner: Any, size: Any, unit: int, nan: int, out: Any) ->
     width = -(-columns // COLUMNS) * COLUMNS
     zero = 0.0 if unit & POSITIVE_ZERO != 0 else -0.0
     any_nan = False
+    row, target = address(tile, 0), address(out, corner[0] * out.shape[1] + corner[1])
     for i in range(rows):
-        row = tile[i * width : i * width + columns]
-        if native.results(row, zero, nan, out[corner[0] + i, corner[1] : corner[1] + columns]):
+        words = target + 4 * i * out.shape[1]
+        if native.results(row + 8 * i * width, columns, zero, nan, words):
             any_nan = True
     return any_nan
 

@@ -32,6 +32,14 @@ def bytes_of(form: Any) -> int:
     return 4 if form[0] == FP32 else 2
 
 
+@njit(**COMPILED)
+def address(array: Any, index: int) -> int:
+    """Of an element. In a loop, arrays of arrays cost more than arithmetic: numba counts who holds
+    them, by atomic operations.
+    """
+    return int(array.ctypes.data) + array.itemsize * index
+
+
 # One by one.
 
 
@@ -173,36 +181,38 @@ def _fp32_words(emit: Emitter, *operands: Any) -> None:
 
 
 @njit(**COMPILED)
-def read_doubles(source: int, form: Any, count: int, target: Any, start: int, apart: int) -> None:
-    """`count` numbers at an address into `target[start:]`, of which every GROUP begin so many
-    elements `apart`.
+def read_doubles(source: int, form: Any, count: int, target: int, apart: int) -> None:
+    """`count` numbers at an address as doubles to another one, where every GROUP of them begin so
+    many doubles `apart`.
     """
     kind, cut, nearest = form
     groups = count // GROUP
-    operands = source, int(target.ctypes.data) + 8 * start, groups, apart, cut, nearest
+    operands = source, target, groups, apart, cut, nearest
     if kind == BF16:
         _bf16_doubles(operands)
     elif kind == FP16:
         _fp16_doubles(operands)
     else:
         _fp32_doubles(operands)
-    for i in range(groups * GROUP, count):
-        word = word_at(source + i * bytes_of(form), form)
-        target[start + groups * apart + i - groups * GROUP] = decoded(word)
+    first = groups * GROUP
+    rest = carray(pointer(target + 8 * groups * apart), (count - first,), np.float64)
+    for i in range(first, count):
+        rest[i - first] = decoded(word_at(source + i * bytes_of(form), form))
 
 
 @njit(**COMPILED)
-def read_words(source: int, form: Any, count: int, target: Any, start: int, apart: int) -> None:
-    """As `read_doubles`, as words of FP32."""
+def read_words(source: int, form: Any, count: int, target: int, apart: int) -> None:
+    """As `read_doubles`, WORDS words of FP32 at a time."""
     kind, cut, nearest = form
     groups = count // WORDS
-    operands = source, int(target.ctypes.data) + 4 * start, groups, apart, cut, nearest
+    operands = source, target, groups, apart, cut, nearest
     if kind == BF16:
         _bf16_words(operands)
     elif kind == FP16:
         _fp16_words(operands)
     else:
         _fp32_words(operands)
-    for i in range(groups * WORDS, count):
-        word = word_at(source + i * bytes_of(form), form)
-        target[start + groups * apart + i - groups * WORDS] = np.uint32(word)
+    first = groups * WORDS
+    rest = carray(pointer(target + 4 * groups * apart), (count - first,), np.uint32)
+    for i in range(first, count):
+        rest[i - first] = np.uint32(word_at(source + i * bytes_of(form), form))
