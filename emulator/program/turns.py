@@ -25,7 +25,7 @@ from emulator.program.primitives import IDENTITIES
 from emulator.program.trace import EMULATED, walk
 
 #: Bytes of a program's largest value, on all devices that have a turn together.
-LARGEST_BYTES = 1 << 24
+LARGEST_BYTES = 1 << 23
 #: A largest value of fewer times as much is left whole: the turns would take what they save.
 _WORTH = 4
 
