@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 import kernels
@@ -69,10 +70,20 @@ def elementwise(
         return Folded(_convert(arrays[0], out_dtype), axes)
     if name in EXACT:
         return Folded(bind(*arrays), axes)
+    if name == "div" and _is_power_of_two(values[1].array):
+        name = "mul"  # by a reciprocal that is exact: all the same to the bits
     if jnp.dtype(out_dtype).itemsize >= 4:
         return Folded(_rounded_once(bind, name, arrays), axes)
     wide = [a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays]
     return Folded(_convert(_rounded_once(bind, name, wide), out_dtype), axes)
+
+
+def _is_power_of_two(x: Any) -> bool:
+    """Whether all elements are known now, and powers of two whose reciprocals are normal numbers."""
+    if isinstance(x, jax.core.Tracer):
+        return False
+    fraction, exponent = np.frexp(np.asarray(x, np.float64))
+    return bool(np.all((np.abs(fraction) == 0.5) & (np.abs(exponent - 1) <= 126)))
 
 
 def _rounded_once(bind: Callable[..., Array], name: str, arrays: Sequence[Array]) -> Array:
