@@ -239,10 +239,11 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty((rows // ROWS) * (columns // COLUMNS)),  # 9: what all of C is a multiple of
         np.empty((rows // ROWS + columns // COLUMNS, 3)),  # 10: extents of groups
         np.empty(2 * LANES),  # 11: what is measured of a group
-        np.zeros(COLUMNS),  # 12: C before the first step, if there is none
+        np.zeros(ROWS * COLUMNS),  # 12: C before the first step, if there is none
         np.empty(((rows // ROWS) * (columns // COLUMNS), 2), np.int64),  # 13: words of C's sizes
         np.empty(((rows // ROWS) * (columns // COLUMNS), ROWS // PART, 2), np.int64),  # 14: pauses
         np.empty(1, np.int64),  # 15: how many steps are done
+        np.empty((rows // ROWS) * (columns // COLUMNS), np.bool_),  # 16: is a group of C in FP32
     )
 
 
@@ -260,16 +261,14 @@ def _many_parts(
 
 
 @njit(**COMPILED)
-def _careful_steps(
-    in_parts: bool, operands: Any, c: int, width: int, first: int, steps: int, ends: Any
-) -> int:
+def _careful_steps(in_parts: bool, operands: Any, c: int, first: int, steps: int, ends: Any) -> int:
     """Steps of C[PART, COLUMNS] from the first one on, directed or in two parts, as
     `native_steps._steps` has it.
     """
     x, stride, y, x_top, y_top, padded = operands
     out, done, needed = ends
     xs, ys = x + 8 * first * padded, y + 8 * first * padded * COLUMNS
-    others = c, width, steps, out, done, padded // QUAD, needed
+    others = c, steps, out, done, padded // QUAD, needed
     if not in_parts:
         return int(steps_of.directed((xs, stride, ys, *others)))
     x_top, y_top = x_top + 8 * first * ROWS, y_top + 8 * first * COLUMNS
@@ -277,9 +276,7 @@ def _careful_steps(
 
 
 @njit(**COMPILED)
-def _careful_part(
-    operands: Any, c: int, width: int, steps: int, pause: Any, done: Any, scratch: Any
-) -> None:
+def _careful_part(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: Any) -> None:
     """The steps of a block of C[PART, COLUMNS], whatever the operands. `pause` has how many steps
     to go before directed sums are tried again, and how many it was.
     """
@@ -291,7 +288,7 @@ def _careful_part(
         in_parts = not in_parts if again else pause[0] > 0
         count = 1 if again else min(pause[0], steps - step) if in_parts else steps - step
         ends = other if again else out, int(done.ctypes.data), needed
-        found = _careful_steps(in_parts, operands, c, width, step, count, ends)
+        found = _careful_steps(in_parts, operands, c, step, count, ends)
         if not again:
             unknown = found
             step += done[0]
@@ -309,9 +306,9 @@ def _careful_part(
                 if bits != 0:
                     xs = x + 8 * (i * length + step * padded)
                     ys = y + 8 * step * padded * COLUMNS
-                    row, result = c + 8 * i * width, out + 8 * i * COLUMNS
+                    row, result = c + 8 * i * COLUMNS, out + 8 * i * COLUMNS
                     _many_parts(xs, ys, row, result, bits, padded, (terms, parts, needed))
-            steps_of.write((out, c, width))
+            steps_of.write((out, c))
         step, unknown = step + 1, 0
 
 
@@ -330,14 +327,15 @@ def _tile(
     buffers: Any,
     constants: Any,
 ) -> None:
-    """C of a tile after all steps, in `buffers[0]`, whose rows are as wide as whole groups are."""
+    """C of a tile after all steps, in `buffers[0]`, group by group of `C[ROWS, COLUMNS]`; `buffers`
+    has last which groups are FP32 numbers already.
+    """
     i0, j0 = corner
     rows, columns = size
     products, padded = shape
     c, x, y, x_tops, y_tops, one_row, results, terms, parts = buffers[:9]
-    held, extents, measured, nothing, words_of_c, pauses, done = buffers[9:]
+    held, extents, measured, nothing, words_of_c, pauses, done, finished = buffers[9:]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
-    width = column_groups * COLUMNS
     quads = padded // QUAD
     unit = 2.0 ** (1 - significand)
     number = -(-k // products)
@@ -352,7 +350,7 @@ def _tile(
     at_c, at_x, at_y = address(c, 0), address(x, 0), address(y, 0)
     at_nothing, at_words = address(nothing, 0), address(words_of_c, 0)
     count = row_groups * column_groups
-    held[:count], pauses[:count] = 0, 0
+    held[:count], pauses[:count], finished[:count] = 0, 0, False
     words_of_c[:count, 0], words_of_c[:count, 1] = EXPONENT if has_c else 0, -1
     for first in range(0, number, block):
         steps = min(block, number - first)
@@ -370,17 +368,14 @@ def _tile(
         for jg in range(column_groups):
             h = row_groups + jg
             for ig in range(row_groups):
-                place = ig * ROWS * width + jg * COLUMNS
-                here = at_c + 8 * place
-                xs, ys = at_x + 8 * ig * length * ROWS, at_y + 8 * jg * _apart(length)
                 index = ig * column_groups + jg
-                before, before_width, found = here, width, 0
+                here, words = at_c + 8 * index * ROWS * COLUMNS, at_words + 16 * index
+                xs, ys = at_x + 8 * ig * length * ROWS, at_y + 8 * jg * _apart(length)
+                before, found, settled = here, 0, False
                 if first == 0 and not has_c:
-                    before, before_width = at_nothing, 0
-                words = at_words + 16 * index
-                settled = False
+                    before = at_nothing
                 if words_of_c[index, 0] >= EXPONENT:
-                    found = steps_of.sizes((here, width, words))
+                    found = steps_of.sizes((here, words))
                     if found == ROWS * COLUMNS:
                         continue  # none is a number, and none will be
                     settled = (found & 0xFFFFFFFF) + (found >> 32) == ROWS * COLUMNS
@@ -391,14 +386,20 @@ def _tile(
                 last = min(max(held[index], last), extents[ig, 1] * extents[h, 1] * unit**2)
                 held[index] = last
                 enough = found == 0 and last >= LEAST and reach < 2.0**127
-                if settled or (enough and reach <= 2.0**53 * last):  # none is finite, or all are
-                    into = here, width, words
-                    steps_of.plain((xs, length, ys, before, before_width, *into, steps, quads))
+                if enough and reach <= 2.0**53 * last:
+                    operands = xs, length, ys, before, steps, quads
+                    if first + steps == number:
+                        finished[index] = True
+                        steps_of.plain_last((here, *operands))
+                    else:
+                        steps_of.plain((here, words, *operands))
+                    continue
+                if settled:  # none is finite, so nothing is rounded
+                    steps_of.plain((here, words, xs, length, ys, here, 1, steps * quads))
                     continue
                 words_of_c[index, 0] = EXPONENT
-                if before_width == 0:
-                    for i in range(ROWS):
-                        c[place + i * width : place + i * width + COLUMNS] = 0
+                if before == at_nothing:
+                    c[index * ROWS * COLUMNS : (index + 1) * ROWS * COLUMNS] = 0
                 if extents[ig, 2] == 0:
                     extents[ig, 2] = 1
                     start, layout = ig * length * ROWS, (ROWS, length, 1)
@@ -410,10 +411,10 @@ def _tile(
                 for part in range(0, ROWS, PART):
                     x_top, y_top = address(x_tops[ig], part), address(y_tops[jg], 0)
                     xs = address(x, (ig * ROWS + part) * length)
-                    operands = xs, length, ys, x_top, y_top, padded
-                    rows_of_c = here + 8 * part * width
+                    of_part = xs, length, ys, x_top, y_top, padded
+                    rows_of_c = here + 8 * part * COLUMNS
                     pause = pauses[index, part // PART]
-                    _careful_part(operands, rows_of_c, width, steps, pause, done, scratch)
+                    _careful_part(of_part, rows_of_c, steps, pause, done, scratch)
 
 
 @njit(**COMPILED)
@@ -492,7 +493,7 @@ def compute(
         buffers,
         steps_of.constants(padded, _LARGEST if saturates != 0 else np.inf),
     )
-    _finish(buffers[0], corner, size, nan, out[matrix])
+    _finish(buffers[0], buffers[-1], corner, size, nan, out[matrix])
 
 
 @njit(**COMPILED)
@@ -501,23 +502,48 @@ def _start(c: Any, matrix: int, corner: Any, size: Any, tile: Any) -> None:
     rows, columns = size
     if c.size == 0:
         return
-    height = -(-rows // ROWS) * ROWS
-    width = -(-columns // COLUMNS) * COLUMNS
-    if height > rows or width > columns:
-        tile[: height * width] = 0
+    groups = -(-columns // COLUMNS)
+    tile[: -(-rows // ROWS) * groups * ROWS * COLUMNS] = 0
     for i in range(rows):
         for j in range(columns):
-            tile[i * width + j] = decoded(c[matrix, corner[0] + i, corner[1] + j]) + 0.0
+            group = i // ROWS * groups + j // COLUMNS
+            place = (group * ROWS + i % ROWS) * COLUMNS + j % COLUMNS
+            tile[place] = decoded(c[matrix, corner[0] + i, corner[1] + j]) + 0.0
 
 
 @njit(**COMPILED)
-def _finish(tile: Any, corner: Any, size: Any, nan: int, out: Any) -> None:
+def _finish(tile: Any, finished: Any, corner: Any, size: Any, nan: int, out: Any) -> None:
     """A tile written into `out[m, n]`."""
     rows, columns = size
-    width = -(-columns // COLUMNS) * COLUMNS
-    row, target = address(tile, 0), address(out, corner[0] * out.shape[1] + corner[1])
-    for i in range(rows):
-        results(row + 8 * i * width, columns, 0.0, nan, target + 4 * i * out.shape[1])
+    groups, n = -(-columns // COLUMNS), out.shape[1]
+    source, target = address(tile, 0), address(out, corner[0] * n + corner[1])
+    for ig in range(-(-rows // ROWS)):
+        all_finished = columns % COLUMNS == 0
+        for index in range(ig * groups, (ig + 1) * groups):
+            all_finished &= finished[index]
+        for i in range(min(ROWS, rows - ig * ROWS)):
+            row = target + 4 * (ig * ROWS + i) * n
+            if all_finished:
+                group = source + 8 * ig * groups * ROWS * COLUMNS
+                steps_of.write_row((group + 4 * i * COLUMNS, groups, row))
+                continue
+            for jg in range(groups):
+                index, count = ig * groups + jg, min(COLUMNS, columns - jg * COLUMNS)
+                group = source + 8 * index * ROWS * COLUMNS
+                words = row + 4 * jg * COLUMNS
+                if finished[index]:
+                    _copy(group + 4 * i * COLUMNS, count, words)
+                else:
+                    results(group + 8 * i * COLUMNS, count, 0.0, nan, words)
+
+
+@njit(**COMPILED)
+def _copy(source: int, count: int, target: int) -> None:
+    """So many words from an address to another."""
+    words = carray(pointer(source), (count,), np.uint32)
+    copied = carray(pointer(target), (count,), np.uint32)
+    for i in range(count):
+        copied[i] = words[i]
 
 
 @njit(**COMPILED)

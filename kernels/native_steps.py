@@ -1,8 +1,8 @@
 """A step of a few rows and columns on a CPU's vectors: the arithmetic of `kernels.native`.
 
 Operands come as addresses of doubles: x as `[ROWS, products]` with rows a stride apart, y as
-`[products, COLUMNS]`, with the products of a step filled up to whole quads, C with rows a width
-apart. Only normal doubles are computed with, since XLA's threads flush subnormal numbers.
+`[products, COLUMNS]`, with the products of a step filled up to whole quads. Only normal doubles are
+computed with, since XLA's threads flush subnormal numbers.
 """
 
 from __future__ import annotations
@@ -80,52 +80,68 @@ def rows_of(emit: Emitter, x: Any, stride: Any, count: int) -> list[Any]:
     return [emit.place(emit.at(x), emit.times(stride, i)) for i in range(count)]
 
 
-def _places(emit: Emitter, c: Any, width: Any) -> list[list[Any]]:
-    """Of the vectors of C[ROWS, COLUMNS]."""
-    rows = [emit.place(emit.at(c), emit.times(width, i)) for i in range(ROWS)]
-    return [[emit.place(row, j) for j in range(0, COLUMNS, LANES)] for row in rows]
+def _offsets(rows: int) -> list[int]:
+    """Of the vectors of C[rows, COLUMNS]."""
+    return list(range(0, rows * COLUMNS, LANES))
 
 
-@inline(result=False)
-def plain(
-    emit: Emitter,
-    x: Any,
-    stride: Any,
-    y: Any,
-    before: Any,
-    before_width: Any,
-    c: Any,
-    width: Any,
-    found: Any,
-    steps: Any,
-    quads: Any,
-) -> None:
-    """The steps of a block: C[ROWS, COLUMNS] = x y + what was there before, and into `found`, of
-    its sizes' words, the largest one, and the least one but 0 less 1.
-    """
-    rows, y = rows_of(emit, x, stride, ROWS), emit.at(y)
-    old = _places(emit, before, before_width)
-    sums = [[emit.variable(emit.load(place)) for place in row] for row in old]
+def _plain(
+    emit: Emitter, x: Any, stride: Any, y: Any, before: Any, steps: Any, quads: Any
+) -> list[Vector]:
+    """The steps of a block: the vectors of x y + what was there before, in FP32."""
+    rows, y, before = rows_of(emit, x, stride, ROWS), emit.at(y), emit.at(before)
+    sums = [emit.variable(emit.load(emit.place(before, at))) for at in _offsets(ROWS)]
     with emit.loop(steps) as step:
+        with emit.when(step):
+            for total in sums:
+                emit.put(total, _in_24_bits(emit, emit.get(total)))
         with emit.loop(quads) as quad:
             index = emit.times(emit.builder.add(emit.times(step, quads), quad), QUAD)
             ys = emit.place(y, emit.times(index, COLUMNS))
             for k in range(QUAD):
-                right = [
-                    emit.load(emit.place(ys, k * COLUMNS + j)) for j in range(0, COLUMNS, LANES)
-                ]
-                for i, row in enumerate(sums):
+                right = [emit.load(emit.place(ys, k * COLUMNS + j)) for j in _offsets(1)]
+                for i in range(ROWS):
                     left = emit.load_all_equal(emit.place(rows[i], index, k))
-                    for total, factor in zip(row, right, strict=True):
+                    for j, factor in enumerate(right):
+                        total = sums[i * len(right) + j]
                         emit.put(total, left.times_plus(factor, emit.get(total)))
-        for row in sums:
-            for total in row:
-                emit.put(total, emit.get(total).to_float32())
-    totals = [emit.get(total) for row in sums for total in row]
-    places = [place for row in _places(emit, c, width) for place in row]
-    for total, place in zip(totals, places, strict=True):
-        emit.store(total, place)
+    return [emit.get(total).floats() for total in sums]
+
+
+def _in_24_bits(emit: Emitter, x: Vector) -> Vector:
+    """A finite double rounded to the bits of FP32's normal numbers, in half the time of two
+    conversions.
+
+    `x - 2^29 x` has its last place where `x` in FP32 has (or half as large, right above a power of
+    two, where that makes no difference), and `2^29 x` is a multiple of it. In a tie it is an even
+    one, so the rounding is to an even number.
+    """
+    far = emit.number(2.0**29)
+    return x.times_plus(far, x.times_plus(-far, x))
+
+
+@inline(result=False)
+def plain(emit: Emitter, c: Any, found: Any, *operands: Any) -> None:
+    """The steps of a block: C[ROWS, COLUMNS] = x y + what was there before, and into `found`, of
+    its sizes' words, the largest one, and the least one but 0 less 1.
+
+    Args:
+        operands: x, the stride of its rows, y, C before, steps, quads of a step. All sums of more
+            than one step are finite.
+    """
+    totals, c = [total.doubles() for total in _plain(emit, *operands)], emit.at(c)
+    for total, at in zip(totals, _offsets(ROWS), strict=True):
+        emit.store(total, emit.place(c, at))
     _find(emit, [total.size() for total in totals], found)
+
+
+@inline(result=False)
+def plain_last(emit: Emitter, c: Any, *operands: Any) -> None:
+    """As `plain`, into FP32 numbers C[ROWS, COLUMNS]."""
+    singles = emit.floats(LANES)
+    c = singles.at(c)
+    for total, at in zip(_plain(emit, *operands), _offsets(ROWS), strict=True):
+        singles.store(total, singles.place(c, at))
 
 
 def _find(emit: Emitter, sizes: list[Vector], found: Any) -> None:
@@ -180,7 +196,6 @@ _Sums = dict[tuple[int, int], Vector]
 def _steps(
     emit: Emitter,
     c: Any,
-    width: Any,
     steps: Any,
     out: Any,
     done: Any,
@@ -188,7 +203,7 @@ def _steps(
     none_counts: bool,
     bounds: Callable[[Any, _Sums], tuple[_Sums, _Sums]],
 ) -> Any:
-    """Steps of C[PART, COLUMNS], rows `width` apart, as long as `bounds` of a step, given its
+    """Steps of C[PART, COLUMNS] as long as `bounds` of a step, given its
     number and C before it, tell all elements. `done` of them, 64 bits, are added to C; bits of
     the result say which elements of the next one are not told, and `out[PART, COLUMNS]` has that
     one or the last.
@@ -197,7 +212,7 @@ def _steps(
     done = builder.inttoptr(done, steps.type.as_pointer())
     builder.store(steps, done)
     unknown = emit.integer_variable(0)
-    places = {(i, j): emit.place(c, emit.times(width, i), j) for i, j in _ELEMENTS}
+    places = {(i, j): emit.place(c, i * COLUMNS + j) for i, j in _ELEMENTS}
     now = {at: emit.variable(emit.load(place)) for at, place in places.items()}
     last = {at: emit.variable(emit.get(value)) for at, value in now.items()}
     with emit.loop_with_end(steps) as (step, end):
@@ -239,7 +254,6 @@ def directed(
     stride: Any,
     y: Any,  # [steps products, COLUMNS]
     c: Any,
-    width: Any,
     steps: Any,
     out: Any,
     done: Any,
@@ -258,7 +272,7 @@ def directed(
         return _values(emit, leasts), _values(emit, mosts)
 
     limit = emit.load_all_equal(emit.at(constants))
-    return _steps(emit, c, width, steps, out, done, limit, True, bounds)
+    return _steps(emit, c, steps, out, done, limit, True, bounds)
 
 
 def _values(emit: Emitter, variables: dict[tuple[int, int], Any]) -> _Sums:
@@ -274,7 +288,6 @@ def two_parts(
     x_top: Any,  # [steps, ROWS]
     y_top: Any,  # [steps, COLUMNS]
     c: Any,
-    width: Any,
     steps: Any,
     out: Any,
     done: Any,
@@ -316,7 +329,7 @@ def two_parts(
 
         return with_rests(False, leasts), with_rests(True, mosts)
 
-    return _steps(emit, c, width, steps, out, done, limit, False, bounds)
+    return _steps(emit, c, steps, out, done, limit, False, bounds)
 
 
 @inline(result=False)
@@ -331,12 +344,11 @@ def merge(emit: Emitter, out: Any, other: Any, bits: Any) -> None:
 
 
 @inline(result=False)
-def write(emit: Emitter, out: Any, c: Any, width: Any) -> None:
+def write(emit: Emitter, out: Any, c: Any) -> None:
     """`out[PART, COLUMNS]` into C."""
     out, c = emit.at(out), emit.at(c)
-    for i, j in _ELEMENTS:
-        value = emit.load(emit.place(out, i * COLUMNS + j))
-        emit.store(value, emit.place(c, emit.times(width, i), j))
+    for at in _offsets(PART):
+        emit.store(emit.load(emit.place(out, at)), emit.place(c, at))
 
 
 # Elements in doubt: terms `[products + 1, COLUMNS]` of a row, the last ones C.
@@ -422,7 +434,7 @@ def sum_of_parts(
 
 
 @inline(result=True)
-def sizes(emit: Emitter, c: Any, width: Any, found: Any) -> Any:
+def sizes(emit: Emitter, c: Any, found: Any) -> Any:
     """Of C[ROWS, COLUMNS]: `found` as for `plain`, of finite elements; how many elements are no
     number, and 2^32 times how many are infinite.
     """
@@ -433,12 +445,12 @@ def sizes(emit: Emitter, c: Any, width: Any, found: Any) -> Any:
     def count(answer: Vector, weight: int) -> Any:
         return builder.mul(builder.ctpop(answer.bits()), emit.integer(weight))
 
-    for row in _places(emit, c, width):
-        for place in row:
-            size = emit.load(place).size()
-            finite.append((size < infinity).where(size, zero))
-            counts = builder.add(counts, count(~size.equals(size), 1))
-            counts = builder.add(counts, count(size.equals(infinity), 1 << 32))
+    c = emit.at(c)
+    for at in _offsets(ROWS):
+        size = emit.load(emit.place(c, at)).size()
+        finite.append((size < infinity).where(size, zero))
+        counts = builder.add(counts, count(~size.equals(size), 1))
+        counts = builder.add(counts, count(size.equals(infinity), 1 << 32))
     _find(emit, finite, found)
     return counts
 
@@ -464,3 +476,13 @@ def to_words(emit: Emitter, row: Any, out: Any, count: Any, zero: Any) -> Any:
         both = halves[0].to_floats(halves[1])
         singles.store(both, singles.place(out, emit.times(index, 2 * LANES)))
     return emit.builder.load(unusual)
+
+
+@inline(result=False)
+def write_row(emit: Emitter, groups: Any, count: Any, out: Any) -> None:
+    """A row of FP32 numbers [COLUMNS] of each of so many groups of C, the next in memory."""
+    singles = emit.floats()
+    groups, out = singles.at(groups), singles.at(out)
+    with emit.loop(count) as index:
+        row = singles.load(singles.place(groups, emit.times(index, 2 * ROWS * COLUMNS)))
+        singles.store(row, singles.place(out, emit.times(index, COLUMNS)))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import native_operands, native_steps, operands, product
+from kernels import native_operands, native_steps, operands, product, vectors
 from tests.kernel_inputs import BF16, FP16, FP32, words
 
 ASCEND = kernels.ASCEND_910C
@@ -308,8 +308,8 @@ def test_without_numba_xla_serves(monkeypatch):
 
 @numba.njit
 def read(source, form, count, doubles, words, apart):
-    native_operands.read_doubles(source, form, count, doubles, 1, apart[0])
-    native_operands.read_words(source, form, count, words, 1, apart[1])
+    native_operands.read_doubles(source, form, count, doubles.ctypes.data + 8, apart[0])
+    native_operands.read_words(source, form, count, words.ctypes.data + 4, apart[1])
 
 
 @pytest.mark.parametrize(
@@ -353,10 +353,42 @@ def test_operands_of_every_kind(dtype, cut, rounding):
         assert (doubles == 7).sum() == len(doubles) - count + (expected[:count] == 7).sum()
 
 
+@vectors.inline(result=False)
+def in_24_bits(emit, x, out):
+    number = emit.load(emit.at(x))
+    emit.store(native_steps._in_24_bits(emit, number), emit.at(out))
+
+
+@numba.njit
+def all_in_24_bits(x, out):
+    for i in range(0, len(x), vectors.LANES):
+        in_24_bits((x.ctypes.data + 8 * i, out.ctypes.data + 8 * i))
+
+
+def test_doubles_rounded_to_24_bits():
+    """By multiply-adds as by the processor's conversion: ties, the doubles beside them, and those
+    around powers of two, odd last places among them.
+    """
+    rng = np.random.default_rng(3)
+    fraction = rng.integers(0, 1 << 52, 4096)
+    upper = rng.integers(0, 1 << 23, 4096) << 29
+    ends = [upper + beside for beside in ((1 << 28) + np.arange(-1, 2)[:, None])]
+    powers = np.concatenate([np.arange(1 << 10), (1 << 52) - 1 - np.arange(1 << 10)])
+    fractions = np.concatenate([fraction, *ends, upper, powers, (powers << 20) % (1 << 52)])
+    for exponent in (-126, -90, -1, 0, 1, 60, 126):
+        words = fractions | (exponent + 1023) << 52
+        x = np.concatenate([words, words | -1 << 63]).view(np.float64)
+        x = np.concatenate([x, np.zeros(-len(x) % vectors.LANES + vectors.LANES)])
+        out = np.empty_like(x)
+        all_in_24_bits(x, out)
+        assert np.array_equal(out, x.astype(np.float32).astype(np.float64))
+        assert np.array_equal(np.signbit(out), np.signbit(x))
+
+
 @numba.njit
 def told(x, y, c, out, done, constants):
     """Which elements of one step directed sums do not tell."""
-    addresses = x.ctypes.data, 16, y.ctypes.data, c.ctypes.data, native_steps.COLUMNS, 1
+    addresses = x.ctypes.data, 16, y.ctypes.data, c.ctypes.data, 1
     return native_steps.directed(
         (*addresses, out.ctypes.data, done.ctypes.data, 4, constants.ctypes.data)
     )
@@ -389,7 +421,7 @@ def test_directed_sums_tell_ties_and_zeros(last, scale):
 @numba.njit
 def told_in_parts(x, y, x_top, y_top, c, out, done, constants):
     addresses = x.ctypes.data, 16, y.ctypes.data, x_top.ctypes.data, y_top.ctypes.data
-    ends = c.ctypes.data, native_steps.COLUMNS, 1, out.ctypes.data, done.ctypes.data, 4
+    ends = c.ctypes.data, 1, out.ctypes.data, done.ctypes.data, 4
     return native_steps.two_parts((*addresses, *ends, constants.ctypes.data))
 
 

@@ -79,7 +79,7 @@ def elementwise(
 
 
 def _is_power_of_two(x: Any) -> bool:
-    """Whether all elements are known now, and powers of two whose reciprocals are normal numbers."""
+    """Whether all elements are known now, and powers of two with normal reciprocals."""
     if isinstance(x, jax.core.Tracer):
         return False
     fraction, exponent = np.frexp(np.asarray(x, np.float64))
