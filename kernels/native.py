@@ -327,8 +327,8 @@ def _tile(
     buffers: Any,
     constants: Any,
 ) -> None:
-    """C of a tile after all steps, in `buffers[0]`, group by group of `C[ROWS, COLUMNS]`; `buffers`
-    has last which groups are FP32 numbers already.
+    """C of a tile after all steps, in `buffers[0]`: `C[ROWS, COLUMNS]` after the other, by columns.
+    `buffers` has last which of them are FP32 numbers already.
     """
     i0, j0 = corner
     rows, columns = size
@@ -368,7 +368,7 @@ def _tile(
         for jg in range(column_groups):
             h = row_groups + jg
             for ig in range(row_groups):
-                index = ig * column_groups + jg
+                index = jg * row_groups + ig
                 here, words = at_c + 8 * index * ROWS * COLUMNS, at_words + 16 * index
                 xs, ys = at_x + 8 * ig * length * ROWS, at_y + 8 * jg * _apart(length)
                 before, found, settled = here, 0, False
@@ -502,11 +502,11 @@ def _start(c: Any, matrix: int, corner: Any, size: Any, tile: Any) -> None:
     rows, columns = size
     if c.size == 0:
         return
-    groups = -(-columns // COLUMNS)
-    tile[: -(-rows // ROWS) * groups * ROWS * COLUMNS] = 0
+    groups = -(-rows // ROWS)
+    tile[: groups * -(-columns // COLUMNS) * ROWS * COLUMNS] = 0
     for i in range(rows):
         for j in range(columns):
-            group = i // ROWS * groups + j // COLUMNS
+            group = j // COLUMNS * groups + i // ROWS
             place = (group * ROWS + i % ROWS) * COLUMNS + j % COLUMNS
             tile[place] = decoded(c[matrix, corner[0] + i, corner[1] + j]) + 0.0
 
@@ -515,26 +515,25 @@ def _start(c: Any, matrix: int, corner: Any, size: Any, tile: Any) -> None:
 def _finish(tile: Any, finished: Any, corner: Any, size: Any, nan: int, out: Any) -> None:
     """A tile written into `out[m, n]`."""
     rows, columns = size
-    groups, n = -(-columns // COLUMNS), out.shape[1]
+    row_groups, column_groups, n = -(-rows // ROWS), -(-columns // COLUMNS), out.shape[1]
     source, target = address(tile, 0), address(out, corner[0] * n + corner[1])
-    for ig in range(-(-rows // ROWS)):
+    for ig in range(row_groups):
         all_finished = columns % COLUMNS == 0
-        for index in range(ig * groups, (ig + 1) * groups):
-            all_finished &= finished[index]
+        for jg in range(column_groups):
+            all_finished &= finished[jg * row_groups + ig]
         for i in range(min(ROWS, rows - ig * ROWS)):
-            row = target + 4 * (ig * ROWS + i) * n
+            words = target + 4 * (ig * ROWS + i) * n
             if all_finished:
-                group = source + 8 * ig * groups * ROWS * COLUMNS
-                steps_of.write_row((group + 4 * i * COLUMNS, groups, row))
+                first = source + 4 * (2 * ig * ROWS + i) * COLUMNS
+                steps_of.write_row((first, 2 * row_groups * ROWS, column_groups, words))
                 continue
-            for jg in range(groups):
-                index, count = ig * groups + jg, min(COLUMNS, columns - jg * COLUMNS)
-                group = source + 8 * index * ROWS * COLUMNS
-                words = row + 4 * jg * COLUMNS
+            for jg in range(column_groups):
+                index, count = jg * row_groups + ig, min(COLUMNS, columns - jg * COLUMNS)
+                group, place = source + 8 * index * ROWS * COLUMNS, words + 4 * jg * COLUMNS
                 if finished[index]:
-                    _copy(group + 4 * i * COLUMNS, count, words)
+                    _copy(group + 4 * i * COLUMNS, count, place)
                 else:
-                    results(group + 8 * i * COLUMNS, count, 0.0, nan, words)
+                    results(group + 8 * i * COLUMNS, count, 0.0, nan, place)
 
 
 @njit(**COMPILED)

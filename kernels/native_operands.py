@@ -150,6 +150,26 @@ def _read(
             written.store(found, written.place(target, emit.times(index, apart), j))
 
 
+@inline(result=True)
+def _usual_bf16_doubles(
+    emit: Emitter, source: Any, target: Any, count: Any, apart: Any, *_: Any
+) -> Any:
+    """As `_bf16_doubles`, which has to do it again if the result is not 0: there are subnormal
+    numbers.
+    """
+    singles, builder = emit.floats(GROUP), emit.builder
+    source, target = singles.at(source), emit.at(target)
+    unusual = emit.integer_variable(0)
+    with emit.loop(count) as index:
+        word = singles.load_short(singles.place(source, emit.times(index, GROUP // 2)))
+        below = (word & singles.word(_SIGN - 1)).plus_words(singles.word(0xFFFFFFFF))
+        tiny = below.less_word(singles.word(_NORMAL - 1)).bits()
+        builder.store(builder.or_(builder.load(unusual), tiny), unusual)
+        for half, part in enumerate(word.numbers().to_doubles()):
+            emit.store(part, emit.place(target, emit.times(index, apart), half * LANES))
+    return builder.load(unusual)
+
+
 @inline(result=False)
 def _bf16_doubles(emit: Emitter, *operands: Any) -> None:
     _read(emit, BF16, True, *operands)
@@ -189,7 +209,8 @@ def read_doubles(source: int, form: Any, count: int, target: int, apart: int) ->
     groups = count // GROUP
     operands = source, target, groups, apart, cut, nearest
     if kind == BF16:
-        _bf16_doubles(operands)
+        if _usual_bf16_doubles(operands) != 0:
+            _bf16_doubles(operands)
     elif kind == FP16:
         _fp16_doubles(operands)
     else:

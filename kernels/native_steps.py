@@ -479,10 +479,10 @@ def to_words(emit: Emitter, row: Any, out: Any, count: Any, zero: Any) -> Any:
 
 
 @inline(result=False)
-def write_row(emit: Emitter, groups: Any, count: Any, out: Any) -> None:
-    """A row of FP32 numbers [COLUMNS] of each of so many groups of C, the next in memory."""
+def write_row(emit: Emitter, row: Any, apart: Any, count: Any, out: Any) -> None:
+    """So many times FP32 numbers [COLUMNS], so many rows apart, the next in memory."""
     singles = emit.floats()
-    groups, out = singles.at(groups), singles.at(out)
+    row, out = singles.at(row), singles.at(out)
     with emit.loop(count) as index:
-        row = singles.load(singles.place(groups, emit.times(index, 2 * ROWS * COLUMNS)))
-        singles.store(row, singles.place(out, emit.times(index, COLUMNS)))
+        place = singles.place(row, emit.times(emit.builder.mul(index, apart), COLUMNS))
+        singles.store(singles.load(place), singles.place(out, emit.times(index, COLUMNS)))
