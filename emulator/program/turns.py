@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax import Array, lax
 
 import kernels
 from emulator.program import vector
@@ -23,6 +25,8 @@ from emulator.program.collective_rules import REDUCTIONS, RULES, collective_axes
 from emulator.program.folded import Folded, FoldedMesh
 from emulator.program.primitives import IDENTITIES
 from emulator.program.trace import EMULATED, walk
+from emulator.program.words import words_of
+from kernels.apart import apart
 
 #: Bytes of a program's largest value, on all devices that have a turn together.
 LARGEST_BYTES = 1 << 23
@@ -65,6 +69,26 @@ def turns(settings: Any, mesh: FoldedMesh, body: Any, entered: Sequence[Folded])
     size = mesh.size(axis)
     fitting = [n for n in range(1, size + 1) if size % n == 0 and nbytes <= n * limit]
     return min(fitting, default=size)
+
+
+def parts_of(array: Any, count: int) -> Callable[[Array], Array]:
+    """The one at an index of `count` equal parts along the first axis, to the bit.
+
+    As words: XLA:CPU would make FP32 of BF16 to take parts of it. And apart: it would move making
+    words of all of it out of a loop.
+    """
+    to_words, back = words_of(jnp.result_type(array), array)
+    size, *rest = array.shape
+    # Where sizes of 1 are among the others, XLA may copy what it could leave.
+    all_parts = array.reshape(count, size // count, *(n for n in rest if n != 1))
+
+    def part(parts: Array, index: Array) -> Array:
+        return back(lax.dynamic_index_in_dim(to_words(parts), index, keepdims=False))
+
+    def part_at(index: Array) -> Array:
+        return apart(jax.jit(part)(all_parts, index)).reshape(size // count, *rest)
+
+    return part_at
 
 
 def _is_alone(equation: Any, axis: str) -> bool:

@@ -49,8 +49,7 @@ from emulator.program.trace import (
     sub_jaxprs,
     walk,
 )
-from emulator.program.turns import turns
-from emulator.program.words import words_of
+from emulator.program.turns import parts_of, turns
 
 Counts = dict[str, Array]
 
@@ -220,22 +219,21 @@ class Evaluator:
         axis = self.mesh.manual[0]  # so the first of a value's axes, if it is one
         frame = dataclasses.replace(self, mesh=self.mesh.first_part(axis, count))
         out_axes: list[tuple[str, ...]] = []
-        divided = [v.array for v in entered if axis in v.axes]
-        moved = [words_of(jnp.result_type(array), array) for array in divided]
+        parts = [parts_of(v.array, count) if axis in v.axes else None for v in entered]
 
-        def turn(parts: list[Array]) -> list[Array]:
-            own = iter([back(part) for (_, back), part in zip(moved, parts, strict=True)])
-            values = [Folded(next(own), v.axes) if axis in v.axes else v for v in entered]
+        def turn(index: Array) -> list[Array]:
+            values = [
+                Folded(part(index), v.axes) if part else v
+                for part, v in zip(parts, entered, strict=True)
+            ]
             outs = frame.jaxpr(body, values, path)
             out_axes[:] = [v.axes for v in outs]
             return [jnp.asarray(v.array) for v in outs]
 
-        # As words: XLA:CPU would make FP32 of BF16 to take parts of it.
-        words = [to_words(array) for (to_words, _), array in zip(moved, divided, strict=True)]
-        cut = [w.reshape(count, w.shape[0] // count, *w.shape[1:]) for w in words]
+        made = lax.map(turn, jnp.arange(count))
         return [
             Folded(array.reshape(-1, *array.shape[2:]) if axis in axes else array[0], axes)
-            for array, axes in zip(lax.map(turn, cut), out_axes, strict=True)
+            for array, axes in zip(made, out_axes, strict=True)
         ]
 
     def _check_choices(
