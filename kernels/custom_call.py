@@ -1,5 +1,5 @@
-"""`kernels.native` and `kernels.native_chain` as custom calls of XLA:CPU, which XLA's own threads
-share among themselves.
+"""`kernels.native`, `kernels.native_chain` and `kernels.native_sums` as custom calls of XLA:CPU,
+which XLA's own threads share among themselves.
 
 XLA calls a function of C with one structure (`xla/ffi/api/c_api.h`, which jaxlib ships; its layout
 is kept for as long as the version's first number is). Numba compiles such a function; the places of
@@ -25,9 +25,10 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels import native, native_chain
+from kernels import native, native_chain, native_sums
 from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
+from kernels.compiled import CHAIN, FUSED, SUMS
 from kernels.native_operands import BF16, FP16, FP32
 from kernels.operands import FRACTION_BITS
 from kernels.vectors import COMPILED, pointer
@@ -46,8 +47,10 @@ _SCHEDULE_SIZE, _THREADS_SIZE = 40, 32  # of their arguments
 
 # A job, 64-bit words: the next tile, tiles done, threads that may still look at it, and the rest.
 _NEXT, _DONE, _USERS, _TILES, _OPTIONS, _A, _B, _C, _OUT, _ROWS, _COLUMNS, _SIZE = range(12)
+_ITEMS = _ROWS  # of a tile of sums
 
 _WORTH = 1 << 18  # multiply-adds that are worth another thread
+_WORTH_OF_SUMS = 1 << 16  # numbers that are
 _TILES_PER_THREAD = 4
 
 _IS_LINUX, _LARGE_PAGE, _HUGE = sys.platform == "linux", 1 << 21, 14  # MADV_HUGEPAGE of <mman.h>
@@ -103,9 +106,14 @@ _advise = types.ExternalFunction("madvise", types.int32(types.int64, types.int64
 
 
 @njit(**COMPILED)
+def _size_of(buffer: int, dimension: int) -> int:
+    size: int = _load(_load(buffer + _DIMENSIONS) + 8 * dimension)
+    return size
+
+
+@njit(**COMPILED)
 def _shape(buffer: int) -> tuple[int, int, int]:
-    dimensions = _load(buffer + _DIMENSIONS)
-    return _load(dimensions), _load(dimensions + 8), _load(dimensions + 16)
+    return _size_of(buffer, 0), _size_of(buffer, 1), _size_of(buffer, 2)
 
 
 @njit(**COMPILED)
@@ -160,14 +168,46 @@ def _work_on_chains(job: int) -> None:
 
 
 @njit(**COMPILED)
+def _shape_of_sums(values: int) -> tuple[int, int, int, int]:
+    return _size_of(values, 0), _size_of(values, 1), _size_of(values, 2), _size_of(values, 3)
+
+
+@njit(**COMPILED)
+def _items(values: int, ends: int, cuts: int) -> int:
+    outer, _, inner, count = _shape_of_sums(values)
+    items: int = outer * inner * _size_of(ends, 0) * native_sums.chunks(count, cuts)
+    return items
+
+
+@njit(**COMPILED)
+def _work_on_sums(job: int) -> None:
+    """As `_work`."""
+    tiles = _load(job + 8 * _TILES)
+    number = _add(job + 8 * _NEXT, 1)
+    if number >= tiles:
+        return
+    at = _load(job + 8 * _OPTIONS)
+    kind, cuts, depth = _load(at), _load(at + 8), _load(at + 16)
+    values, ends = _load(job + 8 * _A), _load(job + 8 * _C)
+    tokens, out = _load(_load(job + 8 * _B) + _DATA), _load(_load(job + 8 * _OUT) + _DATA)
+    arrays = _load(values + _DATA), _shape_of_sums(values), tokens, _load(ends + _DATA)
+    results, items = _size_of(ends, 0), _items(values, ends, cuts)
+    per_tile, stack = _load(job + 8 * _ITEMS), native_sums.stack_for(depth)
+    while number < tiles:
+        first, last = number * per_tile, min(items, (number + 1) * per_tile)
+        native_sums.compute(*arrays, results, out, kind, cuts, first, last, stack)
+        _add(job + 8 * _DONE, 1)
+        number = _add(job + 8 * _NEXT, 1)
+
+
+@njit(**COMPILED)
 def _leave(job: int) -> None:
     """The last one to leave puts the light out: a thread may come when all is done."""
     if _add(job + 8 * _USERS, -1) == 1:
         _free(job)
 
 
-_FUSED, _CHAIN = "cm384_fused_sums", "cm384_chains"
-_TASKS = {name: f"{name}_task" for name in (_FUSED, _CHAIN)}
+_TASKS = {name: f"{name}_task" for name in (FUSED, CHAIN, SUMS)}
 
 
 def _address_of(task: str) -> Any:
@@ -185,7 +225,7 @@ def _address_of(task: str) -> Any:
     return address
 
 
-_fused_task, _chain_task = (_address_of(task) for task in _TASKS.values())
+_fused_task, _chain_task, _sums_task = (_address_of(task) for task in _TASKS.values())
 
 
 @njit(**COMPILED)
@@ -229,37 +269,37 @@ def _in_large_pages(address: int, size: int) -> None:
 
 
 @njit(**COMPILED)
-def _handle(frame: int, task: int, group: tuple[int, int]) -> int:
-    """A call by XLA, with operands a, b and c, for a task whose tiles are of whole groups; the
-    attribute is `form` and `options` of `compute`.
-    """
-    api, context = _load(frame + _API), _load(frame + _CONTEXT)
-    extension = _load(frame + _EXTENSION)
-    if extension != 0 and _load(extension + _TYPE) & 0xFFFFFFFF == _IS_METADATA:
-        version = _load(api + _API_VERSION)  # its first number in the lower half
-        _save(_load(extension + _METADATA) + _VERSION, version if version & 0xFFFFFFFF == 0 else 0)
-        return 0
-    operands, attributes = _load(frame + _ARGUMENTS), _load(frame + _ATTRIBUTES)
-    out = _load(_load(frame + _RESULTS))
-    options = _load(_load(attributes) + _ARRAY_DATA)
-    job = _malloc(8 * _SIZE)
-    shape = _shape(out)
-    work = shape[0] * shape[1] * shape[2] * _shape(_load(operands))[2]
-    threads = min(_threads(api, context), 1 + work // _WORTH)
-    tile = native.cut(shape, _TILES_PER_THREAD * threads if threads > 1 else 1, group)
-    tiles = shape[0] * -(-shape[1] // tile[0]) * -(-shape[2] // tile[1])
-    _in_large_pages(_load(out + _DATA), 4 * shape[0] * shape[1] * shape[2])
-    _save(job + 8 * _NEXT, 0)
-    _save(job + 8 * _DONE, 0)
-    _save(job + 8 * _USERS, 1)
-    _save(job + 8 * _TILES, tiles)
+def _asks_for_version(frame: int) -> bool:
+    """Answers a call that is no work but asks for the API's version."""
+    api, extension = _load(frame + _API), _load(frame + _EXTENSION)
+    if extension == 0 or _load(extension + _TYPE) & 0xFFFFFFFF != _IS_METADATA:
+        return False
+    version = _load(api + _API_VERSION)  # its first number in the lower half
+    _save(_load(extension + _METADATA) + _VERSION, version if version & 0xFFFFFFFF == 0 else 0)
+    return True
+
+
+@njit(**COMPILED)
+def _job(frame: int) -> int:
+    """A new job with three operands, a result and one attribute, an array of options."""
+    operands, job = _load(frame + _ARGUMENTS), _malloc(8 * _SIZE)
+    options = _load(_load(_load(frame + _ATTRIBUTES)) + _ARRAY_DATA)
     _save(job + 8 * _OPTIONS, options)
     _save(job + 8 * _A, _load(operands))
     _save(job + 8 * _B, _load(operands + 8))
     _save(job + 8 * _C, _load(operands + 16))
-    _save(job + 8 * _OUT, out)
-    _save(job + 8 * _ROWS, tile[0])
-    _save(job + 8 * _COLUMNS, tile[1])
+    _save(job + 8 * _OUT, _load(_load(frame + _RESULTS)))
+    return int(job)
+
+
+@njit(**COMPILED)
+def _do(frame: int, task: int, job: int, threads: int, tiles: int) -> None:
+    """A job's tiles, by so many threads at most; the job is gone then."""
+    api, context = _load(frame + _API), _load(frame + _CONTEXT)
+    _save(job + 8 * _NEXT, 0)
+    _save(job + 8 * _DONE, 0)
+    _save(job + 8 * _USERS, 1)
+    _save(job + 8 * _TILES, tiles)
     for _ in range(min(threads, tiles) - 1):
         _schedule(api, context, task, job)
     _add(job + 8 * _USERS, 1)
@@ -267,13 +307,53 @@ def _handle(frame: int, task: int, group: tuple[int, int]) -> int:
     while _add(job + 8 * _DONE, 0) < tiles:
         _pause()  # others are at their last tiles
     _leave(job)
+
+
+@njit(**COMPILED)
+def _handle(frame: int, task: int, group: tuple[int, int]) -> int:
+    """A call by XLA, with operands a, b and c, for a task whose tiles are of whole groups; the
+    attribute is `form` and `options` of `compute`.
+    """
+    if _asks_for_version(frame):
+        return 0
+    job = _job(frame)
+    out = _load(job + 8 * _OUT)
+    shape = _shape(out)
+    work = shape[0] * shape[1] * shape[2] * _shape(_load(job + 8 * _A))[2]
+    threads = min(_threads(_load(frame + _API), _load(frame + _CONTEXT)), 1 + work // _WORTH)
+    tile = native.cut(shape, _TILES_PER_THREAD * threads if threads > 1 else 1, group)
+    tiles = shape[0] * -(-shape[1] // tile[0]) * -(-shape[2] // tile[1])
+    _in_large_pages(_load(out + _DATA), 4 * shape[0] * shape[1] * shape[2])
+    _save(job + 8 * _ROWS, tile[0])
+    _save(job + 8 * _COLUMNS, tile[1])
+    _do(frame, task, job, threads, tiles)
+    return 0
+
+
+@njit(**COMPILED)
+def _handle_sums(frame: int, task: int) -> int:
+    """As `_handle`, with operands values, tokens and ends, and options kind, cuts, and the depth of
+    the stack.
+    """
+    if _asks_for_version(frame):
+        return 0
+    job = _job(frame)
+    values, options = _load(job + 8 * _A), _load(job + 8 * _OPTIONS)
+    items = _items(values, _load(job + 8 * _C), _load(options + 8))
+    outer, rows, inner, count = _shape_of_sums(values)
+    work = 1 + outer * rows * inner * count // _WORTH_OF_SUMS
+    threads = min(_threads(_load(frame + _API), _load(frame + _CONTEXT)), work)
+    per_tile = -(-items // (_TILES_PER_THREAD * threads if threads > 1 else 1))
+    _save(job + 8 * _ITEMS, per_tile)
+    _do(frame, task, job, threads, -(-items // per_tile))
     return 0
 
 
 def _sources() -> str:
     """A digest of what is compiled: numba's cache looks only at the file of a cached function."""
     chains = "native_chain_steps", "native_chain"
-    names = ("vectors", "native_steps", "native_operands", "native", *chains, "custom_call")
+    others = "native_sums", "custom_call"
+    names = ("vectors", "native_steps", "native_operands", "native", *chains, *others)
     texts = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(texts).hexdigest()
 
@@ -287,7 +367,7 @@ def _fused_entries(sources: str) -> tuple[Any, Any]:
             _work(job)
             _leave(job)
 
-    llvm.add_symbol(_TASKS[_FUSED], task.address)
+    llvm.add_symbol(_TASKS[FUSED], task.address)
 
     @numba.cfunc(types.int64(types.int64), cache=True)
     def handler(frame: int) -> int:
@@ -306,7 +386,7 @@ def _chain_entries(sources: str) -> tuple[Any, Any]:
             _work_on_chains(job)
             _leave(job)
 
-    llvm.add_symbol(_TASKS[_CHAIN], task.address)
+    llvm.add_symbol(_TASKS[CHAIN], task.address)
 
     @numba.cfunc(types.int64(types.int64), cache=True)
     def handler(frame: int) -> int:
@@ -316,13 +396,33 @@ def _chain_entries(sources: str) -> tuple[Any, Any]:
     return task, handler
 
 
+def _sums_entries(sources: str) -> tuple[Any, Any]:
+    """As `_fused_entries`."""
+
+    @numba.cfunc(types.void(types.int64), cache=True)
+    def task(job: int) -> None:
+        if sources:
+            _work_on_sums(job)
+            _leave(job)
+
+    llvm.add_symbol(_TASKS[SUMS], task.address)
+
+    @numba.cfunc(types.int64(types.int64), cache=True)
+    def handler(frame: int) -> int:
+        return _handle_sums(frame, _sums_task()) if sources else 0
+
+    return task, handler
+
+
+_ENTRIES = {FUSED: _fused_entries, CHAIN: _chain_entries, SUMS: _sums_entries}
+
+
 @functools.cache
-def register(chain: bool) -> tuple[Any, Any]:
+def register(name: str) -> tuple[Any, Any]:
     """Compiles the entries, or finds them in numba's cache, and names them to XLA. They must stay
     alive.
     """
-    name, entries_of = (_CHAIN, _chain_entries) if chain else (_FUSED, _fused_entries)
-    entries = entries_of(_sources())
+    entries = _ENTRIES[name](_sources())
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(entries[1].ctypes), platform="cpu")
     return entries
 
@@ -360,10 +460,10 @@ def accumulate(
             + native_chain.POSITIVE_ZERO * (arithmetic.zero == "positive")
             + native_chain.NARROW * (kept + 1 <= 12)
         )
-        name, options = _CHAIN, [arithmetic.products, unit, arithmetic.nan]
+        name, options = CHAIN, [arithmetic.products, unit, arithmetic.nan]
     else:
         saturates = arithmetic.overflow == "saturate"
-        name, options = _FUSED, [arithmetic.products, kept + 1, saturates, arithmetic.nan]
+        name, options = FUSED, [arithmetic.products, kept + 1, saturates, arithmetic.nan]
     call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, jnp.float32))
     found: Array = call(
         a,
@@ -371,4 +471,16 @@ def accumulate(
         jnp.zeros((0, 0, 0), jnp.float32) if c is None else c,
         options=np.array(form + options, np.int64),
     )
+    return found
+
+
+def ordered_sums(values: Array, tokens: Array, ends: Array, cuts: int, depth: int) -> Array:
+    """FP32 or BF16 `[len(ends) / cuts, outer, inner, count]` of `values[outer, rows, inner, count]`
+    on a CPU, after `register`; see `kernels.native_sums`.
+    """
+    outer, _, inner, count = values.shape
+    shape = ends.shape[0] // cuts, outer, inner, count
+    call = jax.ffi.ffi_call(SUMS, jax.ShapeDtypeStruct(shape, values.dtype))
+    options = np.array([_KINDS[values.dtype.name], cuts, depth], np.int64)
+    found: Array = call(values, tokens, ends, options=options)
     return found

@@ -4,10 +4,7 @@ CPU (`kernels.native`, `kernels.native_chain`), XLA's operations elsewhere (`ker
 """
 
 import platform
-import sys
-import threading
-import warnings
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,9 +15,9 @@ from jaxtyping import Array
 
 from kernels import chain, exact
 from kernels.arithmetic import Arithmetic
+from kernels.compiled import CHAIN, FUSED, compiled
 
 _product = Primitive("exact_product")
-_COMPILING = threading.Lock()
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
@@ -65,28 +62,8 @@ def _by_xla(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Arra
     return (chain if arithmetic.is_chain else exact).accumulate(a, b, c, arithmetic)
 
 
-@cache
-def _native(is_chain: bool) -> Any:
-    """`kernels.custom_call`, ready for use; `None` where it cannot be compiled."""
-    if sys.platform == "win32":  # not tried there
-        return None
-    try:
-        from kernels import custom_call
-
-        with _COMPILING:
-            custom_call.register(is_chain)
-    except (ImportError, RuntimeError) as error:
-        warnings.warn(
-            f"numba does not work here ({error}); matmuls take XLA's operations, which give the "
-            "same bits in more time",
-            stacklevel=2,
-        )
-        return None
-    return custom_call
-
-
 def _on_cpu(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:
-    if (native := _native(arithmetic.is_chain)) is None:
+    if (native := compiled(CHAIN if arithmetic.is_chain else FUSED)) is None:
         return _elsewhere(a, b, *c, arithmetic=arithmetic)
     addend = c[0] if c else None
     if b.shape[2] < native.columns(arithmetic) < a.shape[1]:

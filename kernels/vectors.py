@@ -292,6 +292,13 @@ class Emitter:
         upper = self.word(16).value
         return Vector(self.builder, self.builder.shl(self.builder.zext(value, upper.type), upper))
 
+    def store_short(self, words: Vector, pointer: ir.Value) -> None:
+        """The upper halves of words of 32 bits."""
+        short = ir.VectorType(ir.IntType(16), self.vector.count)
+        upper = self.builder.trunc(words.shifted_down(self.word(16)).value, short)
+        where = self.builder.bitcast(pointer, short.as_pointer())
+        self.builder.store(upper, where).align = 2
+
     def load_all_equal(self, pointer: ir.Value) -> Vector:
         return self.all_equal(self.builder.load(pointer))
 

@@ -45,6 +45,7 @@ TIME_HALF = (
 )
 EXECUTES_ON_DATA = (
     "emulator.collectives.execute",
+    "emulator.collectives.evaluate",
     "emulator.collectives.combine",
     "emulator.collectives.multiply",
 )

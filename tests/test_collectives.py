@@ -5,8 +5,10 @@ loop.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,7 @@ from emulator.collectives import (
     ragged_all_to_all,
 )
 from emulator.collectives.flat import LEVELS
+from emulator.collectives.plan import orders
 from emulator.collectives.symbolic import EMPTY, initial_slots
 from emulator.machines import cloudmatrix384
 
@@ -440,6 +443,12 @@ def test_a_turn_moves_runs_as_wholes() -> None:
 # --- bits ---------------------------------------------------------------------------------------
 
 
+def by_xla(reduction: Callable, *args: object, **how: object) -> jax.Array:
+    """A reduction by what serves where sums are not compiled for the processor."""
+    with mock.patch.object(execute, "_has_orders", lambda *_: False):
+        return reduction.__wrapped__(*args, **how)
+
+
 @pytest.mark.parametrize("kind", ["ordinary", "bits", "tiny"])
 @pytest.mark.parametrize("dtype", [BF16, np.dtype("float32"), np.dtype("float16")], ids=str)
 @pytest.mark.parametrize(("n", "count"), [(2, 1), (7, 61), (48, 100)])
@@ -524,6 +533,9 @@ def test_plan_equals_the_step_by_step_run(
 
     schedule = build("all_reduce", name, group)
     y = execute.all_reduce(jnp.asarray(x), schedule, op=op, parts=parts)
+    is_compiled = op == "sum" and dtype in (BF16, np.dtype("float32"))
+    if is_compiled:
+        assert same_bits(y, by_xla(execute.all_reduce, jnp.asarray(x), schedule, parts=parts))
     size = -(-count // parts)
     for at in range(0, count, size):
         piece = x[..., at : at + size]
@@ -539,6 +551,9 @@ def test_plan_equals_the_step_by_step_run(
 
     schedule = build("reduce_scatter", name, group)
     y = execute.reduce_scatter(jnp.asarray(blocks), schedule, op=op, parts=parts)
+    if is_compiled:
+        other = by_xla(execute.reduce_scatter, jnp.asarray(blocks), schedule, parts=parts)
+        assert same_bits(y, other)
     y, cuts = np.asarray(y), schedule.cuts
     for at in range(0, count, size):
         piece = blocks[..., at : at + size]
@@ -550,6 +565,60 @@ def test_plan_equals_the_step_by_step_run(
         state = state.reshape(n, n, cuts, batch, width)[np.arange(n), np.arange(n)]
         expected = np.moveaxis(state, 1, 2).reshape(n, batch, -1)[..., : piece.shape[-1]]
         assert same_bits(y[..., at : at + size], expected)
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.dtype("float32")], ids=str)
+@pytest.mark.parametrize("name", ["ring", "full_mesh", "rhd", "hierarchical", "nhr"])
+@pytest.mark.parametrize(("n", "count"), [(16, 70_001), (3, 3_100), (12, 8)])
+def test_long_rows_on_several_threads(name: str, dtype: np.dtype, n: int, count: int) -> None:
+    """Pieces that are computed in parts, and last ones that are short or empty."""
+    x = jnp.asarray(floats(np.random.default_rng(5), (n, 3, count), dtype, "bits"))
+    schedule = build("all_reduce", name, nodes_of(n, 4))
+    assert orders(schedule, schedule.slots) is not None
+    y = execute.all_reduce(x, schedule)
+    assert same_bits(y, by_xla(execute.all_reduce, x, schedule))
+
+
+def test_orders_say_what_the_plan_does() -> None:
+    """On a stack, with the additions as text."""
+    for name in EXECUTED:
+        schedule = build("all_reduce", name, nodes_of(12, 4))
+        todo = orders(schedule, schedule.slots)
+        x = np.array([[f"{r}" for _ in range(schedule.slots)] for r in range(12)], object)
+        state = symbolic_run(schedule, x)
+        for slot, (first, last) in enumerate(itertools.pairwise([0, *todo.ends])):
+            stack: list[str] = []
+            for token in todo.tokens[first:last]:
+                if token < 0:
+                    stack[-2:] = [both(stack[-2], stack[-1])]
+                elif token % 2:
+                    stack[-1] = both(stack[-1], f"{token // 2}")
+                else:
+                    stack.append(f"{token // 2}")
+                assert len(stack) <= todo.depth
+            assert stack == [state[0][slot]], name
+
+
+def both(a: str, b: str) -> str:
+    """An addition, whichever operand comes first."""
+    return f"({'+'.join(sorted((a, b)))})"
+
+
+def symbolic_run(schedule: Schedule, x: np.ndarray) -> np.ndarray:
+    with mock.patch.dict(execute.DEFINITION, {"sum": np.frompyfunc(both, 2, 1)}):
+        return execute.run(schedule, x)
+
+
+def test_shared_sums_are_formed_once() -> None:
+    """Two ranks that add each other's sums, again and again: by itself the last has hundreds."""
+    there, back = (make_round([r], [1 - r], 0, 0, reduce=True) for r in (0, 1))
+    last = make_round([0], [1], 0, 0, reduce=False)
+    rounds = (*[there, back] * 6, last)
+    schedule = Schedule(op="all_reduce", algorithm="again", ranks=2, slots=1, rounds=rounds)
+    assert orders(schedule, 1) is None
+    x = floats(np.random.default_rng(7), (2, 1, 5), BF16, "ordinary")
+    y = execute.all_reduce(jnp.asarray(x), schedule)
+    assert same_bits(y, execute.run(schedule, x)[0])
 
 
 @pytest.mark.parametrize("dtype", [BF16, np.dtype("float16"), np.dtype("float32")])

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import native_operands, native_steps, operands, product, vectors
+from kernels import compiled, native_operands, native_steps, operands, vectors
 from tests.kernel_inputs import BF16, FP16, FP32, words
 
 ASCEND = kernels.ASCEND_910C
@@ -296,13 +296,13 @@ def test_without_numba_xla_serves(monkeypatch):
     a, b = rng.normal(size=(5, 20)).astype(BF16), rng.normal(size=(20, 18)).astype(BF16)
     monkeypatch.setitem(sys.modules, "kernels.custom_call", None)
     monkeypatch.delattr(kernels, "custom_call", raising=False)
-    product._native.cache_clear()
+    compiled.compiled.cache_clear()
     jax.clear_caches()
     try:
         with pytest.warns(UserWarning, match="numba does not work here"):
             check(a, b)
     finally:
-        product._native.cache_clear()
+        compiled.compiled.cache_clear()
         jax.clear_caches()
 
 

@@ -77,6 +77,11 @@ def to_words(x: Array) -> Array:
     return x
 
 
+def to_words_but_fp32(x: Array) -> Array:
+    """As words, but for FP32, which XLA moves unchanged."""
+    return x if x.dtype == jnp.float32 else to_words(x)
+
+
 def from_words(words: Array, dtype: jnp.dtype) -> Array:
     return words if words.dtype == dtype else lax.bitcast_convert_type(words, dtype)
 

@@ -7,33 +7,33 @@ is the definition (NumPy, step by step, all ranks); `play` computes the same bit
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+import platform
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 from emulator.collectives.combine import (
     DEFINITION,
     KINDS,
-    Arithmetic,
-    Combine,
-    How,
     arithmetic,
     from_words,
     to_words,
+    to_words_but_fp32,
 )
-from emulator.collectives.plan import Plan, Run, plan, plan_state
-from emulator.collectives.schedule import IntArray, Schedule
+from emulator.collectives.evaluate import Leaves, execute
+from emulator.collectives.plan import orders, plan, plan_state
+from emulator.collectives.schedule import Schedule
 from emulator.collectives.symbolic import EMPTY, initial_slots
 from kernels.apart import apart
-
-_FEW = 2  # levels that are compiled one by one
+from kernels.compiled import SUMS, compiled
 
 
 @functools.partial(jax.jit, static_argnames=("schedule", "op", "parts", "axis"))
@@ -56,7 +56,7 @@ def all_reduce(
         raise ValueError(f"all_reduce: axis must be 0 to {x.ndim - 2} for {x.shape}, got {axis}")
     _check("all_reduce", x, schedule, op, x.shape[axis : axis + 1], parts)
     outer, batch, count = x.shape[:axis], x.shape[axis + 1 : -1], x.shape[-1]
-    values = _movable(x).reshape(math.prod(outer), x.shape[axis], math.prod(batch), count)
+    values = to_words_but_fp32(x).reshape(math.prod(outer), x.shape[axis], math.prod(batch), count)
     y = _by_parts(values, parts, lambda part: _all_reduce(part, schedule, op, x.dtype))
     return from_words(y, x.dtype).reshape(*outer, *batch, count)
 
@@ -68,7 +68,7 @@ def reduce_scatter(x: Array, schedule: Schedule, *, op: str = "sum", parts: int 
     Rules as for `all_reduce`; `parts` cut each destination's block.
     """
     _check("reduce_scatter", x, schedule, op, x.shape[:2] if x.ndim == 4 else (), parts)
-    values = _movable(x)
+    values = to_words_but_fp32(x)
     y = _by_parts(values, parts, lambda part: _reduce_scatter(part, schedule, op, x.dtype))
     return from_words(y, x.dtype)
 
@@ -93,8 +93,8 @@ def play(schedule: Schedule, x: Array, op: str = "sum") -> Array:
     rows, size = math.prod(places), math.prod(x.shape[2:])
     words = to_words(x).reshape(rows, size)
     if todo is not None and size:
-        leaves = _Leaves(words[None, :, None], lambda numbers: (numbers, np.array(0)), size)
-        sums = _execute(leaves, todo, arithmetic(op, x.dtype))
+        leaves = Leaves(words[None, :, None], lambda numbers: (numbers, np.array(0)), size)
+        sums = execute(leaves, todo, arithmetic(op, x.dtype))
         words = jnp.concatenate([words, to_words(sums).reshape(-1, size)])
     return from_words(words[jnp.asarray(source, jnp.int32)], x.dtype).reshape(x.shape)
 
@@ -169,26 +169,39 @@ def _by_parts(x: Array, parts: int, run_part: Callable[[Array], Array]) -> Array
 
 def _all_reduce(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype) -> Array:
     """[outer, ranks, inner, count] -> [outer, inner, count], words or FP32 numbers."""
-    outer, n, inner, count = x.shape
-    if n == 1 or x.size == 0:
+    if x.shape[1] == 1 or x.size == 0:
         return x[:, 0]
-    out = apart(_results(x, schedule, op, dtype, schedule.slots))  # [slots, batch, size]
-    return _side_by_side(jnp.moveaxis(out, 0, 1), count).reshape(outer, inner, count)
+    return _reduced(x, schedule, op, dtype, schedule.slots)[0]
 
 
 def _reduce_scatter(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype) -> Array:
     """[ranks, destination, batch, count] -> [ranks, batch, count], words or FP32 numbers."""
-    n, _, *shape = x.shape
-    batch, count = shape
+    n, _, batch, count = x.shape
     if n == 1 or x.size == 0:
         return x[0]
-    cuts = schedule.cuts
-    if cuts == 1:
-        batch, count = 1, batch * count  # blocks are not cut: one long row each
-    values = x.reshape(1, n * n, batch, count)
-    out = apart(_results(values, schedule, op, dtype, cuts))  # [n cuts, batch, size]
-    y = _side_by_side(jnp.moveaxis(out.reshape(n, cuts, batch, -1), 1, 2), count)
-    return y.reshape(n, *shape)
+    return _reduced(x.reshape(1, n * n, batch, count), schedule, op, dtype, schedule.cuts)[:, 0]
+
+
+def _reduced(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype, cuts: int) -> Array:
+    """[outer, rows, inner, count] -> [results / cuts, outer, inner, count]: a reduction of rows
+    that are cut into so many leaves of one size.
+    """
+    outer, rows, inner, count = x.shape
+    if cuts == 1:  # rows are not cut: all inner ones are one long row
+        x = x.reshape(outer, rows, 1, inner * count)
+    if _has_orders(schedule, op, dtype, cuts):
+        numbers = from_words(x, dtype)
+        y = to_words_but_fp32(_ordered_sums.bind(numbers, schedule=schedule, cuts=cuts))
+    else:
+        y = _by_xla(x, schedule, op, dtype, cuts)
+    return y.reshape(-1, outer, inner, count)
+
+
+def _by_xla(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype, cuts: int) -> Array:
+    outer, _, inner, count = x.shape
+    out = apart(_results(x, schedule, op, dtype, cuts))  # [results, batch, size]
+    pieces = out.reshape(-1, cuts, *out.shape[1:])
+    return _side_by_side(jnp.moveaxis(pieces, 1, 2), count).reshape(-1, outer, inner, count)
 
 
 @functools.partial(jax.jit, static_argnames=("schedule", "op", "dtype", "cuts"))
@@ -201,8 +214,8 @@ def _results(values: Array, schedule: Schedule, op: str, dtype: jnp.dtype, cuts:
     # A short or empty last piece is read as the last `size` elements; what precedes it there is not
     # used.
     start = np.minimum(np.arange(cuts) * size, count - size)
-    leaves = _Leaves(values, lambda leaf: (leaf // cuts, start[leaf % cuts]), size)
-    return _execute(leaves, plan(schedule), arithmetic(op, dtype))
+    leaves = Leaves(values, lambda leaf: (leaf // cuts, start[leaf % cuts]), size)
+    return execute(leaves, plan(schedule), arithmetic(op, dtype))
 
 
 def _side_by_side(pieces: Array, count: int) -> Array:
@@ -220,265 +233,57 @@ def _side_by_side(pieces: Array, count: int) -> Array:
     return jnp.where(of_the_last, y[..., needed * size - count :], y[..., :count])
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Leaves:
-    """All contributions [outer, rows, inner, columns], and where a plan's leaves lie in them.
+# Sums of FP32 and BF16 as one JAX operation: on an x86 compiled for it (`kernels.native_sums`), by
+# XLA's operations elsewhere. The bits are the same.
 
-    They are words, but FP32 numbers stay as they are: XLA moves those unchanged, and to make words
-    of all of them beforehand is a pass through memory, as it is to bring outer and rows into
-    another order. `window` maps numbers to rows and first columns; a leaf is [outer, inner, size].
-    """
-
-    values: Array
-    window: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    size: int
-
-    @property
-    def batch(self) -> int:
-        return self.values.shape[0] * self.values.shape[2]
-
-    def at(self, numbers: np.ndarray) -> np.ndarray:
-        """Rows and first columns [..., 2] of leaves."""
-        return np.stack(np.broadcast_arrays(*self.window(numbers)), axis=-1).astype(np.int32)
-
-    def take(self, at: Array) -> Array:
-        """The leaves [width, batch, size] as words, from `at` [width, 2]."""
-        outer, _, inner, _ = self.values.shape
-        numbers_of = lax.GatherDimensionNumbers(
-            offset_dims=(1, 2, 3), collapsed_slice_dims=(1,), start_index_map=(1, 3)
-        )
-        sizes = (outer, 1, inner, self.size)
-        # Rows and columns are in range by construction, which spares XLA the checks.
-        found = lax.gather(self.values, at, numbers_of, sizes, mode="promise_in_bounds")
-        return to_words(found.reshape(len(at), self.batch, self.size))
+_ordered_sums = Primitive("ordered_sums")
 
 
-def _movable(x: Array) -> Array:
-    return x if x.dtype == jnp.float32 else to_words(x)
-
-
-def _execute(leaves: _Leaves, todo: Plan, arith: Arithmetic) -> Array:
-    """The plan's results [results, batch, size] as words, or as FP32 numbers."""
-    if (
-        todo.results >= 0
-    ).any():  # one rank's untouched contribution: only a Schedule that does not sum has that
-        raise ValueError("a reduction's result contains no addition; check() the Schedule")
-
-    if arith.quick is None:
-        return arith.exact.store(_evaluate(leaves, todo, arith.exact))
-    registers = _evaluate(leaves, todo, arith.quick)
-    if arith.right_for is not None:
-        right = arith.right_for(to_words(leaves.values))
-    else:
-        assert arith.was_right is not None
-        right = arith.was_right(registers)
-
-    def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        exact = arith.exact.store(_evaluate(leaves, todo, arith.exact, rarely=True))
-        return jnp.bool_(False), exact
-
-    # A loop that runs at most once: it keeps its state in place, where a conditional would copy it.
-    state = ~right, arith.quick.store(registers)
-    return lax.while_loop(lambda state: state[0], again, state)[1]
-
-
-def _evaluate(leaves: _Leaves, todo: Plan, how: How, rarely: bool = False) -> Array:
-    """The plan's results as registers [results, batch, size]; what is `rarely` done need not be
-    quick but small.
-    """
-
-    def leaf(at: Array) -> Array:
-        return how.load(leaves.take(at))
-
-    def combine(a: Array, b: Array) -> Array:
-        # Gathered first: XLA would compute the gathers again for each number, and move the reshape
-        # that ends one through all of `combine`, one operation in each round of its passes.
-        return how.combine(*lax.optimization_barrier((a, b)))
-
-    if todo.start is None:
-        shape = (todo.registers, leaves.batch, leaves.size)
-        registers = jnp.zeros(shape, jax.eval_shape(leaf, jnp.zeros((1, 2), jnp.int32)).dtype)
-    else:
-        registers = leaf(jnp.asarray(leaves.at(todo.start)))
-    if rarely and len(todo.runs) > 1:
-        registers = _run_rows(registers, todo.runs, leaves, leaf, combine)
-        return _read(registers, -1 - todo.results)
-    found = _Registers((registers,), np.zeros(todo.registers, int), np.arange(todo.registers))
-    runs = _short_ones_apart(todo.runs)
-    for i, part in enumerate(runs):
-        if len(part.left) == 1:
-            found = _one_level(found, part, leaves, leaf, combine)
-        else:
-            found = found.in_one(_used(runs[i:], todo.results))
-            part = _with_rows(part, found.row)
-            made = _run_levels(found.arrays[0], part, leaves, leaf, combine)
-            found = dataclasses.replace(found, arrays=(made,))
-    return found.read(-1 - todo.results)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Registers:
-    """Registers in several arrays [rows, batch, size]: the `array` that each is in, and the row."""
-
-    arrays: tuple[Array, ...]
-    array: IntArray
-    row: IntArray
-
-    def read(self, numbers: IntArray) -> Array:
-        used, which = np.unique(self.array[numbers], return_inverse=True)
-        if len(used) == 1:
-            return _read(self.arrays[used[0]], self.row[numbers])
-        first = np.cumsum([0, *(len(self.arrays[i]) for i in used[:-1])])
-        joined = jnp.concatenate([self.arrays[i] for i in used])
-        return _read(joined, first[which] + self.row[numbers])
-
-    def and_then(self, numbers: IntArray, values: Array) -> _Registers:
-        """With new `values` of some."""
-        array, row = self.array.copy(), self.row.copy()
-        array[numbers], row[numbers] = len(self.arrays), np.arange(len(numbers))
-        return _Registers((*self.arrays, values), array, row)
-
-    def in_one(self, numbers: IntArray) -> _Registers:
-        """In one array, which has `numbers` at least; others may be lost."""
-        if len(self.arrays) == 1:
-            return self
-        row = np.zeros_like(self.row)
-        row[numbers] = np.arange(len(numbers))
-        return _Registers((self.read(numbers),), np.zeros_like(row), row)
-
-
-def _short_ones_apart(runs: Sequence[Run]) -> list[Run]:
-    """Runs of a level each where there are few levels: a loop would be more to compile."""
-    apart: list[Run] = []
-    for part in runs:
-        if len(part.left) > _FEW:
-            apart.append(part)
-            continue
-        for left, right, out in zip(part.left, part.right, part.out, strict=True):
-            level = dataclasses.replace(part, left=left[None], right=right[None], out=out[None])
-            apart.append(level)
-    return apart
-
-
-def _used(runs: Sequence[Run], results: IntArray) -> IntArray:
-    """The registers that `runs` read or write, or that are results in the end."""
-    used = [-1 - results]
-    for part in runs:
-        used += [part.out, *([] if part.left_leaf else [part.left])]
-        used += [] if part.right_leaf else [part.right]
-    return np.unique(np.concatenate([registers.reshape(-1) for registers in used]))
-
-
-def _with_rows(part: Run, rows: IntArray) -> Run:
-    """The run with rows instead of registers."""
-    unmoved = np.array_equal(rows, np.arange(len(rows)))
-    return dataclasses.replace(
-        part,
-        left=part.left if part.left_leaf else rows[part.left],
-        right=part.right if part.right_leaf else rows[part.right],
-        out=rows[part.out],
-        in_place=part.in_place and unmoved,
+def _has_orders(schedule: Schedule, op: str, dtype: jnp.dtype, cuts: int) -> bool:
+    return (
+        op == "sum"
+        and dtype.name in ("float32", "bfloat16")
+        and platform.machine().lower() in ("x86_64", "amd64")
+        and orders(schedule, cuts) is not None
     )
 
 
-def _read(registers: Array, rows: Array | IntArray) -> Array:
-    """Some `registers`; as in `_Leaves.take`, XLA checks no row."""
-    if isinstance(rows, np.ndarray):
-        if np.array_equal(rows, np.arange(len(registers))):
-            return registers
-        rows = jnp.asarray(rows, jnp.int32)
-    numbers_of = lax.GatherDimensionNumbers(
-        offset_dims=(1, 2), collapsed_slice_dims=(0,), start_index_map=(0,)
-    )
-    sizes = (1, *registers.shape[1:])
-    return lax.gather(registers, rows[:, None], numbers_of, sizes, mode="promise_in_bounds")
+def _elsewhere(x: Array, *, schedule: Schedule, cuts: int) -> Array:
+    y = _by_xla(to_words_but_fp32(x), schedule, "sum", x.dtype, cuts)
+    return from_words(y, x.dtype)
 
 
-def _write(registers: Array, rows: Array, values: Array) -> Array:
-    numbers_of = lax.ScatterDimensionNumbers(
-        update_window_dims=(1, 2), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0,)
-    )
-    return lax.scatter(
-        registers,
-        rows[:, None],
-        values,
-        numbers_of,
-        unique_indices=True,
-        mode="promise_in_bounds",
-    )
+def _on_cpu(x: Array, *, schedule: Schedule, cuts: int) -> Array:
+    todo = orders(schedule, cuts)
+    if todo is None or (native := compiled(SUMS)) is None:
+        return _elsewhere(x, schedule=schedule, cuts=cuts)
+    tokens, ends = jnp.asarray(todo.tokens), jnp.asarray(todo.ends)
+    found: Array = native.ordered_sums(x, tokens, ends, cuts, todo.depth)
+    return found
 
 
-def _one_level(
-    registers: _Registers,
-    part: Run,
-    leaves: _Leaves,
-    leaf: Callable[[Array], Array],
-    combine: Combine,
-) -> _Registers:
-    """The sums of a run's only level, in an array of their own: nothing is scattered."""
-
-    def operand(numbers: IntArray, are_leaves: bool) -> Array:
-        return leaf(jnp.asarray(leaves.at(numbers))) if are_leaves else registers.read(numbers)
-
-    left = operand(part.left[0], part.left_leaf)
-    return registers.and_then(part.out[0], combine(left, operand(part.right[0], part.right_leaf)))
+@_ordered_sums.def_impl
+def _eager(x: Array, **how: Any) -> Array:
+    found: Array = jax.jit(functools.partial(_ordered_sums.bind, **how))(x)
+    return found
 
 
-def _run_levels(
-    registers: Array,
-    part: Run,
-    leaves: _Leaves,
-    leaf: Callable[[Array], Array],
-    combine: Combine,
-) -> Array:
-    def level(registers: Array, index: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        left, right, out = index
-        a = leaf(left) if part.left_leaf else _read(registers, left)
-        if part.in_place:
-            return combine(a, registers), None
-        b = leaf(right) if part.right_leaf else _read(registers, right)
-        return _write(registers, out, combine(a, b)), None
-
-    def places(operand: IntArray, are_leaves: bool) -> Array:
-        return jnp.asarray(leaves.at(operand) if are_leaves else operand.astype(np.int32))
-
-    left, right = places(part.left, part.left_leaf), places(part.right, part.right_leaf)
-    out = jnp.asarray(part.out, jnp.int32)
-    if len(part.left) == 1:
-        return level(registers, (left[0], right[0], out[0]))[0]
-    return lax.scan(level, registers, (left, right, out))[0]
+@_ordered_sums.def_abstract_eval
+def _shape(x: Any, *, schedule: Schedule, cuts: int) -> Any:
+    todo = orders(schedule, cuts)
+    assert todo is not None
+    outer, _, inner, count = x.shape
+    return x.update(shape=(len(todo.ends) // cuts, outer, inner, count))
 
 
-def _run_rows(
-    registers: Array,
-    runs: Sequence[Run],
-    leaves: _Leaves,
-    leaf: Callable[[Array], Array],
-    combine: Combine,
-) -> Array:
-    """All runs in one loop over rows of one width, whose additions are compiled once. (No addition
-    of a level writes a register that another one of that level reads.)
-    """
-    width = math.gcd(*(part.out.shape[1] for part in runs))
+def _batched(args: Any, dims: Any, **how: Any) -> Any:
+    x = jnp.moveaxis(args[0], dims[0], 0)
+    y = _ordered_sums.bind(x.reshape(-1, *x.shape[2:]), **how)
+    return y.reshape(y.shape[0], *x.shape[:2], *y.shape[2:]), 1
 
-    def operand(numbers: Sequence[IntArray], are_leaves: Sequence[bool]) -> tuple[Array, ...]:
-        """For each row whether it reads leaves, where these are, and which registers else."""
-        rows = [n.reshape(-1, width) for n in numbers]
-        flags = np.concatenate([np.full(len(r), f) for r, f in zip(rows, are_leaves, strict=True)])
-        every = np.concatenate(rows)
-        places = leaves.at(np.where(flags[:, None], every, 0))
-        others = np.where(flags[:, None], 0, every).astype(np.int32)
-        return jnp.asarray(flags), jnp.asarray(places), jnp.asarray(others)
 
-    def read(registers: Array, operand: tuple[Array, ...]) -> Array:
-        from_leaves, places, numbers = operand
-        return jnp.where(from_leaves, leaf(places), _read(registers, numbers))
-
-    def row(registers: Array, index: Any) -> tuple[Array, None]:
-        left, right, out = index
-        return _write(registers, out, combine(read(registers, left), read(registers, right))), None
-
-    left = operand([part.left for part in runs], [part.left_leaf for part in runs])
-    right = operand([part.right for part in runs], [part.right_leaf for part in runs])
-    out = np.concatenate([part.out.reshape(-1, width) for part in runs]).astype(np.int32)
-    return lax.scan(row, registers, (left, right, jnp.asarray(out)))[0]
+batching.primitive_batchers[_ordered_sums] = _batched
+mlir.register_lowering(_ordered_sums, mlir.lower_fun(_elsewhere, multiple_results=False))
+mlir.register_lowering(
+    _ordered_sums, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu"
+)

@@ -66,6 +66,60 @@ def plan(schedule: Schedule) -> Plan:
     return _plan(expressions, _results(schedule, expressions))
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Orders:
+    """The additions of each result by themselves, for a stack: 2 i puts contribution i on it, 2 i +
+    1 adds contribution i to what is on top, -1 adds what is on top to what is below.
+
+    `ends`: of each result's tokens. `depth`: how much is on the stack at most.
+    """
+
+    tokens: IntArray
+    ends: IntArray
+    depth: int
+
+
+@functools.lru_cache(maxsize=256)
+def orders(schedule: Schedule, cuts: int) -> Orders | None:
+    """The orders of the additions of an all_reduce or reduce_scatter whose contributions' rows are
+    cut into so many leaves; contributions are numbered by rows.
+
+    None if a result is no sum, or of leaves that are not all the piece of a row that it is itself,
+    or if results share so many additions that by themselves they would be twice as many.
+    """
+    expressions = trace(schedule)
+    results, leaves = _results(schedule, expressions), expressions.leaves
+    left, right = _operands(expressions)
+    swap = (left < leaves) & (right >= leaves)
+    left, right = np.where(swap, right, left), np.where(swap, left, right)
+    alone = right < leaves  # a contribution that is added needs no place of its own
+    length = np.ones(expressions.count, np.int64)
+    depth, piece = length.copy(), np.arange(expressions.count) % cuts
+    for batch in expressions.batches:
+        made = np.arange(batch.first, batch.first + len(batch.left))
+        a, b, one = left[made], right[made], alone[made]
+        length[made] = length[a] + np.where(one, 1, length[b] + 1)
+        depth[made] = np.maximum(depth[a], np.where(one, 1, depth[b] + 1))
+        piece[made] = np.where(piece[a] == piece[b], piece[a], -1)
+    needed = len(_needed(expressions, results))
+    total = int(length[results].sum())
+    fits = np.array_equal(piece[results], np.arange(len(results)) % cuts)
+    if not fits or (results < leaves).any() or total > 2 * (needed + len(results)):
+        return None
+    tokens, ends = np.empty(total, np.int32), np.cumsum(length[results])
+    nodes, first = results, ends - length[results]
+    while len(nodes):
+        is_leaf = nodes < leaves
+        tokens[first[is_leaf]] = 2 * (nodes[is_leaf] // cuts)
+        nodes, first = nodes[~is_leaf], first[~is_leaf]
+        a, b, one = left[nodes], right[nodes], alone[nodes]
+        last = first + length[nodes] - 1
+        tokens[last] = np.where(one, 2 * (b // cuts) + 1, -1)
+        nodes = np.concatenate([a, b[~one]])
+        first = np.concatenate([first, (first + length[a])[~one]])
+    return Orders(tokens, ends.astype(np.int32), int(depth[results].max()))
+
+
 @functools.lru_cache(maxsize=256)
 def plan_state(schedule: Schedule) -> tuple[Plan | None, IntArray]:
     """The plan of every distinct sum that is anywhere at the end (None if nothing is added), and
