@@ -268,11 +268,9 @@ def _careful_steps(in_parts: bool, operands: Any, c: int, first: int, steps: int
     x, stride, y, x_top, y_top, padded = operands
     out, done, needed = ends
     xs, ys = x + 8 * first * padded, y + 8 * first * padded * COLUMNS
-    others = c, steps, out, done, padded // QUAD, needed
-    if not in_parts:
-        return int(steps_of.directed((xs, stride, ys, *others)))
-    x_top, y_top = x_top + 8 * first * ROWS, y_top + 8 * first * COLUMNS
-    return int(steps_of.two_parts((xs, stride, ys, x_top, y_top, *others)))
+    tops = x_top + 8 * first * ROWS, y_top + 8 * first * COLUMNS
+    todo = xs, stride, ys, *tops, c, steps, out, done, padded // QUAD, needed
+    return int(steps_of.two_parts(todo) if in_parts else steps_of.directed(todo))
 
 
 @njit(**COMPILED)

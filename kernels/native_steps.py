@@ -7,8 +7,9 @@ computed with, since XLA's threads flush subnormal numbers.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ EXPONENT = 0x7FF << 52  # of a double
 NONE = 2.0**500  # what nothing is a multiple of
 LEAST = 2.0**-126  # of FP32's normal numbers
 _NORMAL, _INFINITY = 1 << 23, 255 << 23  # words of FP32: of 2^-126, and of an infinity
+_FEW = 4  # elements of a step that are told one vector after the other
 _TO_SUBNORMAL = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
 
 
@@ -156,41 +158,69 @@ def _find(emit: Emitter, sizes: list[Vector], found: Any) -> None:
     emit.builder.store(least.least_word(), emit.place(place, 1))
 
 
+_HALVES = range(0, COLUMNS, LANES)
+_ELEMENTS = [(i, j) for i in range(PART) for j in _HALVES]
+_Sums = dict[tuple[int, int], Vector]
+_Variables = dict[tuple[int, int], ir.Value]
+
+
 def _settled(
-    emit: Emitter, least: Vector, most: Vector, limit: Vector, none_counts: bool
-) -> tuple[Vector, Any]:
-    """A sum that is `least` or, if they differ, between that and `most`, rounded to FP32, and bits
-    for the lanes where the two do not tell. If neither is a number, nor is the sum if that
+    emit: Emitter, leasts: _Sums, mosts: _Sums, limit: Vector, none_counts: bool
+) -> tuple[_Variables, Any]:
+    """Sums that are the least or, if they differ, between that and the most, rounded to FP32; and
+    bits for the elements where the two do not tell. If neither is a number, nor is the sum if that
     `none_counts`.
+
+    All elements of a step are looked at together: one branch is foreseen where many would not be.
     """
     builder, singles = emit.builder, emit.floats(LANES)
-    first, second = least.floats(), most.floats()
-    size = first.words() & singles.word(0x7FFFFFFF)
-    above = size.plus_words(singles.word((1 << 32) - _NORMAL))
-    usual = above.less_word(singles.word(_INFINITY - _NORMAL))
-    known = first.words().same_words(second.words()) & usual
+    zero, magnitude = emit.number(0.0), singles.word(0x7FFFFFFF)
+    last = limit.floats().words()
+    if none_counts:
+        last = last.same_words(singles.word(_INFINITY)).where(magnitude, last)
+    minus_normal = singles.word((1 << 32) - _NORMAL)
+    reach = last.plus_words(minus_normal).plus_words(singles.word(1))
+
+    def is_told(first: Vector, second: Vector) -> Vector:
+        """Whether both are the same in FP32, not below its normal numbers nor beyond the limit."""
+        above = (first.words() & magnitude).plus_words(minus_normal)
+        return first.words().same_words(second.words()) & above.less_word(reach)
+
+    def any_of(answers: list[Vector]) -> Any:
+        return functools.reduce(Vector.__or__, answers).bits()
+
     unknown = emit.integer_variable(0)
-    found = emit.variable(first.doubles())
-    with emit.when((~known).bits()):
+    firsts = {at: least.floats() for at, least in leasts.items()}
+    found = {at: emit.variable(first.doubles()) for at, first in firsts.items()}
+    unsure = [~is_told(first, mosts[at].floats()) for at, first in firsts.items()]
+    with emit.when(any_of(unsure)):
         # Where they differ, the sum is neither. An odd place between them and the sum, or on it,
         # is no tie: one further up or down, or the bound itself.
-        one, differ = emit.word(1), ~least.equals(most)
-        low = least.words().plus_words(least.words().signs()) | one
-        high = most.words().plus_words(~most.words().signs()) | one
-        low = differ.where(low.numbers(), least)
-        high = differ.where(high.numbers(), most)
-        low, high = _rounded(emit, low, limit), _rounded(emit, high, limit)
-        infinite = least.equals(most) & least.size().equals(emit.number(math.inf))
-        none = ~least.equals(least)
-        emit.put(found, (infinite | none).where(least, low))
-        told = low.equals(high) | infinite
-        told = told | none if none_counts else told
-        builder.store((~told).bits(), unknown)
-    return emit.get(found), builder.load(unknown)
-
-
-_ELEMENTS = [(i, j) for i in range(PART) for j in range(0, COLUMNS, LANES)]
-_Sums = dict[tuple[int, int], Vector]
+        odd, unsure = {}, []
+        for at, least in leasts.items():
+            one, most = emit.word(1), mosts[at]
+            differ = ~least.equals(most)
+            low = least.words().plus_words(least.words().signs()) | one
+            high = most.words().plus_words(~most.words().signs()) | one
+            low = differ.where(low.numbers(), least)
+            high = differ.where(high.numbers(), most)
+            odd[at] = low, high
+            first = low.floats()
+            nothing = least.equals(zero) & most.equals(zero)
+            unsure.append(~(is_told(first, high.floats()) | nothing))
+            emit.put(found[at], nothing.where(zero, first.doubles()))
+        with emit.when(any_of(unsure)):
+            for index, (at, bounds) in enumerate(odd.items()):
+                least = leasts[at]
+                low, high = (_rounded(emit, bound, limit) for bound in bounds)
+                infinite = least.equals(mosts[at]) & least.size().equals(emit.number(math.inf))
+                none = ~least.equals(least)
+                emit.put(found[at], (infinite | none).where(least, low))
+                told = low.equals(high) | infinite
+                told = told | none if none_counts else told
+                bits = builder.shl((~told).bits(), emit.integer(LANES * index))
+                builder.store(builder.or_(builder.load(unknown), bits), unknown)
+    return found, builder.load(unknown)
 
 
 def _steps(
@@ -202,11 +232,13 @@ def _steps(
     limit: Vector,
     none_counts: bool,
     bounds: Callable[[Any, _Sums], tuple[_Sums, _Sums]],
+    otherwise: Callable[[Any, Any], tuple[Vector, Any]] | None = None,
 ) -> Any:
-    """Steps of C[PART, COLUMNS] as long as `bounds` of a step, given its
-    number and C before it, tell all elements. `done` of them, 64 bits, are added to C; bits of
-    the result say which elements of the next one are not told, and `out[PART, COLUMNS]` has that
-    one or the last.
+    """Steps of C[PART, COLUMNS] as long as `bounds` of a step, given its number and C before it,
+    tell all elements, or all but a few that `otherwise` tells, given the numbers of the step and of
+    a vector of C, which is in memory. `done` of them, 64 bits, are added to C; bits of the result
+    say which elements of the next one are not told, and `out[PART, COLUMNS]` has that one or the
+    last.
     """
     builder, c, out = emit.builder, emit.at(c), emit.at(out)
     done = builder.inttoptr(done, steps.type.as_pointer())
@@ -215,44 +247,102 @@ def _steps(
     places = {(i, j): emit.place(c, i * COLUMNS + j) for i, j in _ELEMENTS}
     now = {at: emit.variable(emit.load(place)) for at, place in places.items()}
     last = {at: emit.variable(emit.get(value)) for at, value in now.items()}
+
+    def write(variables: _Variables, pointer: Any) -> None:
+        for (i, j), variable in variables.items():
+            emit.store(emit.get(variable), emit.place(pointer, i * COLUMNS + j))
+
+    def try_otherwise(step: Any, bits: Any) -> None:
+        assert otherwise is not None
+        write(now, c)
+        write(last, out)
+        builder.store(emit.integer(0), unknown)
+        with emit.loop(emit.integer(len(_ELEMENTS))) as index:
+            first = emit.times(index, LANES)
+            here = builder.and_(builder.lshr(bits, first), emit.integer((1 << LANES) - 1))
+            with emit.when(here):
+                value, more = otherwise(step, index)
+                place = emit.place(out, first)
+                emit.store(emit.answer(here).where(value, emit.load(place)), place)
+                more = builder.shl(builder.and_(more, here), first)
+                builder.store(builder.or_(builder.load(unknown), more), unknown)
+        for (i, j), variable in last.items():
+            emit.put(variable, emit.load(emit.place(out, i * COLUMNS + j)))
+
     with emit.loop_with_end(steps) as (step, end):
-        leasts, mosts = bounds(step, {at: emit.get(value) for at, value in now.items()})
-        bits = emit.integer(0)
-        for index, at in enumerate(_ELEMENTS):
-            value, more = _settled(emit, leasts[at], mosts[at], limit, none_counts)
-            emit.put(last[at], value)
-            bits = builder.or_(bits, builder.shl(more, emit.integer(LANES * index)))
+        found, bits = _settled(emit, *bounds(step, _values(emit, now)), limit, none_counts)
+        for at in _ELEMENTS:
+            emit.put(last[at], emit.get(found[at]))
         with emit.when(bits):
             builder.store(bits, unknown)
-            builder.store(step, done)
-            end()
+            if otherwise is not None:
+                few = builder.icmp_unsigned("<=", builder.ctpop(bits), emit.integer(_FEW))
+                with builder.if_then(few):
+                    try_otherwise(step, bits)
+            with emit.when(builder.load(unknown)):
+                builder.store(step, done)
+                end()
         for at in _ELEMENTS:
             emit.put(now[at], emit.get(last[at]))
-    for (i, j), place in places.items():
-        emit.store(emit.get(now[i, j]), place)
-        emit.store(emit.get(last[i, j]), emit.place(out, i * COLUMNS + j))
+    write(now, c)
+    write(last, out)
     return builder.load(unknown)
 
 
+def _values(emit: Emitter, variables: _Variables) -> _Sums:
+    return {at: emit.get(variable) for at, variable in variables.items()}
+
+
 def _factors(
-    emit: Emitter, rows: list[Any], y: Any, step: Any, quads: Any
+    emit: Emitter, rows: list[Any], y: Any, step: Any, quads: Any, columns: Sequence[int]
 ) -> Iterator[tuple[tuple[int, int], Vector, Vector]]:
     """Of a step's products, in a loop over its quads: the element, and both factors."""
     with emit.loop(quads) as quad:
         index = emit.times(emit.builder.add(emit.times(step, quads), quad), QUAD)
         ys = emit.place(y, emit.times(index, COLUMNS))
         for k in range(QUAD):
-            for i, j in _ELEMENTS:
-                left = emit.load_all_equal(emit.place(rows[i], index, k))
-                yield (i, j), left, emit.load(emit.place(ys, k * COLUMNS + j))
+            for i, row in enumerate(rows):
+                for j in columns:
+                    left = emit.load_all_equal(emit.place(row, index, k))
+                    yield (i, j), left, emit.load(emit.place(ys, k * COLUMNS + j))
+
+
+def _bounds_in_parts(
+    emit: Emitter, c: _Sums, tops: _Sums, scale: Vector, factors: Iterator[Any]
+) -> tuple[_Sums, _Sums]:
+    """Of the sums of a step, whose terms are below `tops`: a first sum takes of every term what is
+    a multiple of a power of two that it holds exactly, the rests' sums are rounded down and up.
+    """
+    starts, highs, leasts, mosts = {}, {}, {}, {}
+    for at, value in c.items():
+        starts[at] = tops[at].larger(_power(emit, value)) * scale
+        high = starts[at] + value
+        rest = value - (high - starts[at])
+        highs[at] = emit.variable(high)
+        leasts[at], mosts[at] = emit.variable(rest), emit.variable(rest)
+    for at, left, right in factors:
+        before = emit.get(highs[at])
+        after = left.times_plus(right, before)
+        rest = left.times_plus(right, -(after - before))
+        emit.put(highs[at], after)
+        for up, sums in ((False, leasts), (True, mosts)):
+            emit.put(sums[at], emit.bound(up, rest, emit.get(sums[at])))
+    found = {at: emit.get(high) - starts[at] for at, high in highs.items()}
+
+    def with_rests(up: bool, sums: _Variables) -> _Sums:
+        return {at: emit.bound(up, found[at], emit.get(rest)) for at, rest in sums.items()}
+
+    return with_rests(False, leasts), with_rests(True, mosts)
 
 
 @inline(result=True)
 def directed(
     emit: Emitter,
-    x: Any,  # [PART, steps products]
+    x: Any,
     stride: Any,
-    y: Any,  # [steps products, COLUMNS]
+    y: Any,
+    x_top: Any,
+    y_top: Any,
     c: Any,
     steps: Any,
     out: Any,
@@ -260,33 +350,49 @@ def directed(
     quads: Any,
     constants: Any,
 ) -> Any:
-    """Steps by sums that are rounded down and up; see `_steps`."""
-    rows, y = rows_of(emit, x, stride, PART), emit.at(y)
+    """Steps by sums that are rounded down and up, and a few elements in two parts; see `_steps`.
+
+    Args:
+        x: `[PART, steps products]`, with rows `stride` apart.
+        y: `[steps products, COLUMNS]`.
+        x_top, y_top: `[steps, ROWS]` and `[steps, COLUMNS]`, what sizes are below.
+        quads: of a step.
+    """
+    rows, constants = rows_of(emit, x, stride, PART), emit.at(constants)
+    y, x_top, y_top = emit.at(y), emit.at(x_top), emit.at(y_top)
+    limit, scale = (emit.load_all_equal(emit.place(constants, i)) for i in range(2))
 
     def bounds(step: Any, c: _Sums) -> tuple[_Sums, _Sums]:
         leasts = {at: emit.variable(value) for at, value in c.items()}
         mosts = {at: emit.variable(value) for at, value in c.items()}
-        for at, left, right in _factors(emit, rows, y, step, quads):
+        for at, left, right in _factors(emit, rows, y, step, quads, _HALVES):
             for up, sums in ((False, leasts), (True, mosts)):
                 emit.put(sums[at], emit.bound(up, left, right, emit.get(sums[at])))
         return _values(emit, leasts), _values(emit, mosts)
 
-    limit = emit.load_all_equal(emit.at(constants))
-    return _steps(emit, c, steps, out, done, limit, True, bounds)
+    def otherwise(step: Any, index: Any) -> tuple[Vector, Any]:
+        builder, halves = emit.builder, emit.integer(len(_HALVES))
+        i, j = builder.udiv(index, halves), emit.times(builder.urem(index, halves), LANES)
+        row = emit.place(emit.at(x), emit.times(stride, i))
+        left = emit.load_all_equal(emit.place(x_top, emit.times(step, ROWS), i))
+        right = emit.load(emit.place(y_top, emit.times(step, COLUMNS), j))
+        before = emit.load(emit.place(emit.at(c), emit.times(index, LANES)))
+        factors = _factors(emit, [row], emit.place(y, j), step, quads, [0])
+        of_one = {(0, 0): before}, {(0, 0): left * right}
+        told, bits = _settled(emit, *_bounds_in_parts(emit, *of_one, scale, factors), limit, False)
+        return emit.get(told[0, 0]), bits
 
-
-def _values(emit: Emitter, variables: dict[tuple[int, int], Any]) -> _Sums:
-    return {at: emit.get(variable) for at, variable in variables.items()}
+    return _steps(emit, c, steps, out, done, limit, True, bounds, otherwise)
 
 
 @inline(result=True)
 def two_parts(
     emit: Emitter,
-    x: Any,  # [PART, steps products]
+    x: Any,
     stride: Any,
-    y: Any,  # [steps products, COLUMNS]
-    x_top: Any,  # [steps, ROWS]
-    y_top: Any,  # [steps, COLUMNS]
+    y: Any,
+    x_top: Any,
+    y_top: Any,
     c: Any,
     steps: Any,
     out: Any,
@@ -294,10 +400,7 @@ def two_parts(
     quads: Any,
     constants: Any,
 ) -> Any:
-    """Steps whose first sum takes of every term what is a multiple of a power of two that it holds
-    exactly, and whose rests' sums are rounded down and up; see `_steps`. What is no number is not
-    told.
-    """
+    """As `directed`, all in two parts. What is no number is not told."""
     rows, y, constants = rows_of(emit, x, stride, PART), emit.at(y), emit.at(constants)
     x_top, y_top = emit.at(x_top), emit.at(y_top)
     limit, scale = (emit.load_all_equal(emit.place(constants, i)) for i in range(2))
@@ -305,29 +408,12 @@ def two_parts(
     def bounds(step: Any, c: _Sums) -> tuple[_Sums, _Sums]:
         lefts = emit.place(x_top, emit.times(step, ROWS))
         rights = emit.place(y_top, emit.times(step, COLUMNS))
-        starts = {}
-        for i, j in _ELEMENTS:
-            top = emit.load_all_equal(emit.place(lefts, i)) * emit.load(emit.place(rights, j))
-            starts[i, j] = top.larger(_power(emit, c[i, j])) * scale
-        highs, leasts, mosts = {}, {}, {}
-        for at, value in c.items():
-            high = starts[at] + value
-            rest = value - (high - starts[at])
-            highs[at] = emit.variable(high)
-            leasts[at], mosts[at] = emit.variable(rest), emit.variable(rest)
-        for at, left, right in _factors(emit, rows, y, step, quads):
-            before = emit.get(highs[at])
-            after = left.times_plus(right, before)
-            rest = left.times_plus(right, -(after - before))
-            emit.put(highs[at], after)
-            for up, sums in ((False, leasts), (True, mosts)):
-                emit.put(sums[at], emit.bound(up, rest, emit.get(sums[at])))
-        found = {at: emit.get(high) - starts[at] for at, high in highs.items()}
-
-        def with_rests(up: bool, sums: dict[tuple[int, int], Any]) -> _Sums:
-            return {at: emit.bound(up, found[at], emit.get(rest)) for at, rest in sums.items()}
-
-        return with_rests(False, leasts), with_rests(True, mosts)
+        tops = {
+            (i, j): emit.load_all_equal(emit.place(lefts, i)) * emit.load(emit.place(rights, j))
+            for i, j in _ELEMENTS
+        }
+        factors = _factors(emit, rows, y, step, quads, _HALVES)
+        return _bounds_in_parts(emit, c, tops, scale, factors)
 
     return _steps(emit, c, steps, out, done, limit, False, bounds)
 
@@ -352,8 +438,6 @@ def write(emit: Emitter, out: Any, c: Any) -> None:
 
 
 # Elements in doubt: terms `[products + 1, COLUMNS]` of a row, the last ones C.
-
-_HALVES = range(0, COLUMNS, LANES)
 
 
 @inline(result=False)

@@ -386,12 +386,29 @@ def test_doubles_rounded_to_24_bits():
 
 
 @numba.njit
-def told(x, y, c, out, done, constants):
-    """Which elements of one step directed sums do not tell."""
-    addresses = x.ctypes.data, 16, y.ctypes.data, c.ctypes.data, 1
-    return native_steps.directed(
-        (*addresses, out.ctypes.data, done.ctypes.data, 4, constants.ctypes.data)
-    )
+def call_directed(operands, c, out, done, constants):
+    ends = c.ctypes.data, 1, out.ctypes.data, done.ctypes.data, 4
+    return native_steps.directed((*operands, *ends, constants.ctypes.data))
+
+
+@numba.njit
+def call_two_parts(operands, c, out, done, constants):
+    ends = c.ctypes.data, 1, out.ctypes.data, done.ctypes.data, 4
+    return native_steps.two_parts((*operands, *ends, constants.ctypes.data))
+
+
+def told(x, y, c, out, done, call=call_directed):
+    """Which elements of one step are not told."""
+    x_top, y_top = np.zeros((1, native_steps.ROWS)), np.zeros((1, native_steps.COLUMNS))
+    x_top[0, : native_steps.PART] = above(abs(x).max(1))
+    y_top[0] = above(abs(y).max(0))
+    operands = x.ctypes.data, 16, y.ctypes.data, x_top.ctypes.data, y_top.ctypes.data
+    return call(operands, c, out, done, native_steps.constants(16, np.inf))
+
+
+def above(sizes):
+    """Powers of two."""
+    return 2.0 ** (np.frexp(sizes)[1])
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**-148])
@@ -413,16 +430,9 @@ def test_directed_sums_tell_ties_and_zeros(last, scale):
         x[:, 2] *= sign[:, 0]
         expected *= 0
     c, out, done = np.zeros(shape), np.empty(shape), np.zeros(1, np.int64)
-    assert told(x, y, c, out, done, native_steps.constants(16, np.inf)) == 0
+    assert told(x, y, c, out, done) == 0
     assert done[0] == 1 and np.array_equal(out, expected * scale)
     assert np.array_equal(c, out) and not np.signbit(out[expected == 0]).any()
-
-
-@numba.njit
-def told_in_parts(x, y, x_top, y_top, c, out, done, constants):
-    addresses = x.ctypes.data, 16, y.ctypes.data, x_top.ctypes.data, y_top.ctypes.data
-    ends = c.ctypes.data, 1, out.ctypes.data, done.ctypes.data, 4
-    return native_steps.two_parts((*addresses, *ends, constants.ctypes.data))
 
 
 def test_what_two_parts_tell_is_right():
@@ -431,8 +441,7 @@ def test_what_two_parts_tell_is_right():
     """
     rng = np.random.default_rng(11)
     rows, columns = native_steps.PART, native_steps.COLUMNS
-    constants, out = native_steps.constants(16, np.inf), np.empty((rows, columns))
-    done, few = np.zeros(1, np.int64), 0
+    out, done, few = np.empty((rows, columns)), np.zeros(1, np.int64), 0
     for case in range(60):
         sizes = rng.choice([0, 0, 0, -12, -30, -45, -60], (16,))
         x = rng.uniform(1.9, 2, (rows, 16)) * 2.0**sizes
@@ -447,15 +456,37 @@ def test_what_two_parts_tell_is_right():
         c = rng.normal(size=(rows, columns)) * 2.0 ** rng.choice([-60, -20, 0, 6, 40])
         c = c.astype(np.float32)
         x, y = (np.ascontiguousarray(v.astype(np.float64)) for v in (a, b))
-        x_top = np.zeros((1, native_steps.ROWS))
-        x_top[0, :rows] = 2.0 ** np.floor(np.log2(abs(x).max(1)) + 1)
-        y_top = 2.0 ** np.floor(np.log2(abs(y).max(0)) + 1)
-        unknown = told_in_parts(x, y, x_top, y_top, c.astype(np.float64), out, done, constants)
+        unknown = told(x, y, c.astype(np.float64), out, done, call_two_parts)
         known = np.array([unknown >> i & 1 == 0 for i in range(rows * columns)])
         expected = kernels.reference.matmul(a, b, c, arithmetic=ASCEND)
         assert np.array_equal(out.reshape(-1)[known], expected.reshape(-1)[known]), case
         few += (~known).sum()
     assert few < 60
+
+
+@pytest.mark.parametrize("few", [1, 2, 3, 64])
+def test_ties_of_which_some_are_told_in_parts(few):
+    """Half way between two numbers but for terms of either sign far below, which directed sums
+    round both ways: in a few elements, these are told alone.
+    """
+    rng = np.random.default_rng(few)
+    shape = native_steps.PART, native_steps.COLUMNS
+    signs = rng.choice([-1.0, 1.0], shape[1])
+    x, y = np.zeros((shape[0], 16)), np.zeros((16, shape[1]))
+    x[:, :3], y[:3] = 1, np.stack([signs * 2.0**-24, signs * 2.0**-80, -signs * 2.0**-81])
+    c = rng.integers(1 << 23, 1 << 24, shape) * signs * 2.0**-21  # beyond half way
+    ties = np.zeros(64, bool)
+    ties[rng.permutation(64)[:few]] = True
+    c[ties.reshape(shape)] /= 4
+    expected = kernels.reference.matmul(
+        x.astype(BF16), y.astype(BF16), c.astype(np.float32), arithmetic=ASCEND
+    )
+    before, out, done = c.copy(), np.empty(shape), np.zeros(1, np.int64)
+    unknown = told(x, y, c, out, done)
+    assert [unknown >> i & 1 for i in range(64)] == list(ties & (few > 2))
+    assert done[0] == (few <= 2) and np.array_equal(c, out if few <= 2 else before)
+    known = ~ties if few > 2 else np.ones(64, bool)
+    assert np.array_equal(out.reshape(-1)[known], expected.reshape(-1)[known])
 
 
 @pytest.mark.parametrize("before", range(16))
@@ -469,10 +500,8 @@ def test_two_parts_of_terms_that_end_where_they_began(before):
     x[:, :before] = -large
     x[:, before], y[before] = large * 2.0**-22, 171 / 128 * 2.0**-23
     c = np.full(shape, (2 * before - 15) * large**2)
-    tops = np.full((1, native_steps.ROWS), 2.0), np.full((1, shape[1]), 2.0)
     out, done = np.empty(shape), np.zeros(1, np.int64)
-    constants = native_steps.constants(16, np.inf)
-    assert told_in_parts(x, y, *tops, c, out, done, constants) == 0
+    assert told(x, y, c, out, done, call_two_parts) == 0
     assert (out == large * 171 / 128 * 2.0**-45).all()
 
 
