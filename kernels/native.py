@@ -200,22 +200,108 @@ def _extent(square: float, least: float) -> tuple[float, float]:
     return math.sqrt(square) * (1 + 2.0**-20), power
 
 
-@njit(**COMPILED)
-def _bounds(
-    words: Any, start: int, shape: tuple[int, int], layout: tuple[int, int, int], tops: Any
-) -> None:
-    """Of a group `words` at `start`, of so many steps of so many products, by its lanes and how far
-    apart lanes and products are: `tops[steps, lanes]`, powers of two above a step's finite sizes.
+def _sizes(emit: Emitter, place: Any, tops: list[Any], most: Any, least: Any) -> None:
+    """The words of the sizes of a vector among the largest finite ones, the largest, and the least
+    ones but 0 (of infinities, if there are none), which are variables.
     """
-    steps, products = shape
-    lanes, lane, product = layout
+    size = emit.load(place).words() & emit.word(EXPONENT | _FRACTION)
+    zero, infinity = emit.word(0), emit.word(EXPONENT)
+    finite = size.less_word(infinity).where(size, zero)
+    for top in tops:
+        emit.put(top, finite.larger_word(emit.get(top)))
+    emit.put(most, size.larger_word(emit.get(most)))
+    some = size.same_words(zero).where(infinity, size)
+    emit.put(least, some.smaller_word(emit.get(least)))
+
+
+def _powers(emit: Emitter, most: Any, least: Any, unit: Any) -> tuple[Any, Any]:
+    """Of words, in vectors or alone: a power of two above, and one that is not, times a unit; 0 if
+    `most` is not finite.
+    """
+    exponent = emit.word(EXPONENT)
+    above = (most & exponent).numbers() * emit.number(2.0)
+    below = (least & exponent).numbers() * emit.all_equal(unit)
+    return above, most.less_word(exponent).where(below, emit.number(0.0))
+
+
+@inline(result=False)
+def _bounds_of_rows(
+    emit: Emitter, x: Any, length: Any, steps: Any, padded: Any, unit: Any, tops: Any, sizes: Any
+) -> None:
+    """Of `x[ROWS, length]`, steps of whole vectors of products: `tops[steps, ROWS]`, powers of two
+    above a step's finite sizes; and of all rows `sizes[2, length]`, for each product what is above
+    all, and what all are multiples of, with the word `unit` a number's last place. If any is not
+    finite, that is nothing.
+    """
+    builder = emit.builder
+    x, tops, above = emit.at(x), emit.at(tops), emit.at(sizes)
+    unit = builder.bitcast(unit, emit.element)
+    zero, infinity = emit.word(0), emit.word(EXPONENT)
+    vectors = builder.udiv(padded, emit.integer(LANES))
+    with emit.loop(steps) as step:
+        largest = [emit.variable(zero) for _ in range(ROWS)]
+        with emit.loop(vectors) as vector:
+            at = builder.add(emit.times(step, padded), emit.times(vector, LANES))
+            most, least = emit.variable(zero), emit.variable(infinity)
+            for i, top in enumerate(largest):
+                _sizes(emit, emit.place(x, emit.times(length, i), at), [top], most, least)
+            bounds = _powers(emit, emit.get(most), emit.get(least), unit)
+            emit.store(bounds[0], emit.place(above, at))
+            emit.store(bounds[1], emit.place(above, length, at))
+        for i, top in enumerate(largest):
+            power = builder.and_(emit.get(top).largest_word(), emit.integer(EXPONENT))
+            place = emit.place(tops, emit.times(step, ROWS), i)
+            builder.store(emit.scalar_times(power, 2.0), place)
+
+
+@inline(result=False)
+def _bounds_of_columns(
+    emit: Emitter, y: Any, length: Any, steps: Any, padded: Any, unit: Any, tops: Any, sizes: Any
+) -> None:
+    """As `_bounds_of_rows`, of the columns of `y[length, COLUMNS]`, for any steps."""
+    builder = emit.builder
+    y, tops, above = emit.at(y), emit.at(tops), emit.at(sizes)
+    unit = builder.bitcast(unit, emit.element)
+    zero, infinity = emit.word(0), emit.word(EXPONENT)
+    halves = range(0, COLUMNS, LANES)
+    with emit.loop(steps) as step:
+        highest = [emit.variable(zero) for _ in halves]
+        with emit.loop(padded) as product:
+            k = builder.add(emit.times(step, padded), product)
+            most, least = emit.variable(zero), emit.variable(infinity)
+            for j, top in zip(halves, highest, strict=True):
+                _sizes(emit, emit.place(y, emit.times(k, COLUMNS), j), [top], most, least)
+            words = emit.get(most).largest_word(), emit.get(least).least_word()
+            largest, smallest = (
+                emit.all_equal(builder.bitcast(word, emit.element)).words() for word in words
+            )
+            bounds = _powers(emit, largest, smallest, unit)
+            for bound, row in zip(bounds, (0, length), strict=True):
+                first = builder.extract_element(bound.value, emit.integer(0))
+                builder.store(first, emit.place(above, row, k))
+        for j, top in zip(halves, highest, strict=True):
+            power = (emit.get(top) & emit.word(EXPONENT)).numbers() * emit.number(2.0)
+            emit.store(power, emit.place(tops, emit.times(step, COLUMNS), j))
+
+
+@njit(**COMPILED)
+def _bounds_of_short_steps(
+    x: int, length: int, steps: int, padded: int, unit: float, tops: Any, sizes: Any
+) -> None:
+    """As `_bounds_of_rows`, for any steps."""
+    words = carray(pointer(x), (ROWS, length), np.int64)
     for step in range(steps):
-        for j in range(lanes):
-            most = np.int64(0)
-            for k in range(step * products, (step + 1) * products):
-                size = words[start + j * lane + k * product] & np.int64(EXPONENT | _FRACTION)
-                most = max(most, size if size < EXPONENT else np.int64(0))
-            tops[step, j] = 2 * _power_of(most)
+        tops[step] = 0
+        for k in range(step * padded, (step + 1) * padded):
+            most, least = np.int64(0), np.int64(EXPONENT)
+            for i in range(ROWS):
+                size = words[i, k] & np.int64(EXPONENT | _FRACTION)
+                most = max(most, size)
+                least = min(least, size if size > 0 else np.int64(EXPONENT))
+                if size < EXPONENT:
+                    tops[step, i] = max(tops[step, i], 2 * _power_of(size))
+            sizes[k] = 2 * _power_of(most)
+            sizes[length + k] = _power_of(least) * unit if most < EXPONENT else 0.0
 
 
 # Tiles.
@@ -230,8 +316,14 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(rows * columns),  # 0: C
         np.empty(rows * length),  # 1: x
         np.empty(columns // COLUMNS * _apart(length)),  # 2: y
-        np.empty((rows // ROWS, steps, ROWS)),  # 3: tops of x
-        np.empty((columns // COLUMNS, steps, COLUMNS)),  # 4: tops of y
+        (  # 3: tops and sizes of x
+            np.empty((rows // ROWS, steps, ROWS)),
+            np.empty((rows // ROWS, 2 * length)),
+        ),
+        (  # 4: of y
+            np.empty((columns // COLUMNS, steps, COLUMNS)),
+            np.empty((columns // COLUMNS, 2 * length)),
+        ),
         np.empty(max(length, LANES)),  # 5: a row
         np.empty(2 * PART * COLUMNS),  # 6: results of a step, in two ways
         np.empty((padded + 1) * COLUMNS),  # 7: terms
@@ -265,12 +357,14 @@ def _careful_steps(in_parts: bool, operands: Any, c: int, first: int, steps: int
     """Steps of C[PART, COLUMNS] from the first one on, directed or in two parts, as
     `native_steps._steps` has it.
     """
-    x, stride, y, x_top, y_top, padded = operands
+    x, stride, y, tops, sizes, padded = operands
     out, done, needed = ends
-    xs, ys = x + 8 * first * padded, y + 8 * first * padded * COLUMNS
-    tops = x_top + 8 * first * ROWS, y_top + 8 * first * COLUMNS
-    todo = xs, stride, ys, *tops, c, steps, out, done, padded // QUAD, needed
-    return int(steps_of.two_parts(todo) if in_parts else steps_of.directed(todo))
+    k = 8 * first * padded
+    of_steps = x + k, stride, y + k * COLUMNS, tops[0] + 8 * first * ROWS
+    others = tops[1] + 8 * first * COLUMNS, c, steps, out, done, padded // QUAD, needed
+    if in_parts:
+        return int(steps_of.two_parts((*of_steps, *others, sizes[0] + k, sizes[1] + k)))
+    return int(steps_of.directed((*of_steps, *others)))
 
 
 @njit(**COMPILED)
@@ -293,7 +387,7 @@ def _careful_part(operands: Any, c: int, steps: int, pause: Any, done: Any, scra
             if in_parts:
                 pause[0] = pause[0] - done[0] if done[0] > 0 else 0
             else:
-                pause[1] = min(2 * pause[1] + 1, _PATIENCE) if done[0] == 0 else 0
+                pause[1] = min(4 * pause[1] + 3, _PATIENCE) if done[0] == 0 else 0
                 pause[0] = pause[1]
             continue
         if found != 0:  # else C is the result
@@ -331,11 +425,12 @@ def _tile(
     i0, j0 = corner
     rows, columns = size
     products, padded = shape
-    c, x, y, x_tops, y_tops, one_row, results, terms, parts = buffers[:9]
+    c, x, y, (x_tops, x_sizes), (y_tops, y_sizes), one_row, results, terms, parts = buffers[:9]
     held, extents, measured, nothing, words_of_c, pauses, done, finished = buffers[9:]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     quads = padded // QUAD
     unit = 2.0 ** (1 - significand)
+    word = np.float64(unit).view(np.int64)
     number = -(-k // products)
     block = max(1, _BLOCK // padded)
     scratch = (
@@ -355,7 +450,6 @@ def _tile(
         length = steps * padded
         _pack_rows(a, form, i0, rows, k, first * products, steps, shape, x, one_row)
         _pack_columns(b, form, j0, columns, k, n, first * products, steps, shape, y)
-        x_words, y_words = x.view(np.int64), y.view(np.int64)
         for g in range(row_groups):
             norm, least = _extent_of_rows(x, g * length * ROWS, length, measured)
             extents[g, 0], extents[g, 1], extents[g, 2] = norm, least, 0
@@ -400,16 +494,21 @@ def _tile(
                     c[index * ROWS * COLUMNS : (index + 1) * ROWS * COLUMNS] = 0
                 if extents[ig, 2] == 0:
                     extents[ig, 2] = 1
-                    start, layout = ig * length * ROWS, (ROWS, length, 1)
-                    _bounds(x_words, start, (steps, padded), layout, x_tops[ig])
+                    if padded % LANES == 0:
+                        ends = address(x_tops[ig], 0), address(x_sizes[ig], 0)
+                        _bounds_of_rows((xs, length, steps, padded, word, *ends))
+                    else:
+                        arrays = x_tops[ig], x_sizes[ig]
+                        _bounds_of_short_steps(xs, length, steps, padded, unit, *arrays)
                 if extents[h, 2] == 0:
                     extents[h, 2] = 1
-                    start, layout = jg * _apart(length), (COLUMNS, 1, COLUMNS)
-                    _bounds(y_words, start, (steps, padded), layout, y_tops[jg])
+                    ends = address(y_tops[jg], 0), address(y_sizes[jg], 0)
+                    _bounds_of_columns((ys, length, steps, padded, word, *ends))
                 for part in range(0, ROWS, PART):
-                    x_top, y_top = address(x_tops[ig], part), address(y_tops[jg], 0)
+                    tops = address(x_tops[ig], part), address(y_tops[jg], 0)
+                    sizes = address(x_sizes[ig], 0), address(y_sizes[jg], 0)
                     xs = address(x, (ig * ROWS + part) * length)
-                    of_part = xs, length, ys, x_top, y_top, padded
+                    of_part = xs, length, ys, tops, sizes, padded
                     rows_of_c = here + 8 * part * COLUMNS
                     pause = pauses[index, part // PART]
                     _careful_part(of_part, rows_of_c, steps, pause, done, scratch)

@@ -27,7 +27,7 @@ EXPONENT = 0x7FF << 52  # of a double
 NONE = 2.0**500  # what nothing is a multiple of
 LEAST = 2.0**-126  # of FP32's normal numbers
 _NORMAL, _INFINITY = 1 << 23, 255 << 23  # words of FP32: of 2^-126, and of an infinity
-_FEW = 4  # elements of a step that are told one vector after the other
+_FEW = 3  # elements of a step that are told one vector after the other
 _TO_SUBNORMAL = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
 
 
@@ -293,25 +293,36 @@ def _values(emit: Emitter, variables: _Variables) -> _Sums:
     return {at: emit.get(variable) for at, variable in variables.items()}
 
 
+_Factors = list[tuple[tuple[int, int], Vector, Vector]]
+
+
 def _factors(
     emit: Emitter, rows: list[Any], y: Any, step: Any, quads: Any, columns: Sequence[int]
-) -> Iterator[tuple[tuple[int, int], Vector, Vector]]:
-    """Of a step's products, in a loop over its quads: the element, and both factors."""
+) -> Iterator[tuple[Any, _Factors]]:
+    """Of a step's products, in a loop over its quads: the number; elements with both factors."""
     with emit.loop(quads) as quad:
-        index = emit.times(emit.builder.add(emit.times(step, quads), quad), QUAD)
-        ys = emit.place(y, emit.times(index, COLUMNS))
+        first = emit.times(emit.builder.add(emit.times(step, quads), quad), QUAD)
+        ys = emit.place(y, emit.times(first, COLUMNS))
         for k in range(QUAD):
-            for i, row in enumerate(rows):
-                for j in columns:
-                    left = emit.load_all_equal(emit.place(row, index, k))
-                    yield (i, j), left, emit.load(emit.place(ys, k * COLUMNS + j))
+            right = {j: emit.load(emit.place(ys, k * COLUMNS + j)) for j in columns}
+            left = [emit.load_all_equal(emit.place(row, first, k)) for row in rows]
+            factors = [((i, j), x, right[j]) for i, x in enumerate(left) for j in columns]
+            yield emit.builder.add(first, emit.integer(k)), factors
 
 
 def _bounds_in_parts(
-    emit: Emitter, c: _Sums, tops: _Sums, scale: Vector, factors: Iterator[Any]
+    emit: Emitter,
+    c: _Sums,
+    tops: _Sums,
+    scale: Vector,
+    products: Iterator[tuple[Any, _Factors]],
+    sizes: Callable[[Any], tuple[Any, Any]] | None = None,
 ) -> tuple[_Sums, _Sums]:
     """Of the sums of a step, whose terms are below `tops`: a first sum takes of every term what is
     a multiple of a power of two that it holds exactly, the rests' sums are rounded down and up.
+
+    `sizes` of a product, by its number: what all elements' terms are below, and multiples of. So
+    products that have no part in one of the sums are known.
     """
     starts, highs, leasts, mosts = {}, {}, {}, {}
     for at, value in c.items():
@@ -320,13 +331,46 @@ def _bounds_in_parts(
         rest = value - (high - starts[at])
         highs[at] = emit.variable(high)
         leasts[at], mosts[at] = emit.variable(rest), emit.variable(rest)
-    for at, left, right in factors:
-        before = emit.get(highs[at])
-        after = left.times_plus(right, before)
-        rest = left.times_plus(right, -(after - before))
-        emit.put(highs[at], after)
-        for up, sums in ((False, leasts), (True, mosts)):
-            emit.put(sums[at], emit.bound(up, rest, emit.get(sums[at])))
+
+    def first_only(factors: _Factors) -> None:
+        for at, left, right in factors:
+            emit.put(highs[at], left.times_plus(right, emit.get(highs[at])))
+
+    def rests_only(factors: _Factors) -> None:
+        for at, left, right in factors:
+            for up, sums in ((False, leasts), (True, mosts)):
+                emit.put(sums[at], emit.bound(up, left, right, emit.get(sums[at])))
+
+    def both(factors: _Factors) -> None:
+        for at, left, right in factors:
+            before = emit.get(highs[at])
+            after = left.times_plus(right, before)
+            rest = left.times_plus(right, -(after - before))
+            emit.put(highs[at], after)
+            for up, sums in ((False, leasts), (True, mosts)):
+                emit.put(sums[at], emit.bound(up, rest, emit.get(sums[at])))
+
+    builder = emit.builder
+    least_start = functools.reduce(Vector.smaller_word, [x.words() for x in starts.values()])
+    most_start = functools.reduce(Vector.larger_word, [x.words() for x in starts.values()])
+    # A last place of the first sums is above 2^-53 of where they start, and at most 2^-52 of it.
+    nothing = emit.scalar_times(least_start.least_word(), 2.0**-54)
+    whole = emit.scalar_times(most_start.largest_word(), 2.0**-52)
+    for number, factors in products:
+        if sizes is None:
+            both(factors)
+            continue
+        most, least = sizes(number)
+        with builder.if_else(builder.fcmp_ordered("<", most, nothing)) as (small, other):
+            with small:
+                rests_only(factors)
+            with other:
+                is_whole = builder.fcmp_ordered(">=", least, whole)
+                with builder.if_else(is_whole) as (large, any_size):
+                    with large:
+                        first_only(factors)
+                    with any_size:
+                        both(factors)
     found = {at: emit.get(high) - starts[at] for at, high in highs.items()}
 
     def with_rests(up: bool, sums: _Variables) -> _Sums:
@@ -365,9 +409,10 @@ def directed(
     def bounds(step: Any, c: _Sums) -> tuple[_Sums, _Sums]:
         leasts = {at: emit.variable(value) for at, value in c.items()}
         mosts = {at: emit.variable(value) for at, value in c.items()}
-        for at, left, right in _factors(emit, rows, y, step, quads, _HALVES):
-            for up, sums in ((False, leasts), (True, mosts)):
-                emit.put(sums[at], emit.bound(up, left, right, emit.get(sums[at])))
+        for _, factors in _factors(emit, rows, y, step, quads, _HALVES):
+            for at, left, right in factors:
+                for up, sums in ((False, leasts), (True, mosts)):
+                    emit.put(sums[at], emit.bound(up, left, right, emit.get(sums[at])))
         return _values(emit, leasts), _values(emit, mosts)
 
     def otherwise(step: Any, index: Any) -> tuple[Vector, Any]:
@@ -399,11 +444,25 @@ def two_parts(
     done: Any,
     quads: Any,
     constants: Any,
+    x_sizes: Any,
+    y_sizes: Any,
 ) -> Any:
-    """As `directed`, all in two parts. What is no number is not told."""
-    rows, y, constants = rows_of(emit, x, stride, PART), emit.at(y), emit.at(constants)
+    """As `directed`, all in two parts. What is no number is not told.
+
+    Args:
+        x_sizes, y_sizes: of the products of x and y: powers of two above all, and, `stride`
+            further, what all are multiples of.
+    """
+    builder, rows = emit.builder, rows_of(emit, x, stride, PART)
+    y, constants = emit.at(y), emit.at(constants)
     x_top, y_top = emit.at(x_top), emit.at(y_top)
     limit, scale = (emit.load_all_equal(emit.place(constants, i)) for i in range(2))
+
+    def sizes(number: Any) -> tuple[Any, Any]:
+        places = [emit.place(emit.at(v), number) for v in (x_sizes, y_sizes)]
+        further = [emit.place(place, stride) for place in places]
+        most, least = ([builder.load(place) for place in pair] for pair in (places, further))
+        return builder.fmul(*most), builder.fmul(*least)
 
     def bounds(step: Any, c: _Sums) -> tuple[_Sums, _Sums]:
         lefts = emit.place(x_top, emit.times(step, ROWS))
@@ -412,8 +471,8 @@ def two_parts(
             (i, j): emit.load_all_equal(emit.place(lefts, i)) * emit.load(emit.place(rights, j))
             for i, j in _ELEMENTS
         }
-        factors = _factors(emit, rows, y, step, quads, _HALVES)
-        return _bounds_in_parts(emit, c, tops, scale, factors)
+        products = _factors(emit, rows, y, step, quads, _HALVES)
+        return _bounds_in_parts(emit, c, tops, scale, products, sizes)
 
     return _steps(emit, c, steps, out, done, limit, False, bounds)
 

@@ -279,6 +279,11 @@ class Emitter:
     def times(self, x: ir.Value, y: ir.Value | int) -> ir.Value:
         return self.builder.mul(x, self.integer(y) if isinstance(y, int) else y)
 
+    def scalar_times(self, word: ir.Value, factor: float) -> ir.Value:
+        """Of the word of a double, that double times a factor."""
+        number = self.builder.bitcast(word, _F64)
+        return self.builder.fmul(number, ir.Constant(_F64, factor))
+
     def load(self, pointer: ir.Value) -> Vector:
         value = self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()))
         value.align = 8 if self.element == _F64 else 4
