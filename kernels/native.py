@@ -481,9 +481,8 @@ def _tile(
                 if enough and reach <= 2.0**53 * last:
                     operands = xs, length, ys, before, steps, quads
                     if first + steps == number:
-                        finished[index] = True
-                        steps_of.plain_last((here, *operands))
-                    else:
+                        finished[index] = steps_of.plain_last((here, *operands)) == 0
+                    if not finished[index]:
                         steps_of.plain((here, words, *operands))
                     continue
                 if settled:  # none is finite, so nothing is rounded

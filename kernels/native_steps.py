@@ -137,13 +137,18 @@ def plain(emit: Emitter, c: Any, found: Any, *operands: Any) -> None:
     _find(emit, [total.size() for total in totals], found)
 
 
-@inline(result=False)
-def plain_last(emit: Emitter, c: Any, *operands: Any) -> None:
-    """As `plain`, into FP32 numbers C[ROWS, COLUMNS]."""
-    singles = emit.floats(LANES)
-    c = singles.at(c)
-    for total, at in zip(_plain(emit, *operands), _offsets(ROWS), strict=True):
-        singles.store(total, singles.place(c, at))
+@inline(result=True)
+def plain_last(emit: Emitter, c: Any, *operands: Any) -> Any:
+    """As `plain`, into FP32 numbers C[ROWS, COLUMNS]; if any is none, C stays as it was, and the
+    result is not 0.
+    """
+    singles, totals = emit.floats(LANES), _plain(emit, *operands)
+    c, pairs = singles.at(c), zip(totals[::2], totals[1::2], strict=True)
+    none = functools.reduce(Vector.__or__, [x.no_number(y) for x, y in pairs]).bits()
+    with emit.unless(none):
+        for total, at in zip(totals, _offsets(ROWS), strict=True):
+            singles.store(total, singles.place(c, at))
+    return none
 
 
 def _find(emit: Emitter, sizes: list[Vector], found: Any) -> None:

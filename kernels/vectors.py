@@ -71,6 +71,10 @@ class Vector:
     def equals(self, other: Vector) -> Vector:
         return self._new(self.builder.fcmp_ordered("==", self.value, other.value))
 
+    def no_number(self, other: Vector) -> Vector:
+        """Whether this or the other one is none."""
+        return self._new(self.builder.fcmp_unordered("uno", self.value, other.value))
+
     def __and__(self, other: Vector) -> Vector:
         return self._new(self.builder.and_(self.value, other.value))
 

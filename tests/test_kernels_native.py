@@ -306,6 +306,19 @@ def test_without_numba_xla_serves(monkeypatch):
         jax.clear_caches()
 
 
+@pytest.mark.parametrize("k", [16, 130, 300])
+@pytest.mark.parametrize("with_c", [False, True])
+def test_the_word_of_a_nan_is_the_units(k, with_c):
+    """Whatever words operands have, among numbers that are nothing but ordinary."""
+    rng = np.random.default_rng(k)
+    a, b = rng.normal(size=(9, k)).astype(BF16), rng.normal(size=(k, 40)).astype(BF16)
+    c = rng.normal(size=(9, 40)).astype(np.float32) if with_c else None
+    for at in (0, k - 1):
+        a[3, at] = np.uint16(0xFF91).view(BF16)
+        b[at, 20 + at % 2] = np.uint16(0x7FA5).view(BF16)
+        check(a, b, c)
+
+
 @numba.njit
 def read(source, form, count, doubles, words, apart):
     native_operands.read_doubles(source, form, count, doubles.ctypes.data + 8, apart[0])
