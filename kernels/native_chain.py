@@ -44,8 +44,8 @@ from kernels.native_steps import EXPONENT
 from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
 
 _BLOCK = 256  # products of a block
-_PART = 64  # products of a part of it
-_PATIENCE = 7  # parts at most before `firm` is tried again
+_LOG_PART = 5
+_PART = 1 << _LOG_PART  # products of a part of it
 
 # Bits of `unit` (see `compute`).
 FLUSH, PROPAGATE, TURNED, POSITIVE_ZERO, NARROW = (1 << bit for bit in range(5))
@@ -219,7 +219,6 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
         np.empty((row_groups, _KNOWN), np.int64),  # 5: of groups of x
         np.empty((column_groups, _KNOWN), np.int64),  # 6: of y
         np.empty(groups, np.int64),  # 7: of groups of C: whether care is needed
-        np.empty(groups * (COLUMNS // HALF) * 2, np.int64),  # 8: their doubts
     )
 
 
@@ -260,6 +259,30 @@ def _any_zero(words: int, count: int, apart: int) -> bool:
 
 
 @njit(**COMPILED)
+def _flushing_part(
+    x: Any, y: Any, x_at: int, y_at: int, c_and_sizes: Any, scalable: bool, narrow: bool
+) -> bool:
+    """A part for C[ROWS, HALF] on the quickest way that may serve; whether it has failed."""
+    of_x, of_y = _known(x), _known(y)
+    if of_x[_SUBNORMAL] == 0 and of_y[_SUBNORMAL] == 0:
+        x_at, y_at = x_at + x[0], y_at + y[0]
+        return steps_of.direct_half((x_at, y_at, *c_and_sizes, steps_of.UNDERFLOW)) != 0
+    if scalable:
+        x_at, y_at = x_at + _copy(x, _SCALED), y_at + _copy(y, _SCALED)
+        return steps_of.firm_scaled((x_at, y_at, *c_and_sizes)) != 0
+    # Of a product of a subnormal number less than 2^-126 times the other one is lost, and 2^-126
+    # by a sum that is flushed, as often as there are products.
+    lost = _LOG_PART
+    if of_x[_SUBNORMAL] != 0:
+        lost = max(lost, of_y[_MOST] + 1)
+    if of_y[_SUBNORMAL] != 0:
+        lost = max(lost, of_x[_MOST] + 1)
+    limit = min(1 + lost + 26, 255) << 23
+    x_at, y_at = x_at + _copy(x, _LIFTED), y_at + _copy(y, _LIFTED)
+    return steps_of.firm((x_at, y_at, *c_and_sizes, limit, int(narrow))) != 0
+
+
+@njit(**COMPILED)
 def _low_part(x: int, y: int, here: int, width: int, count: int, length: int, found: int) -> None:
     """A part for C[ROWS, HALF], of which `kinds` found this, where `low` serves."""
     last = count - 1
@@ -274,66 +297,46 @@ def _low_part(x: int, y: int, here: int, width: int, count: int, length: int, fo
 
 @njit(**COMPILED)
 def _careful_half(
-    x: Any, y: Any, half: int, here: int, width: int, length: int, narrow: bool, doubts_at: int
+    x: Any, y: Any, half: int, here: int, width: int, length: int, narrow: bool
 ) -> bool:
     """A block for C[ROWS, HALF] at `here`, whatever there is; whether care is needed after it.
 
     Args:
         x, y: as for `_copy`.
-        doubts_at: address of two numbers: parts to go before `firm` is tried again, and how many it
-            was.
     """
-    of_x, of_y, doubts = _known(x), _known(y), carray(pointer(doubts_at), (2,), np.int64)
-    most_x, most_y, exponent = of_x[_MOST], of_y[_MOST], _exponent(float(length)) + 1
+    most_x, most_y = _known(x)[_MOST], _known(y)[_MOST]
     found = steps_of.kinds((here, width))
-    reach = 1 + max((found >> 52) - 1023, most_x + most_y + 2 + exponent)
-    is_low = reach <= -102 and most_x + steps_of.SCALE_X <= 126 and most_y + steps_of.SCALE_Y <= 126
-    # Of a product of a subnormal number less than 2^-126 times the other one is lost, and 2^-126
-    # by a sum that is flushed, `length` times at most.
-    lost = exponent
-    if of_x[_SUBNORMAL] != 0:
-        lost = max(lost, most_y + 1)
-    if of_y[_SUBNORMAL] != 0:
-        lost = max(lost, most_x + 1)
-    limit = min(1 + lost + 26, 255) << 23
-    small = of_x[_SUBNORMAL] | of_y[_SUBNORMAL]
-    failed = False
+    # No sum is as large as 2^reach.
+    reach = 1 + max((found >> 52) - 1023, most_x + most_y + 2 + _exponent(float(length)) + 1)
+    scalable = (
+        most_x + steps_of.SCALE_X <= 126
+        and most_y + steps_of.SCALE_Y <= 126
+        and reach + steps_of.SCALE_X + steps_of.SCALE_Y <= 126
+    )
+    failed = waits = False  # the quickest way waits for a part after it failed
     for first in range(0, length, _PART):
         count = min(_PART, length - first)
         x_at, y_at = 4 * first, 4 * (first * COLUMNS + half * HALF)
+        c_and_sizes = here, width, count, length
         if found & steps_of.SETTLED != 0:  # then what is finite might as well be another number
             x_part, y_part = _copy(x, _LIFTED) + x_at, _copy(y, _LIFTED) + y_at
             steps_of.direct_half((x_part, y_part, here, width, length - first, length, 0))
             return False
-        if found & steps_of.TINY == 0 and small == 0:
-            operands = x[0] + x_at, y[0] + y_at, here, width, count, length
-            failed = steps_of.direct_half((*operands, steps_of.UNDERFLOW)) != 0
-        elif found & steps_of.TINY == 0 and doubts[0] == 0:
-            operands = (
-                _copy(x, _LIFTED) + x_at,
-                _copy(y, _LIFTED) + y_at,
-                here,
-                width,
-                count,
-                length,
-            )
-            failed = steps_of.firm((*operands, limit, int(narrow))) != 0
-            doubts[1] = min(2 * doubts[1] + 1, _PATIENCE) if failed else 0
-            doubts[0] = doubts[1]
-        else:
-            failed = True
-            doubts[0] = max(0, doubts[0] - 1)
+        waits = failed and not waits
+        failed = waits or found & steps_of.TINY != 0
         if not failed:
-            continue
-        if is_low:
+            failed = _flushing_part(x, y, x_at, y_at, c_and_sizes, scalable, narrow)
+            if not failed:
+                continue
+        if scalable and reach <= -102:
             x_part, y_part = _copy(x, _SCALED) + x_at, _copy(y, _SCALED) + y_at
             _low_part(x_part, y_part, here, width, count, length, found)
         else:
             x_part, y_part = _copy(x, _DOUBLES) + 2 * x_at, _copy(y, _DOUBLES) + 2 * y_at
             if narrow:
-                steps_of.wide((x_part, y_part, here, width, count, length))
+                steps_of.wide((x_part, y_part, *c_and_sizes))
             else:
-                steps_of.wide_odd((x_part, y_part, here, width, count, length))
+                steps_of.wide_odd((x_part, y_part, *c_and_sizes))
         found = steps_of.kinds((here, width))
     return failed or found & steps_of.TINY != 0
 
@@ -346,19 +349,16 @@ def _tile(
     k, n = sizes
     rows, columns = size
     products, unit, _ = options
-    c, x, y, x_copies, y_copies, of_rows, of_columns, care, doubts = buffers
+    c, x, y, x_copies, y_copies, of_rows, of_columns, care = buffers
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     of_rows, of_columns = of_rows[:row_groups], of_columns[:column_groups]
-    groups = row_groups * column_groups
     width = column_groups * COLUMNS
     number = -(-k // products) * products
     block = max(1, _BLOCK // products) * products
     keeps, narrow = unit & FLUSH == 0, unit & NARROW != 0
-    doubts[: groups * (COLUMNS // HALF) * 2] = 0
     at_c, at_x, at_y = address(c, 0), address(x, 0), address(y, 0)
     at_x_copies, at_y_copies = address(x_copies, 0), address(y_copies, 0)
     at_rows, at_columns = address(of_rows, 0), address(of_columns, 0)
-    at_doubts = address(doubts, 0)
     for ig in range(row_groups):
         for jg in range(column_groups):
             here = at_c + 8 * (ig * ROWS * width + jg * COLUMNS)
@@ -404,8 +404,7 @@ def _tile(
                 care[group] = 0
                 for half in range(COLUMNS // HALF):
                     there = here + 8 * half * HALF
-                    at = at_doubts + 16 * (group * (COLUMNS // HALF) + half)
-                    if _careful_half(left, right, half, there, width, length, narrow, at):
+                    if _careful_half(left, right, half, there, width, length, narrow):
                         care[group] = 1
 
 

@@ -217,9 +217,9 @@ def deep(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: 
     return failed
 
 
-@inline(result=True)
-def firm(
+def _firm(
     emit: Emitter,
+    scale: float,
     x: Any,
     y: Any,
     c: Any,
@@ -229,15 +229,11 @@ def firm(
     limit: Any,
     zeros: Any,
 ) -> Any:
-    """C[ROWS, HALF] += x y in FP32, flushing; operands as for `direct_half`. C stays as it was, and
-    the result is not 0, if any sum on the way is below `limit` (a word of FP32) but 0, or if
-    something was flushed and either a result is 0 or `zeros` is 0.
-    """
     builder, singles = emit.builder, emit.floats()
     rows, y = rows_of(singles, x, stride, ROWS), singles.at(y)
     _set_control(emit, emit.integer(_FLUSHING))
     magnitude, minus_one = singles.word(0x7FFFFFFF), singles.word(0xFFFFFFFF)
-    sums = _sums(emit, c, width)
+    sums = _sums(emit, c, width, scale)
     leasts = [emit.variable(minus_one) for _ in sums]  # of the sizes' words less 1
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
@@ -260,8 +256,30 @@ def firm(
     failed = builder.or_(below, lost)
     with emit.unless(failed):
         for place, variable in sums:
-            _store(emit, emit.get(variable), place)
+            _store(emit, emit.get(variable), place, 1 / scale)
     return failed
+
+
+@inline(result=True)
+def firm(emit: Emitter, *operands: Any) -> Any:
+    """C[ROWS, HALF] += x y in FP32, flushing; C stays as it was, and the result is not 0, if any
+    sum on the way is below `limit` but 0, or if something was flushed and either a result is 0 or
+    `zeros` is 0.
+
+    Args:
+        operands: x, y, c, width, count, stride, limit, zeros: as for `direct_half`, and:
+            limit: a word of FP32.
+    """
+    return _firm(emit, 1.0, *operands)
+
+
+@inline(result=True)
+def firm_scaled(emit: Emitter, *operands: Any) -> Any:
+    """As `firm`, of numbers times SCALE as for `low`; the limit is `_ONCE`, and nothing may be
+    flushed.
+    """
+    operands = *operands, emit.integer(_AT_LEAST_ONCE), emit.integer(0)
+    return _firm(emit, SCALE, *operands)
 
 
 def _in_float64(
