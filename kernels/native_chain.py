@@ -5,14 +5,14 @@ The same results as `kernels.chain`, bit for bit. The processor's FP32 multiply-
 own, but where numbers are subnormal it takes a hundred times as long; unless it flushes them, and
 then it is as quick as ever and tells that it did. So every `ROWS x COLUMNS` elements of a tile run
 through a block of k flushing. A unit that flushes is done. For one that does not, a block counts if
-its operands are normal numbers or 0 and nothing was flushed. Others go one of these ways:
+its operands are normal numbers or 0 and nothing was flushed. Others go in parts of `_PART` products
+and half as many columns, for each of which the quickest of these ways is taken:
 
-- where times a power of two all numbers are normal ones: deep, if all sums are below 2^-127; firm,
-  if none is below 2^-126; low otherwise;
-- firm, where sums are so large that they do not notice what flushing loses;
+- direct, if operands are normal numbers or 0, and again nothing was flushed;
+- firm, if some are subnormal, but sums so large that they do not notice;
+- where products are small, low: times a power of two, so that all numbers are normal ones; and
+  deep, if all sums are below 2^-127;
 - wide, in FP64, and rounded from there.
-
-Which of them it is may change every `_PART` products.
 
 Tiles are of doubles between the blocks, for these hold subnormal numbers of FP32 as normal ones.
 The ways are in `kernels.native_chain_steps`.
@@ -262,7 +262,7 @@ def _any_zero(words: int, count: int, apart: int) -> bool:
 def _flushing_part(
     x: Any, y: Any, x_at: int, y_at: int, c_and_sizes: Any, scalable: bool, narrow: bool
 ) -> bool:
-    """A part for C[ROWS, HALF] on the quickest way that may serve; whether it has failed."""
+    """A part for C[ROWS, HALF] on the flushing way that may serve; whether it has failed."""
     of_x, of_y = _known(x), _known(y)
     if of_x[_SUBNORMAL] == 0 and of_y[_SUBNORMAL] == 0:
         x_at, y_at = x_at + x[0], y_at + y[0]
@@ -306,14 +306,15 @@ def _careful_half(
     """
     most_x, most_y = _known(x)[_MOST], _known(y)[_MOST]
     found = steps_of.kinds((here, width))
-    # No sum is as large as 2^reach.
-    reach = 1 + max((found >> 52) - 1023, most_x + most_y + 2 + _exponent(float(length)) + 1)
+    # No product is as large as 2^product, and no sum as 2^reach.
+    product = most_x + most_y + 2
+    reach = 1 + max((found >> 52) - 1022, product + _exponent(float(length)) + 1)
     scalable = (
         most_x + steps_of.SCALE_X <= 126
         and most_y + steps_of.SCALE_Y <= 126
-        and reach + steps_of.SCALE_X + steps_of.SCALE_Y <= 126
+        and reach + steps_of.SCALE_X + steps_of.SCALE_Y <= 127
     )
-    failed = waits = False  # the quickest way waits for a part after it failed
+    failed = waits = False  # a flushing way waits for a part after it failed
     for first in range(0, length, _PART):
         count = min(_PART, length - first)
         x_at, y_at = 4 * first, 4 * (first * COLUMNS + half * HALF)
@@ -328,7 +329,7 @@ def _careful_half(
             failed = _flushing_part(x, y, x_at, y_at, c_and_sizes, scalable, narrow)
             if not failed:
                 continue
-        if scalable and reach <= -102:
+        if scalable and product <= -102:
             x_part, y_part = _copy(x, _SCALED) + x_at, _copy(y, _SCALED) + y_at
             _low_part(x_part, y_part, here, width, count, length, found)
         else:

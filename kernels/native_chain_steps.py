@@ -165,7 +165,7 @@ def _on_grid(
 
 @inline(result=False)
 def low(emit: Emitter, *operands: Any) -> None:
-    """C[ROWS, HALF] += x y, where C and sums are below 2^-102; the last product of none is 0.
+    """C[ROWS, HALF] += x y, where products are below 2^-102; the last product of none is 0.
 
     Args:
         operands: x, y, c, width, count, stride: as for `direct_half`, but x and y are normal
