@@ -277,7 +277,7 @@ def _flushing_part(
         lost = max(lost, of_y[_MOST] + 1)
     if of_y[_SUBNORMAL] != 0:
         lost = max(lost, of_x[_MOST] + 1)
-    limit = min(1 + lost + 26, 255) << 23
+    limit = (1 + lost + 26) << 23
     x_at, y_at = x_at + _copy(x, _LIFTED), y_at + _copy(y, _LIFTED)
     return steps_of.firm((x_at, y_at, *c_and_sizes, limit, int(narrow))) != 0
 

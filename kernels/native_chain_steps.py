@@ -246,14 +246,15 @@ def _firm(
     flushed = builder.and_(_get_control(emit), emit.integer(UNDERFLOW))
     least_allowed = builder.trunc(builder.sub(limit, emit.integer(1)), ir.IntType(32))
     bound = singles.all_words_equal(least_allowed)
-    below, is_zero = emit.integer(0), emit.integer(0)
+    failed, is_zero = emit.integer(0), emit.integer(0)
     for (_, variable), least in zip(sums, leasts, strict=True):
-        below = builder.or_(below, emit.get(least).less_word(bound).bits())
+        failed = builder.or_(failed, emit.get(least).less_word(bound).bits())
         is_zero = builder.or_(is_zero, emit.get(variable).equals(singles.number(0.0)).bits())
-    some = builder.icmp_unsigned("!=", is_zero, emit.integer(0))
-    none = builder.icmp_unsigned("==", zeros, emit.integer(0))
-    lost = builder.select(builder.or_(some, none), flushed, emit.integer(0))
-    failed = builder.or_(below, lost)
+    if zeros is not None:
+        some = builder.icmp_unsigned("!=", is_zero, emit.integer(0))
+        none = builder.icmp_unsigned("==", zeros, emit.integer(0))
+        lost = builder.select(builder.or_(some, none), flushed, emit.integer(0))
+        failed = builder.or_(failed, lost)
     with emit.unless(failed):
         for place, variable in sums:
             _store(emit, emit.get(variable), place, 1 / scale)
@@ -275,10 +276,10 @@ def firm(emit: Emitter, *operands: Any) -> Any:
 
 @inline(result=True)
 def firm_scaled(emit: Emitter, *operands: Any) -> Any:
-    """As `firm`, of numbers times SCALE as for `low`; the limit is `_ONCE`, and nothing may be
-    flushed.
+    """As `firm`, of numbers times SCALE as for `low`; the limit is `_ONCE`, and what is flushed
+    would be rounded to zero anyway.
     """
-    operands = *operands, emit.integer(_AT_LEAST_ONCE), emit.integer(0)
+    operands = *operands, emit.integer(_AT_LEAST_ONCE), None
     return _firm(emit, SCALE, *operands)
 
 
