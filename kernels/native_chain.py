@@ -5,14 +5,14 @@ The same results as `kernels.chain`, bit for bit. The processor's FP32 multiply-
 own, but where numbers are subnormal it takes a hundred times as long; unless it flushes them, and
 then it is as quick as ever and tells that it did. So every `ROWS x COLUMNS` elements of a tile run
 through a block of k flushing. A unit that flushes is done. For one that does not, a block counts if
-its operands are normal numbers or 0 and nothing was flushed. Others go one of these ways:
+its operands are normal numbers or 0 and nothing was flushed. Others go in parts of `_PART` products
+and half as many columns, for each of which the quickest of these ways is taken:
 
-- where times a power of two all numbers are normal ones: deep, if all sums are below 2^-127; firm,
-  if none is below 2^-126; low otherwise;
-- firm, where sums are so large that they do not notice what flushing loses;
+- direct, if operands are normal numbers or 0, and again nothing was flushed;
+- firm, if some are subnormal, but sums so large that they do not notice;
+- where products are small, low: times a power of two, so that all numbers are normal ones; and
+  deep, if all sums are below 2^-127;
 - wide, in FP64, and rounded from there.
-
-Which of them it is may change every `_PART` products.
 
 Tiles are of doubles between the blocks, for these hold subnormal numbers of FP32 as normal ones.
 The ways are in `kernels.native_chain_steps`.
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
+from numba import carray, njit
 
 from kernels import native
 from kernels import native_chain_steps as steps_of
@@ -41,12 +41,11 @@ from kernels.native_operands import (
     word_at,
 )
 from kernels.native_steps import EXPONENT
-from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline
+from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
 
 _BLOCK = 256  # products of a block
-_PART = 64  # products of a part of it
-_PAUSE = 3  # careful blocks after one in which something was flushed
-_PATIENCE = 7  # parts at most before `firm` is tried again
+_LOG_PART = 5
+_PART = 1 << _LOG_PART  # products of a part of it
 
 # Bits of `unit` (see `compute`).
 FLUSH, PROPAGATE, TURNED, POSITIVE_ZERO, NARROW = (1 << bit for bit in range(5))
@@ -56,6 +55,7 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = 0x7F800000
 _QUIET = 0x00400000
 _NORMAL = 0x00800000  # the word of 2^-126
+_DEEP = (1023 - 127) << 52  # of 2^-127, a double
 
 
 # Operands.
@@ -137,8 +137,8 @@ def _sizes(emit: Emitter, words: Any, count: Any, least: Any, most: Any) -> None
 
 @njit(**COMPILED)
 def _extent(words: Any, start: int, count: int, found: Any) -> None:
-    """Whether any number is subnormal, and the exponents of the least one but 0 and of the largest
-    finite one (400 and -400 without any), into `found[3]`.
+    """Whether any number is subnormal, and the exponent of the largest finite one (-400 without
+    any), into `found[2]`.
     """
     low, high = np.empty(HALF, np.uint32), np.zeros(HALF, np.uint32)
     low[:] = 0xFFFFFFFF
@@ -150,28 +150,14 @@ def _extent(words: Any, start: int, count: int, found: Any) -> None:
         least = min(least, np.uint32(magnitude - np.uint32(1)))  # 0 comes last
         most = max(most, magnitude if magnitude < np.uint32(_INFINITY) else np.uint32(0))
     found[0] = least < np.uint32(_NORMAL - 1)
-    found[1], found[2] = 400, -400
-    if least < np.uint32(_INFINITY - 1):
-        found[1] = _exponent(decoded(least + np.uint32(1)))
-    if most > 0:
-        found[2] = _exponent(decoded(most))
-
-
-@njit(**COMPILED)
-def _word(number: float) -> int:
-    word: Any = np.float64(number).view(np.int64)
-    return word
+    found[1] = _exponent(decoded(most)) if most > 0 else -400
 
 
 @njit(**COMPILED)
 def _exponent(size: float) -> int:
     """Of a normal double."""
-    return ((_word(size) & np.int64(EXPONENT)) >> 52) - 1023
-
-
-@njit(**COMPILED)
-def _power(exponent: int) -> float:
-    return np.int64((exponent + 1023) << 52).view(np.float64)
+    word: Any = np.float64(size).view(np.int64)
+    return int(((word & np.int64(EXPONENT)) >> 52) - 1023)
 
 
 def _map(emit: Emitter, words: Any, target: Any, count: Any, function: Any) -> None:
@@ -215,180 +201,145 @@ def _scale(emit: Emitter, words: Any, target: Any, count: Any, scale: Any) -> No
 # Tiles.
 
 # What is known of a group of rows or columns in a block: `_extent`, and which copies are made.
-_SUBNORMAL, _LEAST, _MOST, _LIFTED, _SCALED, _DOUBLES, _KNOWN = range(7)
-
-# What is known of a tile in a block: whether the low way is possible, and the scales of x and y.
-_UNKNOWN, _POSSIBLE, _IMPOSSIBLE = range(3)
+_SUBNORMAL, _MOST, _LIFTED, _SCALED, _DOUBLES, _KNOWN = range(6)
 
 
 @njit(**COMPILED)
 def _buffers(rows: int, columns: int, length: int) -> Any:
     """What a thread needs for tiles of at most this size and blocks of `length` products."""
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
+    groups = row_groups * column_groups
     x, y = row_groups * ROWS * length, column_groups * COLUMNS * length
     return (
-        np.empty(row_groups * ROWS * column_groups * COLUMNS),  # 0: C
-        (  # 1: x: words, those without subnormal numbers, scaled ones, doubles
-            np.empty(x, np.uint32),
-            np.empty(x, np.uint32),
-            np.empty(x, np.uint32),
-            np.empty(x),
-        ),
-        (  # 2: y, as x
-            np.empty(y, np.uint32),
-            np.empty(y, np.uint32),
-            np.empty(y, np.uint32),
-            np.empty(y),
-        ),
-        np.empty((row_groups, _KNOWN), np.int64),  # 3: of groups of x
-        np.empty((column_groups, _KNOWN), np.int64),  # 4: of y
-        np.empty(3, np.int64),  # 5: of the tile
-        np.empty(row_groups * column_groups, np.int64),  # 6: of groups of C: is any subnormal
-        np.empty(row_groups * column_groups, np.int64),  # 7: blocks before `direct` is tried again
-        np.empty((row_groups * column_groups, COLUMNS // HALF, 2), np.int64),  # 8: their doubts
-        np.empty(LANES),  # 9
+        np.empty(groups * ROWS * COLUMNS),  # 0: C
+        np.empty(x, np.uint32),  # 1: x
+        np.empty(y, np.uint32),  # 2: y
+        np.empty(4 * x, np.uint32),  # 3: copies of x, see `_copy`
+        np.empty(4 * y, np.uint32),  # 4: of y
+        np.empty((row_groups, _KNOWN), np.int64),  # 5: of groups of x
+        np.empty((column_groups, _KNOWN), np.int64),  # 6: of y
+        np.empty(groups, np.int64),  # 7: of groups of C: whether care is needed
     )
 
 
 @njit(**COMPILED)
-def _choose_scales(of_x: Any, of_y: Any, of_tile: Any) -> None:
-    """Powers of two by which all operands of a block are normal numbers, and products 2^24 times
-    as large at least.
-    """
-    most_x, most_y = of_x[:, _MOST].max(), of_y[:, _MOST].max()
-    scale_x = max(0, -126 - of_x[:, _LEAST].min())
-    scale_y = max(0, -126 - of_y[:, _LEAST].min())
-    more = max(0, 24 - scale_x - scale_y)
-    if most_x + scale_x + more <= 126:
-        scale_x += more
-    else:
-        scale_y += more
-    of_tile[1], of_tile[2] = scale_x, scale_y
-    fits = most_x + scale_x <= 126 and most_y + scale_y <= 126
-    of_tile[0] = _POSSIBLE if fits else _IMPOSSIBLE
+def _known(operand: Any) -> Any:
+    return carray(pointer(operand[1]), (_KNOWN,), np.int64)
 
 
 @njit(**COMPILED)
-def _any_zero(words: Any, start: int, count: int, apart: int) -> bool:
+def _copy(operand: Any, kind: int) -> int:
+    """Where a group's copy of a kind is, which is made when it is first asked for.
+
+    Args:
+        operand: the address of its words and of what is known; where its copies are, a space of
+            `count` words for each, the last of which is of doubles; `count`; the exponent of the
+            scale.
+    """
+    words, _, copies, count, scale = operand
+    target = copies + 4 * count * (kind - _LIFTED)
+    known = _known(operand)
+    if known[kind] == 0:
+        known[kind] = 1
+        if kind == _LIFTED:
+            _lift((words, target, count // LANES))
+        elif kind == _SCALED:
+            _scale((words, target, count // LANES, scale))
+        else:
+            read_doubles(words, _FLOATS, count, target, GROUP)
+    return target
+
+
+@njit(**COMPILED)
+def _any_zero(words: int, count: int, apart: int) -> bool:
     found = False
     for i in range(count):
-        found |= words[start + i * apart] & _MAGNITUDE == 0
+        found |= carray(pointer(words + 4 * i * apart), (1,), np.uint32)[0] & _MAGNITUDE == 0
     return found
 
 
 @njit(**COMPILED)
-def _scaled_half(
-    x: Any, y: Any, at: Any, here: int, width: int, length: int, reach: int, scale: int, doubts: Any
-) -> None:
-    """A block for C[ROWS, HALF], where all numbers times a power of two are normal ones."""
-    up, down = _word(_power(scale)), _word(_power(-scale))
-    least = (scale + 1) << 23
-    for first in range(0, length, _PART):
-        count = min(_PART, length - first)
-        xs, ys = at[0] + first, at[1] + first * COLUMNS
-        x_part, y_part = address(x, xs), address(y, ys)
-        last = count - 1
-        x_last, y_last = address(x, xs + last), address(y, ys + last * COLUMNS)
-        if reach <= -127 and not (
-            _any_zero(x, xs + last, ROWS, length) or _any_zero(y, ys + last * COLUMNS, HALF, 1)
-        ):
-            steps_of.deep((x_part, y_part, here, width, last, length, up, down, least))
-            steps_of.low((x_last, y_last, here, width, 1, length, up, down, least))  # a zero's sign
-            continue
-        if doubts[0] == 0:
-            if steps_of.firm((x_part, y_part, here, width, count, length, up, down, least, 0)) == 0:
-                doubts[1] = 0
-                continue
-            doubts[1] = min(2 * doubts[1] + 1, _PATIENCE)
-            doubts[0] = doubts[1]
-        else:
-            doubts[0] -= 1
-        if reach <= -102:
-            steps_of.low((x_part, y_part, here, width, count, length, up, down, least))
-        else:
-            steps_of.low_or_large((x_part, y_part, here, width, count, length, up, down, least))
+def _flushing_part(
+    x: Any, y: Any, x_at: int, y_at: int, c_and_sizes: Any, scalable: bool, narrow: bool
+) -> bool:
+    """A part for C[ROWS, HALF] on the flushing way that may serve; whether it has failed."""
+    of_x, of_y = _known(x), _known(y)
+    if of_x[_SUBNORMAL] == 0 and of_y[_SUBNORMAL] == 0:
+        x_at, y_at = x_at + x[0], y_at + y[0]
+        return steps_of.direct_half((x_at, y_at, *c_and_sizes, steps_of.UNDERFLOW)) != 0
+    if scalable:
+        x_at, y_at = x_at + _copy(x, _SCALED), y_at + _copy(y, _SCALED)
+        return steps_of.firm_scaled((x_at, y_at, *c_and_sizes)) != 0
+    # Of a product of a subnormal number less than 2^-126 times the other one is lost, and 2^-126
+    # by a sum that is flushed, as often as there are products.
+    lost = _LOG_PART
+    if of_x[_SUBNORMAL] != 0:
+        lost = max(lost, of_y[_MOST] + 1)
+    if of_y[_SUBNORMAL] != 0:
+        lost = max(lost, of_x[_MOST] + 1)
+    limit = (1 + lost + 26) << 23
+    x_at, y_at = x_at + _copy(x, _LIFTED), y_at + _copy(y, _LIFTED)
+    return steps_of.firm((x_at, y_at, *c_and_sizes, limit, int(narrow))) != 0
 
 
 @njit(**COMPILED)
-def _careful_block(
-    ig: int, jg: int, here: int, width: int, length: int, narrow: bool, doubts: Any, buffers: Any
-) -> int:
-    """A block for a group of C at `here`, whatever there is; 1 if any of C is subnormal now.
+def _low_part(x: int, y: int, here: int, width: int, count: int, length: int, found: int) -> None:
+    """A part for C[ROWS, HALF], of which `kinds` found this, where `low` serves."""
+    last = count - 1
+    x_last, y_last = x + 4 * last, y + 4 * last * COLUMNS
+    if _any_zero(x_last, ROWS, length) or _any_zero(y_last, HALF, 1):
+        steps_of.low_with_zeros((x, y, here, width, count, length))
+    elif found < _DEEP and steps_of.deep((x, y, here, width, last, length)) == 0:
+        steps_of.low((x_last, y_last, here, width, 1, length))  # a zero's sign
+    else:
+        steps_of.low((x, y, here, width, count, length))
 
-    `doubts` are, of both halves, parts to go before `firm` is tried again, and how many it was.
+
+@njit(**COMPILED)
+def _careful_half(
+    x: Any, y: Any, half: int, here: int, width: int, length: int, narrow: bool
+) -> bool:
+    """A block for C[ROWS, HALF] at `here`, whatever there is; whether care is needed after it.
+
+    Args:
+        x, y: as for `_copy`.
     """
-    _, x, y, of_rows, of_columns, of_tile, _, _, _, largest = buffers
-    x_words, x_lifted, x_scaled, x_doubles = x
-    y_words, y_lifted, y_scaled, y_doubles = y
-    xs, ys = ig * length * ROWS, jg * length * COLUMNS
-    x_vectors, y_vectors = length * ROWS // LANES, length * COLUMNS // LANES
-    of_x, of_y = of_rows[ig], of_columns[jg]
-    found = steps_of.kinds((here, width, address(largest, 0)))
-    settled = found & 2 != 0  # then what is finite might as well be another number
-    if of_tile[0] == _UNKNOWN:
-        _choose_scales(of_rows, of_columns, of_tile)
-    most = of_x[_MOST] + of_y[_MOST]
-    reach = 1 + max(_exponent(largest.max()), most + 2 + _exponent(float(length)) + 1)
-    scale = of_tile[1] + of_tile[2]
-    if of_tile[0] == _POSSIBLE and reach + scale <= 126 and not settled:
-        if of_x[_SCALED] == 0:
-            of_x[_SCALED] = 1
-            _scale((address(x_words, xs), address(x_scaled, xs), x_vectors, of_tile[1]))
-        if of_y[_SCALED] == 0:
-            of_y[_SCALED] = 1
-            _scale((address(y_words, ys), address(y_scaled, ys), y_vectors, of_tile[2]))
-        for half in range(COLUMNS // HALF):
-            at, there = (xs, ys + half * HALF), here + 8 * half * HALF
-            operands = x_scaled, y_scaled, at, there, width, length
-            _scaled_half(*operands, reach, scale, doubts[half])
-        return steps_of.kinds((here, width, address(largest, 0))) & 1
-    if of_x[_LIFTED] == 0:
-        of_x[_LIFTED] = 1
-        _lift((address(x_words, xs), address(x_lifted, xs), x_vectors))
-    if of_y[_LIFTED] == 0:
-        of_y[_LIFTED] = 1
-        _lift((address(y_words, ys), address(y_lifted, ys), y_vectors))
-    if settled:
-        steps_of.direct(
-            (address(x_lifted, xs), address(y_lifted, ys), here, width, length, length, 0)
-        )
-        return 0
-    # Of a product of a subnormal number less than 2^-126 times the other one is lost, and 2^-126
-    # by a sum that is flushed, `length` times at most.
-    lost = max(_exponent(float(length)) + 1, of_x[_MOST] + 1, of_y[_MOST] + 1)
-    limit = min(1 + lost + 26, 255) << 23
-    one = _word(1.0)
-    for half in range(COLUMNS // HALF):
-        doubt, there = doubts[half], here + 8 * half * HALF
-        unsure = found & 1 != 0
-        for first in range(0, length, _PART):
-            count = min(_PART, length - first)
-            x_at, y_at = xs + first, ys + half * HALF + first * COLUMNS
-            if doubt[0] > 0:
-                doubt[0] -= 1
-            elif not unsure:
-                x_part, y_part = address(x_lifted, x_at), address(y_lifted, y_at)
-                sizes = width, count, length, one, one, limit, int(narrow)
-                if steps_of.firm((x_part, y_part, there, *sizes)) == 0:
-                    doubt[1] = 0
-                    continue
-                doubt[1] = min(2 * doubt[1] + 1, _PATIENCE)
-                doubt[0] = doubt[1]
-            if of_x[_DOUBLES] == 0:
-                of_x[_DOUBLES] = 1
-                words, target = address(x_words, xs), address(x_doubles, xs)
-                read_doubles(words, _FLOATS, length * ROWS, target, GROUP)
-            if of_y[_DOUBLES] == 0:
-                of_y[_DOUBLES] = 1
-                words, target = address(y_words, ys), address(y_doubles, ys)
-                read_doubles(words, _FLOATS, length * COLUMNS, target, GROUP)
-            x_part, y_part = address(x_doubles, x_at), address(y_doubles, y_at)
+    most_x, most_y = _known(x)[_MOST], _known(y)[_MOST]
+    found = steps_of.kinds((here, width))
+    # No product is as large as 2^product, and no sum as 2^reach.
+    product = most_x + most_y + 2
+    reach = 1 + max((found >> 52) - 1022, product + _exponent(float(length)) + 1)
+    scalable = (
+        most_x + steps_of.SCALE_X <= 126
+        and most_y + steps_of.SCALE_Y <= 126
+        and reach + steps_of.SCALE_X + steps_of.SCALE_Y <= 127
+    )
+    failed = waits = False  # a flushing way waits for a part after it failed
+    for first in range(0, length, _PART):
+        count = min(_PART, length - first)
+        x_at, y_at = 4 * first, 4 * (first * COLUMNS + half * HALF)
+        c_and_sizes = here, width, count, length
+        if found & steps_of.SETTLED != 0:  # then what is finite might as well be another number
+            x_part, y_part = _copy(x, _LIFTED) + x_at, _copy(y, _LIFTED) + y_at
+            steps_of.direct_half((x_part, y_part, here, width, length - first, length, 0))
+            return False
+        waits = failed and not waits
+        failed = waits or found & steps_of.TINY != 0
+        if not failed:
+            failed = _flushing_part(x, y, x_at, y_at, c_and_sizes, scalable, narrow)
+            if not failed:
+                continue
+        if scalable and product <= -102:
+            x_part, y_part = _copy(x, _SCALED) + x_at, _copy(y, _SCALED) + y_at
+            _low_part(x_part, y_part, here, width, count, length, found)
+        else:
+            x_part, y_part = _copy(x, _DOUBLES) + 2 * x_at, _copy(y, _DOUBLES) + 2 * y_at
             if narrow:
-                steps_of.wide((x_part, y_part, there, width, count, length))
+                steps_of.wide((x_part, y_part, *c_and_sizes))
             else:
-                steps_of.wide_odd((x_part, y_part, there, width, count, length))
-            unsure = steps_of.kinds((here, width, address(largest, 0))) & 1 != 0
-    return steps_of.kinds((here, width, address(largest, 0))) & 1
+                steps_of.wide_odd((x_part, y_part, *c_and_sizes))
+        found = steps_of.kinds((here, width))
+    return failed or found & steps_of.TINY != 0
 
 
 @njit(**COMPILED)
@@ -399,52 +350,63 @@ def _tile(
     k, n = sizes
     rows, columns = size
     products, unit, _ = options
-    c, x, y, of_rows, of_columns, of_tile, is_tiny, pause, doubts, largest = buffers
-    x, y = x[0], y[0]
+    c, x, y, x_copies, y_copies, of_rows, of_columns, care = buffers
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     of_rows, of_columns = of_rows[:row_groups], of_columns[:column_groups]
     width = column_groups * COLUMNS
     number = -(-k // products) * products
     block = max(1, _BLOCK // products) * products
-    keeps = unit & FLUSH == 0
+    keeps, narrow = unit & FLUSH == 0, unit & NARROW != 0
+    at_c, at_x, at_y = address(c, 0), address(x, 0), address(y, 0)
+    at_x_copies, at_y_copies = address(x_copies, 0), address(y_copies, 0)
+    at_rows, at_columns = address(of_rows, 0), address(of_columns, 0)
     for ig in range(row_groups):
         for jg in range(column_groups):
-            group = ig * column_groups + jg
-            here = address(c, ig * ROWS * width + jg * COLUMNS)
-            is_tiny[group] = steps_of.kinds((here, width, address(largest, 0))) & 1
-            pause[group], doubts[group] = 0, 0
+            here = at_c + 8 * (ig * ROWS * width + jg * COLUMNS)
+            found = steps_of.kinds((here, width)) | steps_of.kinds((here + 8 * HALF, width))
+            care[ig * column_groups + jg] = found & steps_of.TINY
     for first in range(0, number, block):
         length = min(block, number - first)
         _pack_rows(a, form, corner[0], rows, k, first, length, products, x)
         _pack_columns(b, form, corner[1], columns, sizes, first, length, products, y)
-        of_rows[:], of_columns[:], of_tile[0] = 0, 0, _UNKNOWN
+        of_rows[:], of_columns[:] = 0, 0
+        x_size, y_size = length * ROWS, length * COLUMNS
         if keeps:
             for ig in range(row_groups):
-                _extent(x, ig * length * ROWS, length * ROWS, of_rows[ig])
+                _extent(x, ig * x_size, x_size, of_rows[ig])
             for jg in range(column_groups):
-                _extent(y, jg * length * COLUMNS, length * COLUMNS, of_columns[jg])
+                _extent(y, jg * y_size, y_size, of_columns[jg])
         for jg in range(column_groups):
             for ig in range(row_groups):
                 group = ig * column_groups + jg
-                here = address(c, ig * ROWS * width + jg * COLUMNS)
-                xs = address(x, ig * length * ROWS)
-                ys = address(y, jg * length * COLUMNS)
+                here = at_c + 8 * (ig * ROWS * width + jg * COLUMNS)
+                xs, ys = at_x + 4 * ig * x_size, at_y + 4 * jg * y_size
                 if not keeps:
                     steps_of.direct((xs, ys, here, width, length, length, 0))
                     continue
-                small = is_tiny[group] | of_rows[ig, _SUBNORMAL] | of_columns[jg, _SUBNORMAL]
-                if small == 0 and pause[group] == 0:
-                    if (
-                        steps_of.direct((xs, ys, here, width, length, length, steps_of.UNDERFLOW))
-                        == 0
-                    ):
-                        continue
-                    pause[group] = _PAUSE
-                elif pause[group] > 0:
-                    pause[group] -= 1
-                narrow = unit & NARROW != 0
-                operands = ig, jg, here, width, length, narrow, doubts[group], buffers
-                is_tiny[group] = _careful_block(*operands)
+                small = care[group] | of_rows[ig, _SUBNORMAL] | of_columns[jg, _SUBNORMAL]
+                operands = xs, ys, here, width, length, length
+                if small == 0 and steps_of.direct((*operands, steps_of.UNDERFLOW)) == 0:
+                    continue
+                left = (
+                    xs,
+                    at_rows + 8 * ig * _KNOWN,
+                    at_x_copies + 16 * ig * x_size,
+                    x_size,
+                    steps_of.SCALE_X,
+                )
+                right = (
+                    ys,
+                    at_columns + 8 * jg * _KNOWN,
+                    at_y_copies + 16 * jg * y_size,
+                    y_size,
+                    steps_of.SCALE_Y,
+                )
+                care[group] = 0
+                for half in range(COLUMNS // HALF):
+                    there = here + 8 * half * HALF
+                    if _careful_half(left, right, half, there, width, length, narrow):
+                        care[group] = 1
 
 
 @njit(**COMPILED)

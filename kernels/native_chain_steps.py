@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from kernels.native_steps import EXPONENT, LEAST, rows_of, sum_and_rest, to_odd
+from kernels.native_steps import LEAST, rows_of, sum_and_rest, to_odd
 from kernels.vectors import LANES, Emitter, Vector, inline
 
 ROWS = 8
@@ -17,13 +17,17 @@ COLUMNS = 4 * LANES
 HALF = 2 * LANES  # columns at once on the careful ways
 
 # The processor's control word, MXCSR (Intel 64 manual, volume 1, 10.2.3).
-_FLUSHING = 0x9FC0  # to nearest; subnormal operands and results are zeros; nothing interrupts
+_KEEPING = 0x1F80  # to nearest; nothing interrupts
+_FLUSHING = 0x9FC0  # also, subnormal operands and results are zeros
 UNDERFLOW = 0x10  # a result has been flushed
 
-_SIGN = 1 << 63
-_LEAST_EXPONENT = (1023 - 126) << 52
-_TO_FP32 = (29 << 52) | (1 << 51)  # turns the exponent E of a word into the number 1.5 * 2^(E + 29)
-_TO_END = 2.0**896  # of the doubles, from that of FP32
+TINY, SETTLED = 1, 2  # see `kinds`
+
+SCALE_X, SCALE_Y = 64, 63  # exponents
+SCALE = 2.0 ** (SCALE_X + SCALE_Y)  # of products and sums
+_ONCE = 2.0**-126 * SCALE
+_AT_LEAST_ONCE = 1 << 30  # the bit that tells of a word of FP32, since `_ONCE` is 2
+_FRACTION = (1 << 23) - 1
 
 
 def _set_control(emit: Emitter, word: ir.Value) -> None:
@@ -53,32 +57,26 @@ def restore(emit: Emitter, word: Any) -> None:
     _set_control(emit, word)
 
 
-@inline(result=True)
-def direct(
-    emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any, refused: Any
+def _direct(
+    emit: Emitter,
+    columns: int,
+    x: Any,
+    y: Any,
+    c: Any,
+    width: Any,
+    count: Any,
+    stride: Any,
+    refused: Any,
 ) -> Any:
-    """C[ROWS, COLUMNS] += x y in FP32, flushing; C stays as it was if one of the control word's
-    flags in `refused` is raised, which is the result.
-
-    Args:
-        x, y: FP32 `[ROWS, count]`, with rows `stride` apart, and `[count, COLUMNS]`.
-        c: doubles, with rows `width` apart.
-    """
     singles = emit.floats()
     rows, y, c = rows_of(singles, x, stride, ROWS), singles.at(y), emit.at(c)
     _set_control(emit, emit.integer(_FLUSHING))
-    halves = range(0, COLUMNS, 2 * LANES)
-    places = [[emit.place(c, emit.times(width, i), j) for j in halves] for i in range(ROWS)]
-    sums = [
-        [
-            emit.variable(emit.load(place).to_floats(emit.load(emit.place(place, LANES))))
-            for place in row
-        ]
-        for row in places
-    ]
+    parts = range(0, columns, 2 * LANES)
+    places = [[emit.place(c, emit.times(width, i), j) for j in parts] for i in range(ROWS)]
+    sums = [[emit.variable(_floats_at(emit, place)) for place in row] for row in places]
     with emit.loop(count) as k:
         ys = singles.place(y, emit.times(k, COLUMNS))
-        right = [singles.load(singles.place(ys, j)) for j in halves]
+        right = [singles.load(singles.place(ys, j)) for j in parts]
         for i, row in enumerate(sums):
             left = singles.load_all_equal(singles.place(rows[i], k))
             for total, factor in zip(row, right, strict=True):
@@ -87,155 +85,153 @@ def direct(
     with emit.unless(raised):
         for row, row_places in zip(sums, places, strict=True):
             for total, place in zip(row, row_places, strict=True):
-                low, high = emit.get(total).to_doubles()
-                emit.store(low, place)
-                emit.store(high, emit.place(place, LANES))
+                _store(emit, emit.get(total), place)
     return raised
 
 
-def _sums(emit: Emitter, c: Any, width: Any, scale: Vector) -> list[tuple[Any, Any]]:
+@inline(result=True)
+def direct(emit: Emitter, *operands: Any) -> Any:
+    """C[ROWS, COLUMNS] += x y in FP32, flushing; C stays as it was if one of the control word's
+    flags in `refused` is raised, which is the result.
+
+    Args:
+        operands: x, y, c, width, count, stride, refused:
+            x, y: FP32 `[ROWS, count]`, with rows `stride` apart, and `[count, COLUMNS]`.
+            c: doubles, with rows `width` apart.
+    """
+    return _direct(emit, COLUMNS, *operands)
+
+
+@inline(result=True)
+def direct_half(emit: Emitter, *operands: Any) -> Any:
+    """As `direct`, where of y's and C's rows HALF numbers count."""
+    return _direct(emit, HALF, *operands)
+
+
+def _floats_at(emit: Emitter, place: ir.Value, scale: float = 1.0) -> Vector:
+    """Doubles times `scale` as floats."""
+    halves = emit.load(place), emit.load(emit.place(place, LANES))
+    if scale != 1.0:
+        halves = halves[0] * emit.number(scale), halves[1] * emit.number(scale)
+    return halves[0].to_floats(halves[1])
+
+
+def _store(emit: Emitter, row: Vector, place: ir.Value, scale: float = 1.0) -> None:
+    for half, start in zip(row.to_doubles(), (0, LANES), strict=True):
+        scaled = half if scale == 1.0 else half * emit.number(scale)
+        emit.store(scaled, emit.place(place, start))
+
+
+def _sums(emit: Emitter, c: Any, width: Any, scale: float = 1.0) -> list[tuple[Any, Any]]:
     """Of C[ROWS, HALF]: where a row is, and a variable with its floats times `scale`."""
-    places = [emit.place(c, emit.times(width, i)) for i in range(ROWS)]
-
-    def floats_at(place: ir.Value) -> Vector:
-        upper = emit.load(emit.place(place, LANES))
-        return (emit.load(place) * scale).to_floats(upper * scale)
-
-    return [(place, emit.variable(floats_at(place))) for place in places]
-
-
-def _store(emit: Emitter, row: Vector, place: ir.Value, scale: Vector) -> None:
-    lower, upper = row.to_doubles()
-    emit.store(lower * scale, place)
-    emit.store(upper * scale, emit.place(place, LANES))
+    places = [emit.place(emit.at(c), emit.times(width, i)) for i in range(ROWS)]
+    return [(place, emit.variable(_floats_at(emit, place, scale))) for place in places]
 
 
 def _on_grid(
-    emit: Emitter,
-    any_size: bool,
-    x: Any,
-    y: Any,
-    c: Any,
-    width: Any,
-    count: Any,
-    stride: Any,
-    up: Any,
-    down: Any,
-    least: Any,
+    emit: Emitter, signs: bool, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any
 ) -> None:
     singles = emit.floats()
-    rows, y, c = rows_of(singles, x, stride, ROWS), singles.at(y), emit.at(c)
-    scale, back = (emit.all_equal(emit.builder.bitcast(v, emit.element)) for v in (up, down))
-    once = singles.all_words_equal(emit.builder.trunc(least, ir.IntType(32))).numbers()
-    twice, sign, zero = -(once + once), singles.word(1 << 31), singles.number(0.0)
-    far = once * singles.number(2.0**24)
+    rows, y = rows_of(singles, x, stride, ROWS), singles.at(y)
+    sign, size = singles.word(1 << 31), singles.word((1 << 31) - 1)
+    half, three = singles.number(_ONCE / 2).words(), singles.number(3.0)
     _set_control(emit, emit.integer(_FLUSHING))
-    sums = _sums(emit, c, width, scale)
+    sums = _sums(emit, c, width, SCALE)
+
+    def signed_half(number: Vector) -> Vector:
+        return ((number.words() & sign) | half).numbers()
+
+    halves = [emit.variable(signed_half(emit.get(variable))) for _, variable in sums]
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
-        for i, (_, variable) in enumerate(sums):
+        for i, ((_, variable), half_before) in enumerate(zip(sums, halves, strict=True)):
             left = singles.load_all_equal(singles.place(rows[i], k))
             before = emit.get(variable)
             total = left.times_plus(right, before)
-            negative = total.words() & sign
-            along = (before.words() ^ negative).numbers()  # C in the direction of the sum
-            grid = (along < once).where(once, twice)
-            grid = (grid.words() ^ negative).numbers()
-            rounds = total.size() < once
-            if any_size:
-                rounds = rounds & (before.size() < far)
-            grid = rounds.where(grid, zero)
-            found = left.times_plus(right, before + grid) - grid
-            emit.put(variable, (found.words() | negative).numbers())  # a zero's sign
-    for place, variable in sums:
-        _store(emit, emit.get(variable), place, back)
+            signed = signed_half(total)
+            grid = emit.get(half_before).times_plus(three, signed)
+            on_grid = left.times_plus(right, before - grid) + grid
+            small = (total.words() & singles.word(_AT_LEAST_ONCE)).same_words(singles.word(0))
+            found = small.where(on_grid, total)
+            if signs:
+                found = ((found.words() & size) | (total.words() & sign)).numbers()
+            emit.put(variable, found)
+            emit.put(half_before, signed)
+    for (place, variable), last in zip(sums, halves, strict=True):
+        found = emit.get(variable).words() & size
+        found = (found | (emit.get(last).words() & sign)).numbers()
+        _store(emit, found, place, 1 / SCALE)
 
 
 @inline(result=False)
 def low(emit: Emitter, *operands: Any) -> None:
-    """C[ROWS, HALF] += x y, where all numbers times a power of two are normal in FP32, and C and
-    sums are below 2^-102.
+    """C[ROWS, HALF] += x y, where products are below 2^-102; the last product of none is 0.
 
     Args:
-        operands: x, y, c, width, count, stride: as for `direct`, but of y's and C's rows HALF
-            counts, and xy is `up` times as large.
-            up, down: words of that power, 2^23 at least, and of its inverse, as doubles.
-            least: word of 2^-126 times `up`, in FP32.
+        operands: x, y, c, width, count, stride: as for `direct_half`, but x and y are normal
+            numbers and SCALE times as large together. So are C and sums here: 2^-126 is `_ONCE`.
 
-    A sum below `least` is rounded once, where numbers above `least` are, by being added to `least`
-    or, if C alone is as large and of its sign, taken from twice that. C plus or minus these is
-    exact.
+    A sum below `_ONCE` is rounded once, where numbers above are: it is taken from twice `_ONCE` or,
+    if C is of the other sign, added to `_ONCE`. C with these is exact. Zeros lose their sign, until
+    another product comes.
     """
     _on_grid(emit, False, *operands)
 
 
 @inline(result=False)
-def low_or_large(emit: Emitter, *operands: Any) -> None:
-    """As `low`, where C and sums may be larger.
-
-    Of a C of 2^-102 and more, a product leaves less than 2^-126 only if it is as large but for the
-    24th bit; then its last place is 2^-149 at least, and the sum is exact.
-    """
+def low_with_zeros(emit: Emitter, *operands: Any) -> None:
+    """As `low`, whatever the last products are."""
     _on_grid(emit, True, *operands)
 
 
-@inline(result=False)
-def deep(
-    emit: Emitter,
-    x: Any,
-    y: Any,
-    c: Any,
-    width: Any,
-    count: Any,
-    stride: Any,
-    up: Any,
-    down: Any,
-    least: Any,
-) -> None:
-    """As `low`, where no sum reaches half of `least`; a zero's sign is lost.
+@inline(result=True)
+def deep(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any) -> Any:
+    """As `low`, but zeros lose their sign; C stays as it was, and the result is not 0, if it or a
+    sum reaches half of `_ONCE`.
 
-    Added onto 1.5 times `least`, all sums are rounded where they have to be.
+    Added onto 1.5 times `_ONCE`, all others are rounded where they have to be.
     """
-    singles = emit.floats()
-    rows, y, c = rows_of(singles, x, stride, ROWS), singles.at(y), emit.at(c)
-    scale, back = (emit.all_equal(emit.builder.bitcast(v, emit.element)) for v in (up, down))
-    once = singles.all_words_equal(emit.builder.trunc(least, ir.IntType(32))).numbers()
-    middle = once * singles.number(1.5)
+    builder, singles = emit.builder, emit.floats()
+    rows, y = rows_of(singles, x, stride, ROWS), singles.at(y)
+    middle, once = singles.number(1.5 * _ONCE), singles.number(_ONCE).words()
     _set_control(emit, emit.integer(_FLUSHING))
-    sums = _sums(emit, c, width, scale)
+    sums = _sums(emit, c, width, SCALE)
+    moved = []  # bits in which sums have differed from `_ONCE`
     for _, variable in sums:
-        emit.put(variable, emit.get(variable) + middle)
+        start = emit.get(variable) + middle
+        emit.put(variable, start)
+        moved.append(emit.variable(start.words() ^ once))
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
-        for i, (_, variable) in enumerate(sums):
+        for i, ((_, variable), bits) in enumerate(zip(sums, moved, strict=True)):
             left = singles.load_all_equal(singles.place(rows[i], k))
-            emit.put(variable, left.times_plus(right, emit.get(variable)))
-    for place, variable in sums:
-        _store(emit, emit.get(variable) - middle, place, back)
+            total = left.times_plus(right, emit.get(variable))
+            emit.put(variable, total)
+            emit.put(bits, emit.get(bits) | (total.words() ^ once))
+    failed = emit.integer(0)
+    for bits in moved:
+        failed = builder.or_(failed, singles.word(_FRACTION).less_word(emit.get(bits)).bits())
+    with emit.unless(failed):
+        for place, variable in sums:
+            _store(emit, emit.get(variable) - middle, place, 1 / SCALE)
+    return failed
 
 
-@inline(result=True)
-def firm(
+def _firm(
     emit: Emitter,
+    scale: float,
     x: Any,
     y: Any,
     c: Any,
     width: Any,
     count: Any,
     stride: Any,
-    up: Any,
-    down: Any,
     limit: Any,
     zeros: Any,
 ) -> Any:
-    """C[ROWS, HALF] += x y in FP32, flushing; operands as for `low`. C stays as it was, and the
-    result is not 0, if any sum on the way is below `limit` (a word of FP32) but 0, or if something
-    was flushed and either a result is 0 or `zeros` is 0.
-    """
     builder, singles = emit.builder, emit.floats()
-    rows, y, c = rows_of(singles, x, stride, ROWS), singles.at(y), emit.at(c)
+    rows, y = rows_of(singles, x, stride, ROWS), singles.at(y)
     _set_control(emit, emit.integer(_FLUSHING))
-    scale, back = (emit.all_equal(emit.builder.bitcast(v, emit.element)) for v in (up, down))
     magnitude, minus_one = singles.word(0x7FFFFFFF), singles.word(0xFFFFFFFF)
     sums = _sums(emit, c, width, scale)
     leasts = [emit.variable(minus_one) for _ in sums]  # of the sizes' words less 1
@@ -250,27 +246,41 @@ def firm(
     flushed = builder.and_(_get_control(emit), emit.integer(UNDERFLOW))
     least_allowed = builder.trunc(builder.sub(limit, emit.integer(1)), ir.IntType(32))
     bound = singles.all_words_equal(least_allowed)
-    below, is_zero = emit.integer(0), emit.integer(0)
+    failed, is_zero = emit.integer(0), emit.integer(0)
     for (_, variable), least in zip(sums, leasts, strict=True):
-        below = builder.or_(below, emit.get(least).less_word(bound).bits())
+        failed = builder.or_(failed, emit.get(least).less_word(bound).bits())
         is_zero = builder.or_(is_zero, emit.get(variable).equals(singles.number(0.0)).bits())
-    some = builder.icmp_unsigned("!=", is_zero, emit.integer(0))
-    none = builder.icmp_unsigned("==", zeros, emit.integer(0))
-    lost = builder.select(builder.or_(some, none), flushed, emit.integer(0))
-    failed = builder.or_(below, lost)
+    if zeros is not None:
+        some = builder.icmp_unsigned("!=", is_zero, emit.integer(0))
+        none = builder.icmp_unsigned("==", zeros, emit.integer(0))
+        lost = builder.select(builder.or_(some, none), flushed, emit.integer(0))
+        failed = builder.or_(failed, lost)
     with emit.unless(failed):
         for place, variable in sums:
-            _store(emit, emit.get(variable), place, back)
+            _store(emit, emit.get(variable), place, 1 / scale)
     return failed
 
 
-def _rounded(emit: Emitter, total: Vector) -> Vector:
-    """To FP32, also below and beyond its normal numbers, zeros with their sign."""
-    exponent = (total.words() & emit.word(EXPONENT)).larger_word(emit.word(_LEAST_EXPONENT))
-    grid = exponent.plus_words(emit.word(_TO_FP32)).numbers()  # its last place is that of FP32
-    found = (total + grid) - grid
-    found = (found.words() | (total.words() & emit.word(_SIGN))).numbers()
-    return (found * emit.number(_TO_END)) * emit.number(1 / _TO_END)  # infinite from 2^128 on
+@inline(result=True)
+def firm(emit: Emitter, *operands: Any) -> Any:
+    """C[ROWS, HALF] += x y in FP32, flushing; C stays as it was, and the result is not 0, if any
+    sum on the way is below `limit` but 0, or if something was flushed and either a result is 0 or
+    `zeros` is 0.
+
+    Args:
+        operands: x, y, c, width, count, stride, limit, zeros: as for `direct_half`, and:
+            limit: a word of FP32.
+    """
+    return _firm(emit, 1.0, *operands)
+
+
+@inline(result=True)
+def firm_scaled(emit: Emitter, *operands: Any) -> Any:
+    """As `firm`, of numbers times SCALE as for `low`; the limit is `_ONCE`, and what is flushed
+    would be rounded to zero anyway.
+    """
+    operands = *operands, emit.integer(_AT_LEAST_ONCE), None
+    return _firm(emit, SCALE, *operands)
 
 
 def _in_float64(
@@ -279,6 +289,7 @@ def _in_float64(
     rows, y, c = rows_of(emit, x, stride, ROWS), emit.at(y), emit.at(c)
     offsets = range(0, HALF, LANES)
     places = [[emit.place(c, emit.times(width, i), j) for j in offsets] for i in range(ROWS)]
+    _set_control(emit, emit.integer(_KEEPING))
     sums = [[emit.variable(emit.load(place)) for place in row] for row in places]
     with emit.loop(count) as k:
         right = [emit.load(emit.place(y, emit.times(k, COLUMNS), j)) for j in offsets]
@@ -289,11 +300,22 @@ def _in_float64(
                 if narrow:
                     total = left.times_plus(factor, before)
                 else:
-                    total = to_odd(emit, *sum_and_rest(left * factor, before))
-                emit.put(variable, _rounded(emit, total))
+                    total = _product_and_sum_to_odd(emit, left, factor, before)
+                emit.put(variable, total.to_float32())
     for row, row_places in zip(sums, places, strict=True):
         for total, place in zip(row, row_places, strict=True):
             emit.store(emit.get(total), place)
+
+
+def _product_and_sum_to_odd(emit: Emitter, x: Vector, y: Vector, z: Vector) -> Vector:
+    """`x y + z` rounded to odd; the product is exact. Of two numbers beside each other one is odd,
+    and a zero is -0 only if it is on both sides.
+    """
+    if not emit.rounds_up_and_down():
+        return to_odd(emit, *sum_and_rest(x * y, z))
+    down, up = (emit.bound(is_up, x, y, z) for is_up in (False, True))
+    even = (down.words() & emit.word(1)).same_words(emit.word(0))
+    return even.where(up, down)
 
 
 @inline(result=False)
@@ -302,11 +324,11 @@ def wide(emit: Emitter, *operands: Any) -> None:
 
     FP64's multiply-add rounds so far below FP32's last place that rounding again is harmless: to
     nearest, FP32 has 24 bits and 53 >= 2 * 24 + 2, and a sum below 2^-126 that FP64 rounds at all
-    is within 2^-155 of a multiple of 2^-149.
+    is within 2^-155 of a multiple of 2^-149. Conversions take no longer where numbers are
+    subnormal.
 
     Args:
-        operands: x, y, c, width, count, stride: as for `direct`, but x and y are doubles, and of
-            y's and C's rows HALF counts.
+        operands: x, y, c, width, count, stride: as for `direct_half`, but x and y are doubles.
     """
     _in_float64(emit, True, *operands)
 
@@ -318,22 +340,21 @@ def wide_odd(emit: Emitter, *operands: Any) -> None:
 
 
 @inline(result=True)
-def kinds(emit: Emitter, c: Any, width: Any, largest: Any) -> Any:
-    """Of C[ROWS, COLUMNS]: 1 if an element is subnormal, 2 if none is finite; into `largest` a
-    vector of sizes of which the largest is that of the finite elements.
+def kinds(emit: Emitter, c: Any, width: Any) -> Any:
+    """Of C[ROWS, HALF]: the word of a double, the size of the largest finite element, whose last
+    bits are free: `TINY` if an element is subnormal, `SETTLED` if none is finite.
     """
     c, builder = emit.at(c), emit.builder
     tiny, finite = emit.integer(0), emit.integer(0)
     zero, least, infinity = emit.number(0.0), emit.number(LEAST), emit.number(math.inf)
     top = zero
     for i in range(ROWS):
-        for j in range(0, COLUMNS, LANES):
+        for j in range(0, HALF, LANES):
             size = emit.load(emit.place(c, emit.times(width, i), j)).size()
             tiny = builder.or_(tiny, ((zero < size) & (size < least)).bits())
             finite = builder.or_(finite, (size < infinity).bits())
             top = (size < infinity).where(top.larger(size), top)
-    emit.store(top, emit.at(largest))
     none = emit.integer(0)
-    tiny = builder.zext(builder.icmp_unsigned("!=", tiny, none), none.type)
-    settled = builder.zext(builder.icmp_unsigned("==", finite, none), none.type)
-    return builder.or_(tiny, builder.shl(settled, emit.integer(1)))
+    tiny = builder.select(builder.icmp_unsigned("!=", tiny, none), emit.integer(TINY), none)
+    settled = builder.select(builder.icmp_unsigned("==", finite, none), emit.integer(SETTLED), none)
+    return builder.or_(top.words().largest_word(), builder.or_(tiny, settled))

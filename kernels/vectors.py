@@ -231,7 +231,7 @@ class Emitter:
 
         AVX-512's instructions can round up and down; elsewhere what is rounded to nearest is moved.
         """
-        if "+avx512f" not in self._features:
+        if not self.rounds_up_and_down():
             x, *others = operands
             found = x + others[0] if len(others) == 1 else x.times_plus(*others)
             size = found.size().smaller(self.number(_FAR)) * self.number(_MORE)
@@ -244,6 +244,10 @@ class Emitter:
         mode = ir.Constant(_I32, _UP if up else _DOWN)
         values = [*(x.value for x in operands), mode]
         return Vector(self.builder, self.builder.call(function, values))
+
+    def rounds_up_and_down(self) -> bool:
+        """Whether `bound` is the next number on that side."""
+        return "+avx512f" in self._features
 
     def number(self, value: float) -> Vector:
         return Vector(self.builder, ir.Constant(self.vector, [value] * self.vector.count))

@@ -200,7 +200,7 @@ def test_the_ends_of_fp32(size):
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="an x86's names")
 def test_a_processor_whose_instructions_do_not_round_up_and_down(tmp_path):
-    """The same, compiled for one: bounds are moved there."""
+    """The same, compiled for one: bounds are moved there, or another way is taken."""
     environment = {
         **os.environ,
         "NUMBA_CPU_NAME": "haswell",
@@ -208,6 +208,7 @@ def test_a_processor_whose_instructions_do_not_round_up_and_down(tmp_path):
         "NUMBA_CACHE_DIR": str(tmp_path),
     }
     chosen = "more_than_two_parts or decides_it or rests or ends_of_fp32 or infinity_that_arises"
+    chosen += " or fp64_rounds"
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
     ran = subprocess.run(
         [*command, "-k", chosen, __file__], env=environment, capture_output=True, text=True
@@ -594,12 +595,57 @@ def test_subnormal_operands_count(beside):
     """Alone, and beside sums that are just so large as not to lose them."""
     cases = [
         (0.0, [2.0**-130, 2.0**-133], [2.0**10, -(2.0**3)]),
+        (0.0, [2.0**-133] * 2, [1.5 * 2.0**-16] * 2),
         *[(2.0**-e * (1 + 2.0**-23), [2.0**-130], [2.0**20]) for e in range(79, 104)],
         *[(-(2.0**-e) * (1 + 2.0**-23), [3 * 2.0**-132], [2.0**20]) for e in range(79, 104)],
     ]
     a, b, c = crowded(cases, BF16, beside)
     check(a, b, c, FMA)
+    check(b.T.copy(), a.T.copy(), c.T.copy(), FMA)
     check(a.astype(np.float32), b.astype(np.float32), c, FMA)
+
+
+@pytest.mark.parametrize("exponent", range(78, 86))
+def test_subnormal_operands_beside_sums_of_one_size(exponent):
+    """Whether these notice is told by the least of them."""
+    for start in (2.0**-exponent, 2.0**-exponent * (1 + 2.0**-23)):
+        cases = [(start, [s * 2.0**-130], [1.9375 * 2.0**20]) for s in (1, -1)]
+        check(*crowded(cases, BF16), FMA)
+
+
+@pytest.mark.parametrize("exponent", range(-4, 8))
+def test_subnormal_operands_beside_a_large_sum(exponent):
+    """That may be too large for a power of two by which all numbers are normal ones."""
+    start = 1.75 * 2.0**exponent
+    check(*crowded([(start, [2.0**-130], [2.0**-3])], BF16, start), FMA)
+
+
+@pytest.mark.parametrize("exponent", range(94, 112, 2))
+def test_products_that_leave_little_of_a_sum(exponent):
+    """2^-28 of it; some products are so large that 2^-126 beside them is below the last place."""
+    factor = 2.0 ** -(exponent // 2) * (1 + 2.0**-14)
+    start = 2.0**-exponent * (1 + 2.0**-13)
+    cases = [(start, [-factor], [factor]), (-start, [factor], [factor])]
+    check(*crowded(cases, np.float32, 0.0), FMA)
+
+
+@pytest.mark.parametrize("exponent", [60, 61, 62, 63, 64, 70, 100])
+def test_large_operands_beside_subnormal_ones(exponent):
+    """Some would be too large times that power of two."""
+    a, b, c = crowded([(2.0**-40, [1.75 * 2.0**exponent], [2.0**-130])], BF16, 2.0**-40)
+    check(a, b, c, FMA)
+    check(b.T.copy(), np.tile(a.T, (1, 4)), np.tile(c.T, (1, 4)), FMA)
+
+
+def test_what_is_flushed_adds_up():
+    """Of 31 products of 2^-127 none comes near the smallest normal number; beside them, a subnormal
+    operand.
+    """
+    cases = [
+        (0.0, [2.0**-70] * 31 + [2.0**-50], [2.0**-57] * 31 + [2.0**-49]),
+        (2.0**100, [2.0**-130], [2.0**-60]),
+    ]
+    check(*crowded(cases, BF16), FMA)
 
 
 @pytest.mark.parametrize("beside", [0.0, 2.0**120])
@@ -659,6 +705,16 @@ def test_sums_of_about_the_smallest_normal_number(center):
     for start in (None, c, -0.0 * np.abs(c)):
         check(a.astype(np.float32), b.astype(np.float32), start, FMA)
         check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16), start, FMA)
+        turned = None if start is None else start.T.copy()
+        check(b.T.astype(np.float32), a.T.astype(np.float32), turned, FMA)
+
+
+def test_sums_that_were_normal_a_part_ago():
+    """Beside 1.5 times 2^-126, the last place of 1.25 * 2^-125 + 2^-148 has no room."""
+    left = [1.25 * 2.0**-61, *[2.0**-60, -(2.0**-60)] * 15, 2.0**-84]
+    left += [-1.25 * 2.0**-61, *[2.0**-66, -(2.0**-66)] * 15, 2.0**-66]
+    a, b = np.tile(np.array([left]), (8, 1)), np.full((64, 32), 2.0**-64)
+    check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16), None, FMA)
 
 
 @pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
