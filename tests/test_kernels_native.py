@@ -522,6 +522,16 @@ def test_two_parts_of_terms_that_end_where_they_began(before):
     assert (out == large * 171 / 128 * 2.0**-45).all()
 
 
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+@pytest.mark.parametrize("gap", range(4, 76, 2))
+def test_what_large_terms_leave_when_they_cancel(dtype, gap):
+    """Of smaller ones at any distance, which have a part in the first of two sums or have none."""
+    rng = np.random.default_rng(gap)
+    a, b = (rng.normal(size=shape) * 2.0 ** -(gap / 2) for shape in ((9, 48), (48, 33)))
+    a[:, ::15], b[::15] = 1.5, 1.5 * np.array([1, -1, 1, -1])[:, None]
+    check(a.astype(dtype), b.astype(dtype))
+
+
 # Chains.
 
 FMA, X86 = kernels.FP32_FMA_CHAIN, kernels.X86_AVX512_BF16
