@@ -1,8 +1,9 @@
 """Collectives on data: a Schedule's additions in its order, each rounded once in the sent dtype.
 
-The time half never imports this file; it is the one place where a Schedule meets JAX arrays. `run`
-is the definition (NumPy, step by step, all ranks); `play` computes the same bits for any Schedule,
-`all_reduce` and `reduce_scatter` for whole arrays, from a plan that forms every distinct sum once.
+The time half never imports this file; here a Schedule meets JAX arrays. `run` is the definition
+(NumPy, step by step, all ranks); `play` computes the same bits for any Schedule, `all_reduce` and
+`reduce_scatter` for whole arrays, from a plan that forms every distinct sum once, or by the
+processor's own sums.
 """
 
 from __future__ import annotations
