@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -168,14 +169,17 @@ def _work_on_chains(job: int) -> None:
 
 
 @njit(**COMPILED)
-def _shape_of_sums(values: int) -> tuple[int, int, int, int]:
-    return _size_of(values, 0), _size_of(values, 1), _size_of(values, 2), _size_of(values, 3)
+def _shape_of_sums(options: int) -> tuple[int, int, int, int]:
+    """After kind, cuts and depth."""
+    outer, rows = _load(options + 24), _load(options + 32)
+    return outer, rows, _load(options + 40), _load(options + 48)
 
 
 @njit(**COMPILED)
-def _items(values: int, ends: int, cuts: int) -> int:
-    outer, _, inner, count = _shape_of_sums(values)
-    items: int = outer * inner * _size_of(ends, 0) * native_sums.chunks(count, cuts)
+def _items(options: int, ends: int) -> int:
+    outer, _, inner, count = _shape_of_sums(options)
+    parts = native_sums.chunks(count, _load(options + 8))
+    items: int = outer * inner * _size_of(ends, 0) * parts
     return items
 
 
@@ -190,8 +194,8 @@ def _work_on_sums(job: int) -> None:
     kind, cuts, depth = _load(at), _load(at + 8), _load(at + 16)
     values, ends = _load(job + 8 * _A), _load(job + 8 * _C)
     tokens, out = _load(_load(job + 8 * _B) + _DATA), _load(_load(job + 8 * _OUT) + _DATA)
-    arrays = _load(values + _DATA), _shape_of_sums(values), tokens, _load(ends + _DATA)
-    results, items = _size_of(ends, 0), _items(values, ends, cuts)
+    arrays = _load(values + _DATA), _shape_of_sums(at), tokens, _load(ends + _DATA)
+    results, items = _size_of(ends, 0), _items(at, ends)
     per_tile, stack = _load(job + 8 * _ITEMS), native_sums.stack_for(depth)
     while number < tiles:
         first, last = number * per_tile, min(items, (number + 1) * per_tile)
@@ -332,15 +336,15 @@ def _handle(frame: int, task: int, group: tuple[int, int]) -> int:
 
 @njit(**COMPILED)
 def _handle_sums(frame: int, task: int) -> int:
-    """As `_handle`, with operands values, tokens and ends, and options kind, cuts, and the depth of
-    the stack.
+    """As `_handle`, with operands values, tokens and ends, and options kind, cuts, the depth of the
+    stack, and the values' shape.
     """
     if _asks_for_version(frame):
         return 0
     job = _job(frame)
-    values, options = _load(job + 8 * _A), _load(job + 8 * _OPTIONS)
-    items = _items(values, _load(job + 8 * _C), _load(options + 8))
-    outer, rows, inner, count = _shape_of_sums(values)
+    options = _load(job + 8 * _OPTIONS)
+    items = _items(options, _load(job + 8 * _C))
+    outer, rows, inner, count = _shape_of_sums(options)
     work = 1 + outer * rows * inner * count // _WORTH_OF_SUMS
     threads = min(_threads(_load(frame + _API), _load(frame + _CONTEXT)), work)
     per_tile = -(-items // (_TILES_PER_THREAD * threads if threads > 1 else 1))
@@ -480,7 +484,8 @@ def ordered_sums(values: Array, tokens: Array, ends: Array, cuts: int, depth: in
     """
     outer, _, inner, count = values.shape
     shape = ends.shape[0] // cuts, outer, inner, count
-    call = jax.ffi.ffi_call(SUMS, jax.ShapeDtypeStruct(shape, values.dtype))
-    options = np.array([_KINDS[values.dtype.name], cuts, depth], np.int64)
-    found: Array = call(values, tokens, ends, options=options)
-    return found
+    call = jax.ffi.ffi_call(SUMS, jax.ShapeDtypeStruct((math.prod(shape),), values.dtype))
+    options = np.array([_KINDS[values.dtype.name], cuts, depth, *values.shape], np.int64)
+    # Flat: XLA might copy an array only for the places of dimensions of size 1.
+    found: Array = call(values.reshape(-1), tokens, ends, options=options)
+    return found.reshape(shape)

@@ -57,7 +57,7 @@ def all_reduce(
         raise ValueError(f"all_reduce: axis must be 0 to {x.ndim - 2} for {x.shape}, got {axis}")
     _check("all_reduce", x, schedule, op, x.shape[axis : axis + 1], parts)
     outer, batch, count = x.shape[:axis], x.shape[axis + 1 : -1], x.shape[-1]
-    values = to_words_but_fp32(x).reshape(math.prod(outer), x.shape[axis], math.prod(batch), count)
+    values = _movable(x, parts).reshape(math.prod(outer), x.shape[axis], math.prod(batch), count)
     y = _by_parts(values, parts, lambda part: _all_reduce(part, schedule, op, x.dtype))
     return from_words(y, x.dtype).reshape(*outer, *batch, count)
 
@@ -69,7 +69,7 @@ def reduce_scatter(x: Array, schedule: Schedule, *, op: str = "sum", parts: int 
     Rules as for `all_reduce`; `parts` cut each destination's block.
     """
     _check("reduce_scatter", x, schedule, op, x.shape[:2] if x.ndim == 4 else (), parts)
-    values = to_words_but_fp32(x)
+    values = _movable(x, parts)
     y = _by_parts(values, parts, lambda part: _reduce_scatter(part, schedule, op, x.dtype))
     return from_words(y, x.dtype)
 
@@ -154,6 +154,11 @@ def _check_kind(name: str, op: str) -> None:
         raise ValueError(f"{name}: op must be one of {', '.join(KINDS)}; got {op!r}")
 
 
+def _movable(x: Array, parts: int) -> Array:
+    """As words, where numbers may be cut and joined; all else as it is."""
+    return x if x.shape[-1] % parts == 0 else to_words_but_fp32(x)
+
+
 def _by_parts(x: Array, parts: int, run_part: Callable[[Array], Array]) -> Array:
     """Runs contiguous parts of the last axis on their own; equal ones fold into the batch."""
     count = x.shape[-1]
@@ -169,17 +174,17 @@ def _by_parts(x: Array, parts: int, run_part: Callable[[Array], Array]) -> Array
 
 
 def _all_reduce(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype) -> Array:
-    """[outer, ranks, inner, count] -> [outer, inner, count], words or FP32 numbers."""
+    """[outer, ranks, inner, count] -> [outer, inner, count], numbers or words."""
     if x.shape[1] == 1 or x.size == 0:
-        return x[:, 0]
+        return to_words_but_fp32(x)[:, 0]
     return _reduced(x, schedule, op, dtype, schedule.slots)[0]
 
 
 def _reduce_scatter(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype) -> Array:
-    """[ranks, destination, batch, count] -> [ranks, batch, count], words or FP32 numbers."""
+    """[ranks, destination, batch, count] -> [ranks, batch, count], numbers or words."""
     n, _, batch, count = x.shape
     if n == 1 or x.size == 0:
-        return x[0]
+        return to_words_but_fp32(x)[0]
     return _reduced(x.reshape(1, n * n, batch, count), schedule, op, dtype, schedule.cuts)[:, 0]
 
 
@@ -191,10 +196,10 @@ def _reduced(x: Array, schedule: Schedule, op: str, dtype: jnp.dtype, cuts: int)
     if cuts == 1:  # rows are not cut: all inner ones are one long row
         x = x.reshape(outer, rows, 1, inner * count)
     if _has_orders(schedule, op, dtype, cuts):
-        numbers = from_words(x, dtype)
-        y = to_words_but_fp32(_ordered_sums.bind(numbers, schedule=schedule, cuts=cuts))
+        y = _ordered_sums.bind(from_words(x, dtype), schedule=schedule, cuts=cuts)
+        y = y if x.dtype == dtype else to_words(y)
     else:
-        y = _by_xla(x, schedule, op, dtype, cuts)
+        y = _by_xla(to_words_but_fp32(x), schedule, op, dtype, cuts)
     return y.reshape(-1, outer, inner, count)
 
 
