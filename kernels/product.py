@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import mlir
+from jax.interpreters import batching, mlir
 from jaxtyping import Array
 
 from kernels import chain, exact
@@ -88,5 +88,17 @@ def _shape(a: Any, b: Any, *c: Any, arithmetic: Arithmetic) -> Any:
     return a.update(shape=(a.shape[0], a.shape[1], b.shape[2]), dtype=jnp.dtype(jnp.float32))
 
 
+def _batched(operands: Any, dims: Any, arithmetic: Arithmetic) -> Any:
+    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+    stacked = [
+        jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
+        for x, d in zip(operands, dims, strict=True)
+    ]
+    flat = [x.reshape(-1, *x.shape[2:]) for x in stacked]
+    found = _product.bind(*flat, arithmetic=arithmetic)
+    return found.reshape(size, -1, *found.shape[1:]), 0
+
+
+batching.primitive_batchers[_product] = _batched
 mlir.register_lowering(_product, mlir.lower_fun(_elsewhere, multiple_results=False))
 mlir.register_lowering(_product, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")

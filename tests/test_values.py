@@ -827,6 +827,29 @@ def test_run_reads_one_program_for_values_and_time() -> None:
     assert np.array_equal(nested, [6, 6, 6, 6])
 
 
+def test_programs_of_this_packages_own_operations() -> None:
+    """What is emulated already, and exact matmuls that a program calls itself, on each device."""
+    mesh, rng = PACKAGE.mesh(x=4), np.random.default_rng(0)
+    a, b = (rng.normal(size=s).astype(jnp.bfloat16) for s in ((12, 40), (40, 6)))
+
+    def local(a: jax.Array, b: jax.Array) -> jax.Array:
+        return lax.psum(kernels.matmul(a, b), "x")
+
+    step = jax.shard_map(local, mesh=mesh, in_specs=(P("x"), P()), out_specs=P())
+    found = em.emulate(step, PACKAGE)(a, b)
+    parts = kernels.reference.matmul(a, b, arithmetic=kernels.ASCEND_910C).reshape(4, 3, 6)
+    summed = em.emulate(
+        jax.shard_map(lambda v: lax.psum(v[0], "x"), mesh=mesh, in_specs=P("x"), out_specs=P()),
+        PACKAGE,
+    )
+    assert np.array_equal(found, summed(parts))
+    emulated = em.emulate(
+        lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32), PACKAGE
+    )
+    again = em.emulate(lambda a, b: emulated(a, b) + 1, PACKAGE)(a, b)
+    assert np.array_equal(again, parts.reshape(12, 6) + 1)
+
+
 def test_arguments_of_the_wrong_kind_are_named() -> None:
     one = np.ones(4, np.float32)
     with pytest.raises(TypeError, match="algorithms must map"):

@@ -92,7 +92,7 @@ def is_call(eqn: Any) -> bool:
 
 
 def _of_a_library(primitive: Any) -> bool:
-    """Whether somebody other than JAX has said in Python what `primitive` is.
+    """Whether somebody other than JAX and this package has said in Python what `primitive` is.
 
     What JAX runs through the compiler, `dispatch.apply_primitive`, or leaves undefined says nothing
     here.
@@ -100,7 +100,8 @@ def _of_a_library(primitive: Any) -> bool:
     impl = primitive.impl
     while isinstance(impl, partial):
         impl = impl.func
-    return (getattr(impl, "__module__", None) or "jax").split(".")[0] not in ("jax", "jaxlib")
+    of = (getattr(impl, "__module__", None) or "jax").split(".")[0]
+    return of not in ("jax", "jaxlib", "kernels", "emulator")
 
 
 def platform_branch(platforms: Any) -> int:

@@ -22,6 +22,9 @@ PER_DEVICE = frozenset(
     create_token after_all""".split()
 )
 
+#: This package's own, in programs that are emulated already or call `kernels.matmul`.
+OWN = frozenset(("exact_product", "ordered_sums"))
+
 #: Factorisations and transforms: XLA's (LAPACK's) on each device's own arrays.
 LINEAR_ALGEBRA = frozenset(
     """cholesky eig eigh fft geqp3 geqrf hessenberg householder_product lu lu_pivots_to_permutation

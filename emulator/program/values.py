@@ -38,7 +38,14 @@ from emulator.program.folded import Folded, FoldedMesh, merge_dims, split_dims, 
 from emulator.program.groups import check_fits
 from emulator.program.host_calls import host_call
 from emulator.program.outside import of_the_host
-from emulator.program.primitives import HOST, IDENTITIES, LINEAR_ALGEBRA, PER_DEVICE, REFUSED
+from emulator.program.primitives import (
+    HOST,
+    IDENTITIES,
+    LINEAR_ALGEBRA,
+    OWN,
+    PER_DEVICE,
+    REFUSED,
+)
 from emulator.program.real_devices import any_of, gather, over, own_part
 from emulator.program.sites import sites, width
 from emulator.program.trace import (
@@ -132,7 +139,7 @@ class Evaluator:
             ]
         if name in ("reduce_sum", "reduce_prod") and self._own_order(values[0]):
             return [vector.reduce_tree(values[0], eqn.params["axes"], name)]
-        if name in PER_DEVICE or name in LINEAR_ALGEBRA:
+        if name in PER_DEVICE or name in LINEAR_ALGEBRA or name in OWN:
             return self.each_device(eqn, values)
         reason = REFUSED.get(name, "nothing here knows what it does")
         raise NotImplementedError(f"primitive {name!r} is not modelled: {reason}")
