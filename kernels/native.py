@@ -200,15 +200,14 @@ def _extent(square: float, least: float) -> tuple[float, float]:
     return math.sqrt(square) * (1 + 2.0**-20), power
 
 
-def _sizes(emit: Emitter, place: Any, tops: list[Any], most: Any, least: Any) -> None:
+def _sizes(emit: Emitter, place: Any, top: Any, most: Any, least: Any) -> None:
     """The words of the sizes of a vector among the largest finite ones, the largest, and the least
     ones but 0 (of infinities, if there are none), which are variables.
     """
     size = emit.load(place).words() & emit.word(EXPONENT | _FRACTION)
     zero, infinity = emit.word(0), emit.word(EXPONENT)
     finite = size.less_word(infinity).where(size, zero)
-    for top in tops:
-        emit.put(top, finite.larger_word(emit.get(top)))
+    emit.put(top, finite.larger_word(emit.get(top)))
     emit.put(most, size.larger_word(emit.get(most)))
     some = size.same_words(zero).where(infinity, size)
     emit.put(least, some.smaller_word(emit.get(least)))
@@ -244,7 +243,7 @@ def _bounds_of_rows(
             at = builder.add(emit.times(step, padded), emit.times(vector, LANES))
             most, least = emit.variable(zero), emit.variable(infinity)
             for i, top in enumerate(largest):
-                _sizes(emit, emit.place(x, emit.times(length, i), at), [top], most, least)
+                _sizes(emit, emit.place(x, emit.times(length, i), at), top, most, least)
             bounds = _powers(emit, emit.get(most), emit.get(least), unit)
             emit.store(bounds[0], emit.place(above, at))
             emit.store(bounds[1], emit.place(above, length, at))
@@ -270,7 +269,7 @@ def _bounds_of_columns(
             k = builder.add(emit.times(step, padded), product)
             most, least = emit.variable(zero), emit.variable(infinity)
             for j, top in zip(halves, highest, strict=True):
-                _sizes(emit, emit.place(y, emit.times(k, COLUMNS), j), [top], most, least)
+                _sizes(emit, emit.place(y, emit.times(k, COLUMNS), j), top, most, least)
             words = emit.get(most).largest_word(), emit.get(least).least_word()
             largest, smallest = (
                 emit.all_equal(builder.bitcast(word, emit.element)).words() for word in words

@@ -223,6 +223,12 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
 
 
 @njit(**COMPILED)
+def _operand(words: int, known: int, copies: int, group: int, count: int, scale: int) -> Any:
+    """Of a group, as for `_copy`, from where the first group's are."""
+    return words, known + 8 * group * _KNOWN, copies + 16 * group * count, count, scale
+
+
+@njit(**COMPILED)
 def _known(operand: Any) -> Any:
     return carray(pointer(operand[1]), (_KNOWN,), np.int64)
 
@@ -388,20 +394,8 @@ def _tile(
                 operands = xs, ys, here, width, length, length
                 if small == 0 and steps_of.direct((*operands, steps_of.UNDERFLOW)) == 0:
                     continue
-                left = (
-                    xs,
-                    at_rows + 8 * ig * _KNOWN,
-                    at_x_copies + 16 * ig * x_size,
-                    x_size,
-                    steps_of.SCALE_X,
-                )
-                right = (
-                    ys,
-                    at_columns + 8 * jg * _KNOWN,
-                    at_y_copies + 16 * jg * y_size,
-                    y_size,
-                    steps_of.SCALE_Y,
-                )
+                left = _operand(xs, at_rows, at_x_copies, ig, x_size, steps_of.SCALE_X)
+                right = _operand(ys, at_columns, at_y_copies, jg, y_size, steps_of.SCALE_Y)
                 care[group] = 0
                 for half in range(COLUMNS // HALF):
                     there = here + 8 * half * HALF

@@ -315,6 +315,13 @@ def _factors(
             yield emit.builder.add(first, emit.integer(k)), factors
 
 
+def _add_to_bounds(emit: Emitter, factors: _Factors, leasts: _Variables, mosts: _Variables) -> None:
+    """A product of each element, to sums that are rounded down and up."""
+    for at, left, right in factors:
+        for up, sums in ((False, leasts), (True, mosts)):
+            emit.put(sums[at], emit.bound(up, left, right, emit.get(sums[at])))
+
+
 def _bounds_in_parts(
     emit: Emitter,
     c: _Sums,
@@ -341,11 +348,6 @@ def _bounds_in_parts(
         for at, left, right in factors:
             emit.put(highs[at], left.times_plus(right, emit.get(highs[at])))
 
-    def rests_only(factors: _Factors) -> None:
-        for at, left, right in factors:
-            for up, sums in ((False, leasts), (True, mosts)):
-                emit.put(sums[at], emit.bound(up, left, right, emit.get(sums[at])))
-
     def both(factors: _Factors) -> None:
         for at, left, right in factors:
             before = emit.get(highs[at])
@@ -368,7 +370,7 @@ def _bounds_in_parts(
         most, least = sizes(number)
         with builder.if_else(builder.fcmp_ordered("<", most, nothing)) as (small, other):
             with small:
-                rests_only(factors)
+                _add_to_bounds(emit, factors, leasts, mosts)
             with other:
                 is_whole = builder.fcmp_ordered(">=", least, whole)
                 with builder.if_else(is_whole) as (large, any_size):
@@ -415,9 +417,7 @@ def directed(
         leasts = {at: emit.variable(value) for at, value in c.items()}
         mosts = {at: emit.variable(value) for at, value in c.items()}
         for _, factors in _factors(emit, rows, y, step, quads, _HALVES):
-            for at, left, right in factors:
-                for up, sums in ((False, leasts), (True, mosts)):
-                    emit.put(sums[at], emit.bound(up, left, right, emit.get(sums[at])))
+            _add_to_bounds(emit, factors, leasts, mosts)
         return _values(emit, leasts), _values(emit, mosts)
 
     def otherwise(step: Any, index: Any) -> tuple[Vector, Any]:
