@@ -29,18 +29,17 @@ from emulator.program import (
     cost_offload,
     cost_ragged,
 )
-from emulator.program.calls import is_call
 from emulator.program.fused import fuse
 from emulator.program.graph import flatten
 from emulator.program.groups import Groups
 from emulator.program.partitioned_reductions import KINDS
 from emulator.program.trace import (
     DIVIDED,
-    EMULATED,
     OF_THE_HOST,
     Program,
     dynamic_sites,
     host_sites,
+    is_emulated,
     walk,
 )
 from emulator.program.walker import ATTENTION, Costs, Rule, Walker
@@ -109,8 +108,7 @@ def cost(
     """
     if fusion not in FUSIONS:
         raise ValueError(f"fusion={fusion!r}: expected one of {', '.join(map(repr, FUSIONS))}")
-    names_called = {eqn.params.get("name") for _, eqn in walk(program.jaxpr) if is_call(eqn)}
-    if EMULATED in names_called:
+    if any(is_emulated(eqn) for _, eqn in walk(program.jaxpr)):
         raise ValueError(
             "the program calls a function made by em.emulate or em.pmap, whose time is not that of "
             "the machine; estimate the program that em.emulate was given"
@@ -127,7 +125,7 @@ def cost(
         )
     graph = flatten(program.jaxpr)
     walker = Walker(on, groups, sites, dict(counts or {}), fusion == "chains", RULES, fuse)
-    if DIVIDED in names_called:
+    if any(eqn.params.get("name") == DIVIDED for _, eqn in walk(program.jaxpr)):
         walker.assume(
             "the program leaves the division of its arrays to the compiler: XLA's partitioner "
             "divided it; another compiler may choose other collectives"

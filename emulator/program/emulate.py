@@ -21,6 +21,7 @@ from emulator.collectives import check_algorithms
 from emulator.machines import Machine
 from emulator.program.auto_sharded import placed, trace_divided
 from emulator.program.folded import Folded, FoldedMesh
+from emulator.program.operation import Operation
 from emulator.program.outside import outside_meshes
 from emulator.program.own_rules import check_results, own_rules
 from emulator.program.real_devices import check_devices, everywhere
@@ -246,15 +247,10 @@ class _Key:
 
 @functools.lru_cache(maxsize=256)
 def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
-    """A jitted function (*consts, *inputs) -> (outputs, counts) whose derivative is the emulated
+    """A function (*consts, *inputs) -> (outputs, counts) whose derivative is the emulated
     derivative.
     """
     n_consts = len(key.open.constvars)
-
-    def plain(*flat: Any) -> list[Any]:
-        return core.jaxpr_as_fun(core.ClosedJaxpr(key.open, list(flat[:n_consts])))(
-            *flat[n_consts:]
-        )
 
     def values(*flat: Any) -> Any:
         evaluator = Evaluator(settings=settings)
@@ -263,31 +259,38 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
         return [jnp.asarray(v.array) for v in outs], evaluator.counts
 
     values.__name__ = values.__qualname__ = EMULATED
-    values = jax.jit(values)
-    wide = is_wide(key.open)
-
-    def widely(run: Callable[..., Any]) -> Callable[..., Any]:
-        """`run` with JAX's 64-bit types, if the program has any."""
-
-        @functools.wraps(run)
-        def run_widely(*args: Any) -> Any:
-            with jax.enable_x64(True):
-                return run(*args)
-
-        return run_widely if wide else run
-
     if settings.counting:
-        return widely(values)  # em.run: values and counts, not differentiated
+        run: Callable[..., Any] = jax.jit(values)  # em.run: not differentiated
+    else:
+        with_derivative = functools.partial(_differentiable, key.open, settings)
+        operation = Operation(key.open, values, with_derivative)
+        # Over several real devices there is a `shard_map` inside, which a trace must see.
+        run = operation if settings.devices is None else operation.differentiable
+
+    def in_its_types(*flat: Any) -> Any:
+        with as_wide_as(key.open):
+            return run(*flat)
+
+    return in_its_types
+
+
+def _differentiable(
+    jaxpr: core.Jaxpr, settings: Settings, values: Callable[..., Any]
+) -> Callable[..., Any]:
+    """`values`, the program's on a machine, with the values of its derivative there."""
+    n_consts, n_inputs = len(jaxpr.constvars), len(jaxpr.constvars) + len(jaxpr.invars)
+    traced: dict[Any, Program] = {}
+
+    def plain(*flat: Any) -> list[Any]:
+        closed = core.ClosedJaxpr(jaxpr, list(flat[:n_consts]))
+        return core.jaxpr_as_fun(closed)(*flat[n_consts:])
 
     @jax.custom_vjp
     def differentiable(*flat: Any) -> Any:
         return values(*flat)
 
-    n_inputs = n_consts + len(key.open.invars)
-    traced: dict[Any, Program] = {}
-
     def forward(*primals: Any) -> Any:
-        if any(eqn.params.get("name") == DIVIDED for _, eqn in walk(key.open)):
+        if any(eqn.params.get("name") == DIVIDED for _, eqn in walk(jaxpr)):
             raise NotImplementedError(
                 "the derivative of an emulated auto-sharded program has no rule here: put the "
                 "derivative inside, as in em.emulate(jax.grad(fun), on=machine)"
@@ -304,8 +307,9 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
 
             return jax.vjp(of_perturbed, *(arrays[i] for i in perturbed))
 
-        program = _trace_once(traced, ("forward", perturbed), linearised, flat)
-        outs = evaluate(program.jaxpr, flat, settings)[0]
+        with as_wide_as(jaxpr):
+            program = _trace_once(traced, ("forward", perturbed), linearised, flat)
+            outs = evaluate(program.jaxpr, flat, settings)[0]
         primal_out, pullback = jax.tree.unflatten(program.out_tree, outs)
         return (primal_out, {}), (pullback, dict.fromkeys(perturbed))  # None: no leaves, only keys
 
@@ -322,15 +326,16 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
             return pull(full)
 
         args = pullback, [given[i] for i in there]
-        program = _trace_once(traced, ("backward", there), transposed, args)
-        outs = evaluate(program.jaxpr, jax.tree.leaves(args), settings)[0]
+        with as_wide_as(jaxpr):
+            program = _trace_once(traced, ("backward", there), transposed, args)
+            outs = evaluate(program.jaxpr, jax.tree.leaves(args), settings)[0]
         linear = _depends(program.jaxpr, len(there))
         # What depends on no cotangent is zero; said so, it is added to nothing, not even to -0.
         outs = [out if depends else None for out, depends in zip(outs, linear, strict=True)]
         return tuple(dict(zip(perturbed, outs, strict=True)).get(i) for i in range(n_inputs))
 
-    differentiable.defvjp(widely(forward), widely(backward), symbolic_zeros=True)
-    return widely(differentiable)
+    differentiable.defvjp(forward, backward, symbolic_zeros=True)
+    return differentiable
 
 
 def _trace_once(

@@ -24,7 +24,7 @@ from emulator.program.calls import CALLS
 from emulator.program.collective_rules import REDUCTIONS, RULES, collective_axes, groups_differ
 from emulator.program.folded import Folded, FoldedMesh
 from emulator.program.primitives import IDENTITIES
-from emulator.program.trace import EMULATED, walk
+from emulator.program.trace import is_emulated, walk
 from emulator.program.words import words_of
 from kernels.apart import apart
 
@@ -100,7 +100,7 @@ def _is_alone(equation: Any, axis: str) -> bool:
     if name == "dot_general":
         return all(t.name in kernels.floats.FLOAT_DTYPES for t in types)
     if name in CALLS:
-        return equation.params.get("name") != EMULATED
+        return not is_emulated(equation)
     return name in _EACH_FOR_ITSELF and axis not in collective_axes(equation)
 
 

@@ -49,8 +49,8 @@ from emulator.program.primitives import (
 from emulator.program.real_devices import any_of, gather, over, own_part
 from emulator.program.sites import sites, width
 from emulator.program.trace import (
-    EMULATED,
     is_dynamic,
+    is_emulated,
     open_jaxpr,
     scan_counts,
     sub_jaxprs,
@@ -119,6 +119,8 @@ class Evaluator:
 
     def equation(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
         name = eqn.primitive.name
+        if is_emulated(eqn):  # already, perhaps on another machine
+            return self.each_device(eqn, values)
         if is_call(eqn):
             return self.call(eqn, values, path)
         if name in RULES:
@@ -166,8 +168,6 @@ class Evaluator:
     # Bodies that are simply entered.
 
     def call(self, eqn: Any, values: list[Folded], path: str) -> list[Folded]:
-        if eqn.params.get("name") == EMULATED:  # emulated already, perhaps on another machine
-            return self.each_device(eqn, values)
         entered = call_body(eqn)
         assert entered is not None  # asked by `is_call`
         body, operands = entered

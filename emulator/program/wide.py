@@ -18,7 +18,7 @@ import numpy as np
 from emulator.machines import Machine
 from emulator.program.folded import Folded
 from emulator.program.primitives import HOST
-from emulator.program.trace import EMULATED, Program
+from emulator.program.trace import Program, is_emulated
 from emulator.program.values import Evaluator, Settings
 
 #: Mean something for the program's own types only. The first two round nothing worth telling.
@@ -79,7 +79,7 @@ class _WideEvaluator(Evaluator):
 def _in_its_own_type(eqn: Any) -> bool:
     """Whether an equation carries a function of the program's types."""
     applies = eqn.primitive.name == "scatter" and eqn.params.get("update_jaxpr") is not None
-    return applies or eqn.primitive.name in _IN_ITS_OWN_TYPE or eqn.params.get("name") == EMULATED
+    return applies or eqn.primitive.name in _IN_ITS_OWN_TYPE or is_emulated(eqn)
 
 
 def _widened(eqn: Any) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from jax.extend import core
 _WIDE = frozenset(("float64", "int64", "uint64", "complex128"))
 
 
-def as_wide_as(jaxpr: core.ClosedJaxpr) -> AbstractContextManager[Any]:
+def as_wide_as(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> AbstractContextManager[Any]:
     """JAX's 64-bit types, where the program has any."""
-    return jax.enable_x64(True) if is_wide(jaxpr.jaxpr) else nullcontext()
+    opened = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+    return jax.enable_x64(True) if is_wide(opened) else nullcontext()
 
 
 @functools.lru_cache(maxsize=256)

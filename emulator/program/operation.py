@@ -1,0 +1,116 @@
+"""An emulated program as one JAX operation, which is spelled out when it is compiled.
+
+`jax.jit` and its like trace a function before anything else, some of them several times. Evaluating
+a program equation by equation takes longer than tracing it did, and only the compiler needs to know
+the outcome: so a trace holds one operation, whose lowering evaluates. Where nothing is traced, and
+under `jax.vmap` and `jax.grad`, which ask what is inside, it is evaluated at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
+
+from emulator.program.outside import NO_MESH
+from emulator.program.own_rules import own_rules
+from emulator.program.trace import EMULATED
+from emulator.program.wide_types import as_wide_as
+
+Values = Callable[..., tuple[list[Any], Any]]
+
+_emulated = core.Primitive(EMULATED)
+_emulated.multiple_results = True
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Operation:
+    """The values of a program: a function of arrays, the constants of `jaxpr` and its inputs, that
+    gives `jaxpr`'s results and what was counted.
+
+    `evaluated` computes them, and `with_derivative` makes the same function differentiable.
+    """
+
+    jaxpr: core.Jaxpr
+    evaluated: Values
+    with_derivative: Callable[[Values], Values]
+
+    def __call__(self, *arrays: Any) -> tuple[list[Any], Any]:
+        if self._is_plain():
+            return _emulated.bind(*arrays, operation=self), {}
+        return self.differentiable(*arrays)
+
+    def __repr__(self) -> str:
+        return f"{len(self.jaxpr.eqns)} equations"
+
+    def _is_plain(self) -> bool:
+        """Whether results have types of their own alone, and nothing but them is asked for.
+
+        Effects must be seen in a trace, and a `shard_map` around the call asks where values vary.
+        """
+        manual = AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+        return not self.jaxpr.effects and not manual
+
+    @functools.cached_property
+    def compiled(self) -> Values:
+        return jax.jit(self.evaluated)
+
+    @functools.cached_property
+    def differentiable(self) -> Values:
+        return self.with_derivative(self.compiled)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The settings in which the program is evaluated, whenever it is."""
+        no_mesh = jax.sharding.use_abstract_mesh(NO_MESH)
+        with own_rules(), no_mesh, as_wide_as(self.jaxpr):
+            yield
+
+
+@_emulated.def_impl
+def _at_once(*arrays: Any, operation: Operation) -> list[Any]:
+    return operation.compiled(*arrays)[0]
+
+
+@_emulated.def_abstract_eval
+def _types(*_: Any, operation: Operation) -> list[Any]:
+    results: list[Any] = [v.aval for v in operation.jaxpr.outvars]
+    return [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in results]
+
+
+def _spelled_out(*arrays: Any, operation: Operation) -> list[Any]:
+    with operation.alone():
+        return operation.compiled(*arrays)[0]
+
+
+def _batched(arrays: Any, dims: Any, operation: Operation) -> Any:
+    with operation.alone():
+        found, _ = jax.vmap(operation.compiled, in_axes=dims)(*arrays)
+    return found, [0] * len(found)
+
+
+def _derivative(primals: Sequence[Any], tangents: Sequence[Any], operation: Operation) -> Any:
+    perturbed = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+
+    def of_perturbed(*xs: Any) -> list[Any]:
+        full = list(primals)
+        for i, x in zip(perturbed, xs, strict=True):
+            full[i] = x
+        return operation.differentiable(*full)[0]
+
+    with operation.alone():
+        return jax.jvp(
+            of_perturbed, [primals[i] for i in perturbed], [tangents[i] for i in perturbed]
+        )
+
+
+ad.primitive_jvps[_emulated] = _derivative
+batching.primitive_batchers[_emulated] = _batched
+mlir.register_lowering(_emulated, mlir.lower_fun(_spelled_out, multiple_results=True))
