@@ -1,0 +1,134 @@
+"""An emulated program in a trace is one operation: nothing is evaluated before it is compiled, and
+whatever takes it has the values that an evaluation at once has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.extend import core
+from jax.sharding import PartitionSpec as P
+
+import emulator as em
+from emulator.program.trace import EMULATED
+from emulator.program.values import Evaluator
+from tests.programs import normal
+
+MACHINE = em.cloudmatrix384()
+MESH = MACHINE.mesh(dp=4, tp=2)
+
+
+def _program(x: Any, w: Any) -> Any:
+    def local(x: Any, w: Any) -> Any:
+        y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
+        return jnp.tanh(lax.psum(y, "tp"))
+
+    specs = P("dp", "tp"), P("tp")
+    return jax.shard_map(local, mesh=MESH, in_specs=specs, out_specs=P("dp"))(x, w)
+
+
+X, W = normal(8, 64), normal(64, 16, seed=1)
+
+
+def same_bits(left: Any, right: Any) -> bool:
+    left, right = np.asarray(left), np.asarray(right)
+    return left.dtype == right.dtype and left.tobytes() == right.tobytes()
+
+
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of the equations evaluated so far."""
+    seen: list[str] = []
+    equation = Evaluator.equation
+
+    def noted(self: Evaluator, eqn: Any, values: Any, path: str) -> Any:
+        seen.append(path)
+        return equation(self, eqn, values, path)
+
+    monkeypatch.setattr(Evaluator, "equation", noted)
+    return seen
+
+
+def test_a_trace_evaluates_nothing(evaluations: list[str]) -> None:
+    emulated = em.emulate(_program, MACHINE)
+    at_once = emulated(X, W)
+    assert evaluations
+    again = em.emulate(lambda x, w: _program(x, w), MACHINE)
+    evaluations.clear()
+    traced = jax.jit(again).trace(X, W)
+    assert [eqn.primitive.name for eqn in traced.jaxpr.eqns] == [EMULATED]
+    assert jax.eval_shape(again, X, W) == jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    assert not evaluations
+    compiled = traced.lower().compile()
+    assert evaluations
+    assert same_bits(compiled(X, W), at_once)
+
+
+def test_maps_and_derivatives_of_traced_programs() -> None:
+    emulated = em.emulate(_program, MACHINE)
+    jitted = jax.jit(emulated)
+    stacked = jnp.stack([X, -X, 2 * X])
+    want = [emulated(x, W) for x in stacked]
+    for mapped in (jax.vmap(jitted, (0, None)), jax.jit(jax.vmap(emulated, (0, None)))):
+        assert all(map(same_bits, mapped(stacked, W), want))
+
+    def gradient(fun: Any) -> Any:
+        return jax.grad(lambda x, w: jnp.sum(fun(x, w) ** 2), (0, 1))
+
+    inside = em.emulate(gradient(_program), MACHINE)(X, W)
+    ways = gradient(jitted), jax.jit(gradient(emulated)), gradient(jax.checkpoint(jitted))
+    for way in ways:
+        assert all(map(same_bits, way(X, W), inside))
+    mapped = jax.vmap(gradient(jitted), (0, None))(stacked, W)
+    assert all(map(same_bits, (part[0] for part in mapped), inside))
+    first = jax.grad(lambda x: jnp.sum(jitted(x, W)))(X)
+    assert same_bits(first, em.emulate(jax.grad(lambda x: jnp.sum(_program(x, W))), MACHINE)(X))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(jitted, (X, W), (X, W))
+
+
+def test_what_a_trace_must_see_is_spelled_out() -> None:
+    def with_callback(x: Any) -> Any:
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.pure_callback(lambda v: np.asarray(v) * 2, shape, x) + 1
+
+    def with_print(x: Any) -> Any:
+        jax.debug.print("seen {}", x[0], ordered=True)
+        return x * 2
+
+    x = jnp.arange(4.0)
+    assert same_bits(jax.jit(em.emulate(with_callback, MACHINE))(x), x * 2 + 1)
+    traced = jax.jit(em.emulate(with_print, MACHINE)).trace(x)
+    assert traced.jaxpr.effects
+    assert same_bits(traced.lower().compile()(x), x * 2)
+
+
+def test_what_is_computed_does_not_depend_on_where_it_is_lowered() -> None:
+    def drawn(x: Any) -> Any:
+        return x + jax.random.normal(jax.random.key(3), x.shape)
+
+    def wide(x: Any) -> Any:
+        return x.astype(jnp.float64) * (1 + 2.0**-40)
+
+    x = np.linspace(0, 1, 5, dtype=np.float32)
+    settings = jax.threefry_partitionable(False), jax.enable_x64(True)
+    for fun, setting in zip((drawn, wide), settings, strict=True):
+        with setting:
+            want = jax.jit(fun)(x)
+            traced = jax.jit(em.emulate(fun, MACHINE)).trace(x)
+        assert same_bits(traced.lower().compile()(x), want)
+    with jax.numpy_dtype_promotion("strict"), jax.set_mesh(jax.make_mesh((1,), ("own",))):
+        assert same_bits(jax.jit(em.emulate(lambda x: x @ x, MACHINE))(x), np.float32(1.875))
+
+
+def test_a_refusal_names_the_primitive_when_it_is_compiled() -> None:
+    unknown = core.Primitive("unheard_of")
+    unknown.def_abstract_eval(lambda x: x)
+    traced = jax.jit(em.emulate(lambda x: unknown.bind(x) + 1, MACHINE)).trace(jnp.ones(3))
+    with pytest.raises(NotImplementedError, match="unheard_of"):
+        traced.lower()
