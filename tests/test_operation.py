@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.extend import core
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import emulator as em
@@ -132,3 +133,28 @@ def test_a_refusal_names_the_primitive_when_it_is_compiled() -> None:
     traced = jax.jit(em.emulate(lambda x: unknown.bind(x) + 1, MACHINE)).trace(jnp.ones(3))
     with pytest.raises(NotImplementedError, match="unheard_of"):
         traced.lower()
+
+
+def test_a_callers_rules_and_meshes_are_not_the_programs() -> None:
+    def plain(x: Any, w: Any) -> Any:
+        return lax.reduce(jnp.tanh(x @ w), np.float32(0), lax.add, (1,))
+
+    def gradient(fun: Any) -> Any:
+        return jax.grad(lambda x: fun(x, W)[3])
+
+    mesh = jax.make_mesh((1,), ("own",), axis_types=(AxisType.Explicit,))
+    emulated = em.emulate(plain, MACHINE)
+    stacked = np.stack([X, -X])
+    want = emulated(X, W), [emulated(x, W) for x in stacked], gradient(emulated)(X)
+    with (
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.set_mesh(mesh),
+    ):
+        jitted = jax.jit(em.emulate(plain, MACHINE))
+        got = jitted(X, W), [*jax.vmap(jitted, (0, None))(stacked, W)], gradient(jitted)(X)
+    assert all(map(same_bits, jax.tree.leaves(got), jax.tree.leaves(want)))
+    emulated = em.emulate(plain, MACHINE)
+    auto = jax.make_mesh((1,), ("own",), axis_types=(AxisType.Auto,))
+    around = jax.shard_map(emulated, mesh=auto, in_specs=(P("own"), P()), out_specs=P("own"))
+    assert same_bits(jax.jit(around)(X, W), want[0])
