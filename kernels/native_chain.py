@@ -20,6 +20,7 @@ The ways are in `kernels.native_chain_steps`.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ from kernels.native_operands import (
     read_words,
     word_at,
 )
-from kernels.native_steps import EXPONENT
+from kernels.native_steps import EXPONENT, rows_of
 from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
 
 _BLOCK = 256  # products of a block
@@ -198,10 +199,50 @@ def _scale(emit: Emitter, words: Any, target: Any, count: Any, scale: Any) -> No
     _map(emit, words, target, count, scaled)
 
 
+def _end(singles: Emitter, words: Vector) -> Vector:
+    """Of words, which are no subnormal numbers, 2^23 times: 277 and the place of the last bit, p of
+    2^p; of 0 the largest word.
+    """
+    fraction = (words & singles.word(0x7FFFFF)) | singles.word(_NORMAL)
+    last = fraction & (~fraction).plus_words(singles.word(1))
+    place = (words & singles.word(_INFINITY)).plus_words(last.counted().words())
+    zero = (words & singles.word(0x7FFFFFFF)).same_words(singles.word(0))
+    return zero.where(singles.word(0xFFFFFFFF), place)
+
+
+@inline(result=False)
+def _row_ends(emit: Emitter, words: Any, ends: Any, length: Any) -> None:
+    """Of FP32 `[ROWS, length]`: of each column the least `_end` / 2^23. As many words follow as
+    these are to whole LANES.
+    """
+    singles = emit.floats(LANES)
+    ends, rows = singles.at(ends), rows_of(singles, words, length, ROWS)
+    more = emit.builder.add(length, emit.integer(LANES - 1))
+    with emit.loop(emit.builder.udiv(more, emit.integer(LANES))) as index:
+        k = emit.times(index, LANES)
+        each = [_end(singles, singles.load(singles.place(row, k)).words()) for row in rows]
+        least = functools.reduce(Vector.smaller_word, each).shifted_down(singles.word(23))
+        singles.store(least.numbers(), singles.place(ends, k))
+
+
+@inline(result=False)
+def _column_ends(emit: Emitter, words: Any, ends: Any, length: Any) -> None:
+    """As `_row_ends`, of FP32 `[length, COLUMNS]`."""
+    singles = emit.floats(LANES)
+    words, builder = singles.at(words), emit.builder
+    ends = builder.inttoptr(ends, ir.IntType(32).as_pointer())
+    with emit.loop(length) as k:
+        row = singles.place(words, emit.times(k, COLUMNS))
+        parts = [singles.load(singles.place(row, j)) for j in range(0, COLUMNS, LANES)]
+        each = [_end(singles, part.words()) for part in parts]
+        least = functools.reduce(Vector.smaller_word, each).least_word()
+        builder.store(builder.lshr(least, ir.Constant(least.type, 23)), emit.place(ends, k))
+
+
 # Tiles.
 
 # What is known of a group of rows or columns in a block: `_extent`, and which copies are made.
-_SUBNORMAL, _MOST, _LIFTED, _SCALED, _DOUBLES, _KNOWN = range(6)
+_SUBNORMAL, _MOST, _LIFTED, _SCALED, _DOUBLES, _ENDS, _KNOWN = range(7)
 
 
 @njit(**COMPILED)
@@ -214,8 +255,8 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
         np.empty(groups * ROWS * COLUMNS),  # 0: C
         np.empty(x, np.uint32),  # 1: x
         np.empty(y, np.uint32),  # 2: y
-        np.empty(4 * x, np.uint32),  # 3: copies of x, see `_copy`
-        np.empty(4 * y, np.uint32),  # 4: of y
+        np.empty(5 * x, np.uint32),  # 3: copies of x, see `_copy`
+        np.empty(5 * y, np.uint32),  # 4: of y
         np.empty((row_groups, _KNOWN), np.int64),  # 5: of groups of x
         np.empty((column_groups, _KNOWN), np.int64),  # 6: of y
         np.empty(groups, np.int64),  # 7: of groups of C: whether care is needed
@@ -225,7 +266,7 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
 @njit(**COMPILED)
 def _operand(words: int, known: int, copies: int, group: int, count: int, scale: int) -> Any:
     """Of a group, as for `_copy`, from where the first group's are."""
-    return words, known + 8 * group * _KNOWN, copies + 16 * group * count, count, scale
+    return words, known + 8 * group * _KNOWN, copies + 20 * group * count, count, scale
 
 
 @njit(**COMPILED)
@@ -254,6 +295,32 @@ def _copy(operand: Any, kind: int) -> int:
         else:
             read_doubles(words, _FLOATS, count, target, GROUP)
     return target
+
+
+@njit(**COMPILED)
+def _ends(operand: Any, of_rows: bool, length: int) -> int:
+    """Where the least `_end` of each product's numbers in a group is; see `_copy`."""
+    _, _, copies, count, _ = operand
+    words, ends, known = _copy(operand, _SCALED), copies + 16 * count, _known(operand)
+    if known[_ENDS] == 0:
+        known[_ENDS] = 1
+        if of_rows:
+            _row_ends((words, ends, length))
+        else:
+            _column_ends((words, ends, length))
+    return ends
+
+
+@njit(**COMPILED)
+def _steps_not_whole(x_ends: int, y_ends: int, length: int) -> int:
+    """How many steps there are in which `native_chain_steps.whole` rounds."""
+    left = carray(pointer(x_ends), (length,), np.int32)
+    right = carray(pointer(y_ends), (length,), np.int32)
+    found = np.int32(0)
+    for k in range(length):
+        less = np.int32(left[k] + right[k]) < np.int32(steps_of.WHOLE)
+        found += np.int32(1) if less else np.int32(0)
+    return int(found)
 
 
 @njit(**COMPILED)
@@ -302,6 +369,39 @@ def _low_part(x: int, y: int, here: int, width: int, count: int, length: int, fo
 
 
 @njit(**COMPILED)
+def _sizes_of(x: Any, y: Any, found: int, length: int) -> Any:
+    """Of what `kinds` found this: no product is as large as 2^product; and whether all numbers
+    times the powers of two are normal ones.
+    """
+    most_x, most_y = _known(x)[_MOST], _known(y)[_MOST]
+    product = most_x + most_y + 2
+    # No sum is as large as 2^reach.
+    reach = 1 + max((found >> 52) - 1022, product + _exponent(float(length)) + 1)
+    scalable = (
+        most_x + steps_of.SCALE_X <= 126
+        and most_y + steps_of.SCALE_Y <= 126
+        and reach + steps_of.SCALE_X + steps_of.SCALE_Y <= 127
+    )
+    return product, scalable
+
+
+@njit(**COMPILED)
+def _whole(x: Any, y: Any, here: int, width: int, length: int) -> bool:
+    """A block for C[ROWS, COLUMNS] at `here` by steps of which few round; whether it could be."""
+    found = max(steps_of.kinds((here, width)), steps_of.kinds((here + 8 * HALF, width)))
+    product, scalable = _sizes_of(x, y, found, length)
+    if not scalable:
+        return False
+    x_ends, y_ends = _ends(x, True, length), _ends(y, False, length)
+    count = _steps_not_whole(x_ends, y_ends, length)
+    if count > 0 and (product > -102 or 2 * count > length):
+        return False
+    x_at, y_at = _copy(x, _SCALED), _copy(y, _SCALED)
+    steps_of.whole((x_at, y_at, here, width, length, length, x_ends, y_ends))
+    return True
+
+
+@njit(**COMPILED)
 def _careful_half(
     x: Any, y: Any, half: int, here: int, width: int, length: int, narrow: bool
 ) -> bool:
@@ -310,16 +410,8 @@ def _careful_half(
     Args:
         x, y: as for `_copy`.
     """
-    most_x, most_y = _known(x)[_MOST], _known(y)[_MOST]
     found = steps_of.kinds((here, width))
-    # No product is as large as 2^product, and no sum as 2^reach.
-    product = most_x + most_y + 2
-    reach = 1 + max((found >> 52) - 1022, product + _exponent(float(length)) + 1)
-    scalable = (
-        most_x + steps_of.SCALE_X <= 126
-        and most_y + steps_of.SCALE_Y <= 126
-        and reach + steps_of.SCALE_X + steps_of.SCALE_Y <= 127
-    )
+    product, scalable = _sizes_of(x, y, found, length)
     failed = waits = False  # a flushing way waits for a part after it failed
     for first in range(0, length, _PART):
         count = min(_PART, length - first)
@@ -396,6 +488,9 @@ def _tile(
                     continue
                 left = _operand(xs, at_rows, at_x_copies, ig, x_size, steps_of.SCALE_X)
                 right = _operand(ys, at_columns, at_y_copies, jg, y_size, steps_of.SCALE_Y)
+                if _whole(left, right, here, width, length):
+                    care[group] = 1
+                    continue
                 care[group] = 0
                 for half in range(COLUMNS // HALF):
                     there = here + 8 * half * HALF
