@@ -241,6 +241,10 @@ def _column_ends(emit: Emitter, words: Any, ends: Any, length: Any) -> None:
 
 # Tiles.
 
+_NONE, _SELDOM, _OFTEN = range(3)  # the care that a group of C needs: how often sums are small
+_FEW = 0.3  # of `seldom` in a step: more take longer than `low`
+_LOW = -102  # where `low` serves, products are below 2^_LOW
+
 # What is known of a group of rows or columns in a block: `_extent`, and which copies are made.
 _SUBNORMAL, _MOST, _LIFTED, _SCALED, _DOUBLES, _ENDS, _KNOWN = range(7)
 
@@ -356,16 +360,41 @@ def _flushing_part(
 
 
 @njit(**COMPILED)
-def _low_part(x: int, y: int, here: int, width: int, count: int, length: int, found: int) -> None:
+def _low_part(operands: Any, found: int) -> None:
     """A part for C[ROWS, HALF], of which `kinds` found this, where `low` serves."""
+    x, y, here, width, count, length = operands
     last = count - 1
     x_last, y_last = x + 4 * last, y + 4 * last * COLUMNS
     if _any_zero(x_last, ROWS, length) or _any_zero(y_last, HALF, 1):
-        steps_of.low_with_zeros((x, y, here, width, count, length))
+        steps_of.low_with_zeros(operands)
     elif found < _DEEP and steps_of.deep((x, y, here, width, last, length)) == 0:
         steps_of.low((x_last, y_last, here, width, 1, length))  # a zero's sign
     else:
-        steps_of.low((x, y, here, width, count, length))
+        steps_of.low(operands)
+
+
+@njit(**COMPILED)
+def _low_half(x: int, y: int, here: int, width: int, length: int, found: int, care: int) -> int:
+    """A block for C[ROWS, HALF], of which `kinds` found this, where `low` serves; the care that is
+    needed after it.
+    """
+    first = 0
+    tried = care == _SELDOM
+    while first < length:
+        count = length - first if tried and found >= _DEEP else min(_PART, length - first)
+        operands = x + 4 * first, y + 4 * first * COLUMNS, here, width, count, length
+        if found < _DEEP or (tried and care == _OFTEN):
+            _low_part(operands, found)
+            tried, care = found >= _DEEP, _OFTEN
+        else:
+            times = steps_of.seldom(operands)
+            tried, care = (
+                True,
+                _NONE if times == 0 else _SELDOM if times <= count * _FEW else _OFTEN,
+            )
+        found = steps_of.kinds((here, width))
+        first += count
+    return care
 
 
 @njit(**COMPILED)
@@ -394,7 +423,7 @@ def _whole(x: Any, y: Any, here: int, width: int, length: int) -> bool:
         return False
     x_ends, y_ends = _ends(x, True, length), _ends(y, False, length)
     count = _steps_not_whole(x_ends, y_ends, length)
-    if count > 0 and (product > -102 or 2 * count > length):
+    if count > 0 and (product > _LOW or 2 * count > length):
         return False
     x_at, y_at = _copy(x, _SCALED), _copy(y, _SCALED)
     steps_of.whole((x_at, y_at, here, width, length, length, x_ends, y_ends))
@@ -403,15 +432,18 @@ def _whole(x: Any, y: Any, here: int, width: int, length: int) -> bool:
 
 @njit(**COMPILED)
 def _careful_half(
-    x: Any, y: Any, half: int, here: int, width: int, length: int, narrow: bool
-) -> bool:
-    """A block for C[ROWS, HALF] at `here`, whatever there is; whether care is needed after it.
+    x: Any, y: Any, half: int, here: int, width: int, length: int, narrow: bool, care: int
+) -> int:
+    """A block for C[ROWS, HALF] at `here`, whatever there is; the care that is needed after it.
 
     Args:
         x, y: as for `_copy`.
     """
     found = steps_of.kinds((here, width))
     product, scalable = _sizes_of(x, y, found, length)
+    if scalable and product <= _LOW and found & steps_of.SETTLED == 0:
+        x_at, y_at = _copy(x, _SCALED), _copy(y, _SCALED) + 4 * half * HALF
+        return _low_half(x_at, y_at, here, width, length, found, care)
     failed = waits = False  # a flushing way waits for a part after it failed
     for first in range(0, length, _PART):
         count = min(_PART, length - first)
@@ -420,24 +452,20 @@ def _careful_half(
         if found & steps_of.SETTLED != 0:  # then what is finite might as well be another number
             x_part, y_part = _copy(x, _LIFTED) + x_at, _copy(y, _LIFTED) + y_at
             steps_of.direct_half((x_part, y_part, here, width, length - first, length, 0))
-            return False
+            return _NONE
         waits = failed and not waits
         failed = waits or found & steps_of.TINY != 0
         if not failed:
             failed = _flushing_part(x, y, x_at, y_at, c_and_sizes, scalable, narrow)
             if not failed:
                 continue
-        if scalable and product <= -102:
-            x_part, y_part = _copy(x, _SCALED) + x_at, _copy(y, _SCALED) + y_at
-            _low_part(x_part, y_part, here, width, count, length, found)
+        x_part, y_part = _copy(x, _DOUBLES) + 2 * x_at, _copy(y, _DOUBLES) + 2 * y_at
+        if narrow:
+            steps_of.wide((x_part, y_part, *c_and_sizes))
         else:
-            x_part, y_part = _copy(x, _DOUBLES) + 2 * x_at, _copy(y, _DOUBLES) + 2 * y_at
-            if narrow:
-                steps_of.wide((x_part, y_part, *c_and_sizes))
-            else:
-                steps_of.wide_odd((x_part, y_part, *c_and_sizes))
+            steps_of.wide_odd((x_part, y_part, *c_and_sizes))
         found = steps_of.kinds((here, width))
-    return failed or found & steps_of.TINY != 0
+    return _SELDOM if failed or found & steps_of.TINY != 0 else _NONE
 
 
 @njit(**COMPILED)
@@ -462,7 +490,7 @@ def _tile(
         for jg in range(column_groups):
             here = at_c + 8 * (ig * ROWS * width + jg * COLUMNS)
             found = steps_of.kinds((here, width)) | steps_of.kinds((here + 8 * HALF, width))
-            care[ig * column_groups + jg] = found & steps_of.TINY
+            care[ig * column_groups + jg] = _NONE if found & steps_of.TINY == 0 else _SELDOM
     for first in range(0, number, block):
         length = min(block, number - first)
         _pack_rows(a, form, corner[0], rows, k, first, length, products, x)
@@ -488,14 +516,14 @@ def _tile(
                     continue
                 left = _operand(xs, at_rows, at_x_copies, ig, x_size, steps_of.SCALE_X)
                 right = _operand(ys, at_columns, at_y_copies, jg, y_size, steps_of.SCALE_Y)
+                before, care[group] = care[group], _SELDOM
                 if _whole(left, right, here, width, length):
-                    care[group] = 1
                     continue
-                care[group] = 0
+                care[group] = _NONE
                 for half in range(COLUMNS // HALF):
                     there = here + 8 * half * HALF
-                    if _careful_half(left, right, half, there, width, length, narrow):
-                        care[group] = 1
+                    after = _careful_half(left, right, half, there, width, length, narrow, before)
+                    care[group] = max(care[group], after)
 
 
 @njit(**COMPILED)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -28,6 +29,7 @@ SCALE = 2.0 ** (SCALE_X + SCALE_Y)  # of products and sums
 _ONCE = 2.0**-126 * SCALE
 _AT_LEAST_ONCE = 1 << 30  # the bit that tells of a word of FP32, since `_ONCE` is 2
 _FRACTION = (1 << 23) - 1
+_TOGETHER = 4
 WHOLE = 2 * 277 + SCALE_X + SCALE_Y - 149  # see `whole`
 
 
@@ -158,6 +160,11 @@ class _Grid:
         bit, zero = self._singles.word(_AT_LEAST_ONCE), self._singles.word(0)
         return (total.words() & bit).same_words(zero).where(on_grid, total)
 
+    def found(self, factors: tuple[Vector, Vector], sums: tuple[Vector, Vector]) -> Vector:
+        """As `rounded`, of any C; zeros have their sign."""
+        before, total = (self.signed_half(x) for x in sums)
+        return self.with_sign(self.rounded(factors, sums, (before, total)), sums[1])
+
 
 def _on_grid(
     emit: Emitter, signs: bool, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any
@@ -234,11 +241,49 @@ def whole(emit: Emitter, *operands: Any) -> None:
                     for (_, variable), factor in zip(row, right, strict=True):
                         before = emit.get(variable)
                         total = left.times_plus(factor, before)
-                        halves = grid.signed_half(before), grid.signed_half(total)
-                        found = grid.rounded((left, factor), (before, total), halves)
-                        emit.put(variable, grid.with_sign(found, total))
+                        emit.put(variable, grid.found((left, factor), (before, total)))
     for place, variable in sum(columns, []):
         _store(emit, emit.get(variable), place, 1 / SCALE)
+
+
+@inline(result=True)
+def seldom(emit: Emitter, *operands: Any) -> Any:
+    """As `low`, whatever the last products are, but only sums of steps of which one is below
+    `_ONCE` and not 0 are rounded; how many times this was done for `_TOGETHER` rows.
+    """
+    x, y, c, width, count, stride = operands
+    builder, singles = emit.builder, emit.floats()
+    rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
+    minus_one, bit, zero = (singles.word(x) for x in (0xFFFFFFFF, _AT_LEAST_ONCE, 0))
+    times = emit.integer_variable(0)
+    _set_control(emit, emit.integer(_FLUSHING))
+    sums = _sums(emit, emit.at(c), width, SCALE)
+    with emit.loop(count) as k:
+        right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
+        for first in range(0, ROWS, _TOGETHER):
+            here = slice(first, first + _TOGETHER)
+            variables = [variable for _, variable in sums[here]]
+            factors = [(singles.load_all_equal(singles.place(row, k)), right) for row in rows[here]]
+            befores = [emit.get(variable) for variable in variables]
+            totals = [
+                left.times_plus(right, before)
+                for (left, right), before in zip(factors, befores, strict=True)
+            ]
+            # The bit of one less is set if the bit is or all bits but the sign are not, and else
+            # only of `_ONCE` itself is it not.
+            words = [total.words().plus_words(minus_one) for total in totals]
+            large = functools.reduce(Vector.__and__, words) & bit
+            for variable, total in zip(variables, totals, strict=True):
+                emit.put(variable, total)
+            with emit.when(large.same_words(zero).bits()):
+                builder.store(builder.add(builder.load(times), emit.integer(1)), times)
+                for variable, *step in zip(
+                    variables, factors, zip(befores, totals, strict=True), strict=True
+                ):
+                    emit.put(variable, grid.found(*step))
+    for place, variable in sums:
+        _store(emit, emit.get(variable), place, 1 / SCALE)
+    return builder.load(times)
 
 
 @inline(result=True)
