@@ -10,9 +10,14 @@ and half as many columns, for each of which the quickest of these ways is taken:
 
 - direct, if operands are normal numbers or 0, and again nothing was flushed;
 - firm, if some are subnormal, but sums so large that they do not notice;
-- where products are small, low: times a power of two, so that all numbers are normal ones; and
-  deep, if all sums are below 2^-127;
 - wide, in FP64, and rounded from there.
+
+Where products are small, there are quicker ones, for whole blocks: all is times a power of two, by
+which all numbers are normal ones, and what is below 2^-126 is rounded to a multiple of 2^-149:
+
+- whole, all columns at once: if in most steps all products are such multiples anyway;
+- seldom, if few sums are below 2^-126, as the first part tells or the block before;
+- low, if many are; and deep, if all are below 2^-127.
 
 Tiles are of doubles between the blocks, for these hold subnormal numbers of FP32 as normal ones.
 The ways are in `kernels.native_chain_steps`.
@@ -200,8 +205,8 @@ def _scale(emit: Emitter, words: Any, target: Any, count: Any, scale: Any) -> No
 
 
 def _end(singles: Emitter, words: Vector) -> Vector:
-    """Of words, which are no subnormal numbers, 2^23 times: 277 and the place of the last bit, p of
-    2^p; of 0 the largest word.
+    """Of words of FP32, which are no subnormal numbers, p + 277 in the upper bits, from 2^23 on,
+    if 2^p is the last bit that is set; of 0 the largest word.
     """
     fraction = (words & singles.word(0x7FFFFF)) | singles.word(_NORMAL)
     last = fraction & (~fraction).plus_words(singles.word(1))
@@ -212,8 +217,8 @@ def _end(singles: Emitter, words: Vector) -> Vector:
 
 @inline(result=False)
 def _row_ends(emit: Emitter, words: Any, ends: Any, length: Any) -> None:
-    """Of FP32 `[ROWS, length]`: of each column the least `_end` / 2^23. As many words follow as
-    these are to whole LANES.
+    """Of FP32 `[ROWS, length]`: the least p + 277 of each column, as `_end` has it; and of what is
+    beyond the last one, to whole LANES.
     """
     singles = emit.floats(LANES)
     ends, rows = singles.at(ends), rows_of(singles, words, length, ROWS)
@@ -284,8 +289,8 @@ def _copy(operand: Any, kind: int) -> int:
 
     Args:
         operand: the address of its words and of what is known; where its copies are, a space of
-            `count` words for each, the last of which is of doubles; `count`; the exponent of the
-            scale.
+            `count` words for each, of twice as many for doubles, and then one for what `_ends`
+            makes; `count`; the exponent of the scale.
     """
     words, _, copies, count, scale = operand
     target = copies + 4 * count * (kind - _LIFTED)
@@ -303,7 +308,9 @@ def _copy(operand: Any, kind: int) -> int:
 
 @njit(**COMPILED)
 def _ends(operand: Any, of_rows: bool, length: int) -> int:
-    """Where the least `_end` of each product's numbers in a group is; see `_copy`."""
+    """Where a group has for each product p + 277 such that its numbers, scaled, are multiples of
+    2^p; see `_copy`.
+    """
     _, _, copies, count, _ = operand
     words, ends, known = _copy(operand, _SCALED), copies + 16 * count, _known(operand)
     if known[_ENDS] == 0:
@@ -379,7 +386,7 @@ def _low_half(x: int, y: int, here: int, width: int, length: int, found: int, ca
     needed after it.
     """
     first = 0
-    tried = care == _SELDOM
+    tried = care == _SELDOM  # whether it is known how often sums are small
     while first < length:
         count = length - first if tried and found >= _DEEP else min(_PART, length - first)
         operands = x + 4 * first, y + 4 * first * COLUMNS, here, width, count, length
@@ -388,10 +395,8 @@ def _low_half(x: int, y: int, here: int, width: int, length: int, found: int, ca
             tried, care = found >= _DEEP, _OFTEN
         else:
             times = steps_of.seldom(operands)
-            tried, care = (
-                True,
-                _NONE if times == 0 else _SELDOM if times <= count * _FEW else _OFTEN,
-            )
+            few = _NONE if times == 0 else _SELDOM
+            tried, care = True, few if times <= count * _FEW else _OFTEN
         found = steps_of.kinds((here, width))
         first += count
     return care
@@ -416,7 +421,7 @@ def _sizes_of(x: Any, y: Any, found: int, length: int) -> Any:
 
 @njit(**COMPILED)
 def _whole(x: Any, y: Any, here: int, width: int, length: int) -> bool:
-    """A block for C[ROWS, COLUMNS] at `here` by steps of which few round; whether it could be."""
+    """A block for C[ROWS, COLUMNS] at `here`, if it has few steps that round; whether it has."""
     found = max(steps_of.kinds((here, width)), steps_of.kinds((here + 8 * HALF, width)))
     product, scalable = _sizes_of(x, y, found, length)
     if not scalable:

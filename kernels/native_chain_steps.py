@@ -210,8 +210,8 @@ def low_with_zeros(emit: Emitter, *operands: Any) -> None:
 @inline(result=False)
 def whole(emit: Emitter, *operands: Any) -> None:
     """C[ROWS, COLUMNS] += x y, all times SCALE as for `low`. Only steps whose products may have
-    bits below 2^-149 round as that does: of multiples of 2^-149, FP32 loses no bit but where it has
-    to, whatever their sizes.
+    bits below 2^-149 round as that does: a sum of multiples of 2^-149 is a number of FP32 if it is
+    below 2^-125, so that FP32 loses no bit but where it has to, whatever their sizes.
 
     Args:
         operands: x, y, c, width, count, stride, x_ends, y_ends: as for `direct`, and of each step
@@ -248,8 +248,8 @@ def whole(emit: Emitter, *operands: Any) -> None:
 
 @inline(result=True)
 def seldom(emit: Emitter, *operands: Any) -> Any:
-    """As `low`, whatever the last products are, but only sums of steps of which one is below
-    `_ONCE` and not 0 are rounded; how many times this was done for `_TOGETHER` rows.
+    """As `low`, whatever the last products are, where few sums are below `_ONCE` but 0: in a step
+    without any in `_TOGETHER` rows, these rows need no care. The result is how often they did.
     """
     x, y, c, width, count, stride = operands
     builder, singles = emit.builder, emit.floats()
@@ -261,26 +261,20 @@ def seldom(emit: Emitter, *operands: Any) -> Any:
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
         for first in range(0, ROWS, _TOGETHER):
-            here = slice(first, first + _TOGETHER)
-            variables = [variable for _, variable in sums[here]]
-            factors = [(singles.load_all_equal(singles.place(row, k)), right) for row in rows[here]]
-            befores = [emit.get(variable) for variable in variables]
-            totals = [
-                left.times_plus(right, before)
-                for (left, right), before in zip(factors, befores, strict=True)
-            ]
-            # The bit of one less is set if the bit is or all bits but the sign are not, and else
-            # only of `_ONCE` itself is it not.
-            words = [total.words().plus_words(minus_one) for total in totals]
-            large = functools.reduce(Vector.__and__, words) & bit
-            for variable, total in zip(variables, totals, strict=True):
+            steps = []
+            for i in range(first, first + _TOGETHER):
+                left, variable = singles.load_all_equal(singles.place(rows[i], k)), sums[i][1]
+                before = emit.get(variable)
+                total = left.times_plus(right, before)
                 emit.put(variable, total)
+                steps.append((variable, (left, right), (before, total)))
+            # Of one less, the bit is not set below `_ONCE` and there, but for zeros.
+            less = [total.words().plus_words(minus_one) for _, _, (_, total) in steps]
+            large = functools.reduce(Vector.__and__, less) & bit
             with emit.when(large.same_words(zero).bits()):
                 builder.store(builder.add(builder.load(times), emit.integer(1)), times)
-                for variable, *step in zip(
-                    variables, factors, zip(befores, totals, strict=True), strict=True
-                ):
-                    emit.put(variable, grid.found(*step))
+                for variable, factors, both in steps:
+                    emit.put(variable, grid.found(factors, both))
     for place, variable in sums:
         _store(emit, emit.get(variable), place, 1 / SCALE)
     return builder.load(times)

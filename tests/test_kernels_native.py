@@ -766,11 +766,10 @@ def test_steps_whose_products_have_bits_below_the_last_place(length, bits):
     rng = np.random.default_rng(length)
     shapes = (3, native_chain.ROWS, length), (2, length, native_chain.COLUMNS)
     x, y = (np.zeros(shape, np.float32) for shape in shapes)
-    for operand, center in ((x, -74), (y, -75)):
+    for operand in (x, y):
         count = rng.integers(1, 1 << bits, operand.shape) | (1 << bits >> 1)
-        scale = 2.0 ** (
-            center + rng.integers(0, 6, operand.shape) * (rng.random(operand.shape) < 0.1)
-        )
+        more = rng.integers(0, 6, operand.shape) * (rng.random(operand.shape) < 0.1)
+        scale = 2.0 ** (more - 75)
         operand[:] = rng.choice([-1.0, 1.0], operand.shape) * count * scale
         operand[rng.random(operand.shape) < 0.1] = 0.0
     x[1] *= np.float32(2.0**-60) * (np.arange(length) % 3 == 0)  # some are subnormal
@@ -792,7 +791,7 @@ def test_steps_of_which_few_round(dtype):
     rng = np.random.default_rng(5)
     a, b = (rng.integers(-255, 256, shape).astype(np.float64) for shape in ((19, 90), (90, 70)))
     a[:, ::9] *= 2.0 ** -rng.integers(1, 3, (19, 10))
-    a[:, 5::9] *= 2.0**12
+    a[:, 5::9], b[2::9, 1::3] = a[:, 5::9] * 2.0**12, b[2::9, 1::3] / 2
     b[rng.random(b.shape) < 0.2] = -0.0
     a[8:16, 60:], b[::7], b[:, 40] = 0.0, 1.0, -0.0
     c = rng.integers(-9, 10, (19, 70)) * 2.0 ** rng.integers(-149, -120, (19, 70))
@@ -819,6 +818,15 @@ def test_a_large_sum_that_vanishes_where_another_rounds():
     """In the same step; 2^-126 has no room beside it."""
     cases = [(2.0**-90, [2.0**-40, 0, 0], [-(2.0**-50), 0, 0]), (0.0, [2.0**-80], [2.0**-80])]
     check(*crowded(cases, BF16, 0.0), FMA)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_all_sums_are_small(dtype):
+    """But some are 2^-127 or more."""
+    rng = np.random.default_rng(1)
+    a, b = (rng.normal(size=shape) * 2.0**-70 for shape in ((8, 50), (50, 32)))
+    c = (rng.uniform(1, 1.9, (8, 32)) * rng.choice([-1, 1], (8, 32)) * 2.0**-127).astype(np.float32)
+    check(a.astype(np.float32).astype(dtype), b.astype(np.float32).astype(dtype), c, FMA)
 
 
 @pytest.mark.parametrize("center", [-58, -60, -62])
