@@ -795,7 +795,7 @@ def test_steps_of_which_few_round(dtype):
     b[rng.random(b.shape) < 0.2] = -0.0
     a[8:16, 60:], b[::7], b[:, 40] = 0.0, 1.0, -0.0
     c = rng.integers(-9, 10, (19, 70)) * 2.0 ** rng.integers(-149, -120, (19, 70))
-    c[:, 7::8], c[3], c[:, 40] = -0.0, 1.5 * 2.0**-110, -0.0
+    c[:, 7::8], c[3], c[:, 40], c[9, 1] = -0.0, 1.5 * 2.0**-110, -0.0, 2.0**100
     a, b = ((x * e).astype(np.float32).astype(dtype) for x, e in ((a, 2.0**-75), (b, 2.0**-74)))
     for start in (None, c.astype(np.float32)):
         check(a, b, start, FMA)
