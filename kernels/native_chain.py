@@ -10,9 +10,14 @@ and half as many columns, for each of which the quickest of these ways is taken:
 
 - direct, if operands are normal numbers or 0, and again nothing was flushed;
 - firm, if some are subnormal, but sums so large that they do not notice;
-- where products are small, low: times a power of two, so that all numbers are normal ones; and
-  deep, if all sums are below 2^-127;
 - wide, in FP64, and rounded from there.
+
+Where products are small, there are quicker ones, for whole blocks: all is times a power of two, by
+which all numbers are normal ones, and what is below 2^-126 is rounded to a multiple of 2^-149:
+
+- whole, all columns at once: if in most steps all products are such multiples anyway;
+- seldom, if few sums are below 2^-126, as the first part tells or the block before;
+- low, if many are; and deep, if all are below 2^-127.
 
 Tiles are of doubles between the blocks, for these hold subnormal numbers of FP32 as normal ones.
 The ways are in `kernels.native_chain_steps`.
@@ -20,6 +25,7 @@ The ways are in `kernels.native_chain_steps`.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -40,7 +46,7 @@ from kernels.native_operands import (
     read_words,
     word_at,
 )
-from kernels.native_steps import EXPONENT
+from kernels.native_steps import EXPONENT, rows_of
 from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
 
 _BLOCK = 256  # products of a block
@@ -198,10 +204,54 @@ def _scale(emit: Emitter, words: Any, target: Any, count: Any, scale: Any) -> No
     _map(emit, words, target, count, scaled)
 
 
+def _end(singles: Emitter, words: Vector) -> Vector:
+    """Of words of FP32, which are no subnormal numbers, p + 277 in the upper bits, from 2^23 on,
+    if 2^p is the last bit that is set; of 0 the largest word.
+    """
+    fraction = (words & singles.word(0x7FFFFF)) | singles.word(_NORMAL)
+    last = fraction & (~fraction).plus_words(singles.word(1))
+    place = (words & singles.word(_INFINITY)).plus_words(last.counted().words())
+    zero = (words & singles.word(0x7FFFFFFF)).same_words(singles.word(0))
+    return zero.where(singles.word(0xFFFFFFFF), place)
+
+
+@inline(result=False)
+def _row_ends(emit: Emitter, words: Any, ends: Any, length: Any) -> None:
+    """Of FP32 `[ROWS, length]`: the least p + 277 of each column, as `_end` has it; and of what is
+    beyond the last one, to whole LANES.
+    """
+    singles = emit.floats(LANES)
+    ends, rows = singles.at(ends), rows_of(singles, words, length, ROWS)
+    more = emit.builder.add(length, emit.integer(LANES - 1))
+    with emit.loop(emit.builder.udiv(more, emit.integer(LANES))) as index:
+        k = emit.times(index, LANES)
+        each = [_end(singles, singles.load(singles.place(row, k)).words()) for row in rows]
+        least = functools.reduce(Vector.smaller_word, each).shifted_down(singles.word(23))
+        singles.store(least.numbers(), singles.place(ends, k))
+
+
+@inline(result=False)
+def _column_ends(emit: Emitter, words: Any, ends: Any, length: Any) -> None:
+    """As `_row_ends`, of FP32 `[length, COLUMNS]`."""
+    singles = emit.floats(LANES)
+    words, builder = singles.at(words), emit.builder
+    ends = builder.inttoptr(ends, ir.IntType(32).as_pointer())
+    with emit.loop(length) as k:
+        row = singles.place(words, emit.times(k, COLUMNS))
+        parts = [singles.load(singles.place(row, j)) for j in range(0, COLUMNS, LANES)]
+        each = [_end(singles, part.words()) for part in parts]
+        least = functools.reduce(Vector.smaller_word, each).least_word()
+        builder.store(builder.lshr(least, ir.Constant(least.type, 23)), emit.place(ends, k))
+
+
 # Tiles.
 
+_NONE, _SELDOM, _OFTEN = range(3)  # the care that a group of C needs: how often sums are small
+_FEW = 0.3  # of `seldom` in a step: more take longer than `low`
+_LOW = -102  # where `low` serves, products are below 2^_LOW
+
 # What is known of a group of rows or columns in a block: `_extent`, and which copies are made.
-_SUBNORMAL, _MOST, _LIFTED, _SCALED, _DOUBLES, _KNOWN = range(6)
+_SUBNORMAL, _MOST, _LIFTED, _SCALED, _DOUBLES, _ENDS, _KNOWN = range(7)
 
 
 @njit(**COMPILED)
@@ -214,8 +264,8 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
         np.empty(groups * ROWS * COLUMNS),  # 0: C
         np.empty(x, np.uint32),  # 1: x
         np.empty(y, np.uint32),  # 2: y
-        np.empty(4 * x, np.uint32),  # 3: copies of x, see `_copy`
-        np.empty(4 * y, np.uint32),  # 4: of y
+        np.empty(5 * x, np.uint32),  # 3: copies of x, see `_copy`
+        np.empty(5 * y, np.uint32),  # 4: of y
         np.empty((row_groups, _KNOWN), np.int64),  # 5: of groups of x
         np.empty((column_groups, _KNOWN), np.int64),  # 6: of y
         np.empty(groups, np.int64),  # 7: of groups of C: whether care is needed
@@ -225,7 +275,7 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
 @njit(**COMPILED)
 def _operand(words: int, known: int, copies: int, group: int, count: int, scale: int) -> Any:
     """Of a group, as for `_copy`, from where the first group's are."""
-    return words, known + 8 * group * _KNOWN, copies + 16 * group * count, count, scale
+    return words, known + 8 * group * _KNOWN, copies + 20 * group * count, count, scale
 
 
 @njit(**COMPILED)
@@ -239,8 +289,8 @@ def _copy(operand: Any, kind: int) -> int:
 
     Args:
         operand: the address of its words and of what is known; where its copies are, a space of
-            `count` words for each, the last of which is of doubles; `count`; the exponent of the
-            scale.
+            `count` words for each, of twice as many for doubles, and then one for what `_ends`
+            makes; `count`; the exponent of the scale.
     """
     words, _, copies, count, scale = operand
     target = copies + 4 * count * (kind - _LIFTED)
@@ -254,6 +304,34 @@ def _copy(operand: Any, kind: int) -> int:
         else:
             read_doubles(words, _FLOATS, count, target, GROUP)
     return target
+
+
+@njit(**COMPILED)
+def _ends(operand: Any, of_rows: bool, length: int) -> int:
+    """Where a group has for each product p + 277 such that its numbers, scaled, are multiples of
+    2^p; see `_copy`.
+    """
+    _, _, copies, count, _ = operand
+    words, ends, known = _copy(operand, _SCALED), copies + 16 * count, _known(operand)
+    if known[_ENDS] == 0:
+        known[_ENDS] = 1
+        if of_rows:
+            _row_ends((words, ends, length))
+        else:
+            _column_ends((words, ends, length))
+    return ends
+
+
+@njit(**COMPILED)
+def _steps_not_whole(x_ends: int, y_ends: int, length: int) -> int:
+    """How many steps there are in which `native_chain_steps.whole` rounds."""
+    left = carray(pointer(x_ends), (length,), np.int32)
+    right = carray(pointer(y_ends), (length,), np.int32)
+    found = np.int32(0)
+    for k in range(length):
+        less = np.int32(left[k] + right[k]) < np.int32(steps_of.WHOLE)
+        found += np.int32(1) if less else np.int32(0)
+    return int(found)
 
 
 @njit(**COMPILED)
@@ -289,37 +367,88 @@ def _flushing_part(
 
 
 @njit(**COMPILED)
-def _low_part(x: int, y: int, here: int, width: int, count: int, length: int, found: int) -> None:
+def _low_part(operands: Any, found: int) -> None:
     """A part for C[ROWS, HALF], of which `kinds` found this, where `low` serves."""
+    x, y, here, width, count, length = operands
     last = count - 1
     x_last, y_last = x + 4 * last, y + 4 * last * COLUMNS
     if _any_zero(x_last, ROWS, length) or _any_zero(y_last, HALF, 1):
-        steps_of.low_with_zeros((x, y, here, width, count, length))
+        steps_of.low_with_zeros(operands)
     elif found < _DEEP and steps_of.deep((x, y, here, width, last, length)) == 0:
         steps_of.low((x_last, y_last, here, width, 1, length))  # a zero's sign
     else:
-        steps_of.low((x, y, here, width, count, length))
+        steps_of.low(operands)
 
 
 @njit(**COMPILED)
-def _careful_half(
-    x: Any, y: Any, half: int, here: int, width: int, length: int, narrow: bool
-) -> bool:
-    """A block for C[ROWS, HALF] at `here`, whatever there is; whether care is needed after it.
+def _low_half(x: int, y: int, here: int, width: int, length: int, found: int, care: int) -> int:
+    """A block for C[ROWS, HALF], of which `kinds` found this, where `low` serves; the care that is
+    needed after it.
+    """
+    first = 0
+    tried = care == _SELDOM  # whether it is known how often sums are small
+    while first < length:
+        count = length - first if tried and found >= _DEEP else min(_PART, length - first)
+        operands = x + 4 * first, y + 4 * first * COLUMNS, here, width, count, length
+        if found < _DEEP or (tried and care == _OFTEN):
+            _low_part(operands, found)
+            tried, care = found >= _DEEP, _OFTEN
+        else:
+            times = steps_of.seldom(operands)
+            few = _NONE if times == 0 else _SELDOM
+            tried, care = True, few if times <= count * _FEW else _OFTEN
+        found = steps_of.kinds((here, width))
+        first += count
+    return care
 
-    Args:
-        x, y: as for `_copy`.
+
+@njit(**COMPILED)
+def _sizes_of(x: Any, y: Any, found: int, length: int) -> Any:
+    """Of what `kinds` found this: no product is as large as 2^product; and whether all numbers
+    times the powers of two are normal ones.
     """
     most_x, most_y = _known(x)[_MOST], _known(y)[_MOST]
-    found = steps_of.kinds((here, width))
-    # No product is as large as 2^product, and no sum as 2^reach.
     product = most_x + most_y + 2
+    # No sum is as large as 2^reach.
     reach = 1 + max((found >> 52) - 1022, product + _exponent(float(length)) + 1)
     scalable = (
         most_x + steps_of.SCALE_X <= 126
         and most_y + steps_of.SCALE_Y <= 126
         and reach + steps_of.SCALE_X + steps_of.SCALE_Y <= 127
     )
+    return product, scalable
+
+
+@njit(**COMPILED)
+def _whole(x: Any, y: Any, here: int, width: int, length: int) -> bool:
+    """A block for C[ROWS, COLUMNS] at `here`, if it has few steps that round; whether it has."""
+    found = max(steps_of.kinds((here, width)), steps_of.kinds((here + 8 * HALF, width)))
+    product, scalable = _sizes_of(x, y, found, length)
+    if not scalable:
+        return False
+    x_ends, y_ends = _ends(x, True, length), _ends(y, False, length)
+    count = _steps_not_whole(x_ends, y_ends, length)
+    if count > 0 and (product > _LOW or 2 * count > length):
+        return False
+    x_at, y_at = _copy(x, _SCALED), _copy(y, _SCALED)
+    steps_of.whole((x_at, y_at, here, width, length, length, x_ends, y_ends))
+    return True
+
+
+@njit(**COMPILED)
+def _careful_half(
+    x: Any, y: Any, half: int, here: int, width: int, length: int, narrow: bool, care: int
+) -> int:
+    """A block for C[ROWS, HALF] at `here`, whatever there is; the care that is needed after it.
+
+    Args:
+        x, y: as for `_copy`.
+    """
+    found = steps_of.kinds((here, width))
+    product, scalable = _sizes_of(x, y, found, length)
+    if scalable and product <= _LOW and found & steps_of.SETTLED == 0:
+        x_at, y_at = _copy(x, _SCALED), _copy(y, _SCALED) + 4 * half * HALF
+        return _low_half(x_at, y_at, here, width, length, found, care)
     failed = waits = False  # a flushing way waits for a part after it failed
     for first in range(0, length, _PART):
         count = min(_PART, length - first)
@@ -328,24 +457,20 @@ def _careful_half(
         if found & steps_of.SETTLED != 0:  # then what is finite might as well be another number
             x_part, y_part = _copy(x, _LIFTED) + x_at, _copy(y, _LIFTED) + y_at
             steps_of.direct_half((x_part, y_part, here, width, length - first, length, 0))
-            return False
+            return _NONE
         waits = failed and not waits
         failed = waits or found & steps_of.TINY != 0
         if not failed:
             failed = _flushing_part(x, y, x_at, y_at, c_and_sizes, scalable, narrow)
             if not failed:
                 continue
-        if scalable and product <= -102:
-            x_part, y_part = _copy(x, _SCALED) + x_at, _copy(y, _SCALED) + y_at
-            _low_part(x_part, y_part, here, width, count, length, found)
+        x_part, y_part = _copy(x, _DOUBLES) + 2 * x_at, _copy(y, _DOUBLES) + 2 * y_at
+        if narrow:
+            steps_of.wide((x_part, y_part, *c_and_sizes))
         else:
-            x_part, y_part = _copy(x, _DOUBLES) + 2 * x_at, _copy(y, _DOUBLES) + 2 * y_at
-            if narrow:
-                steps_of.wide((x_part, y_part, *c_and_sizes))
-            else:
-                steps_of.wide_odd((x_part, y_part, *c_and_sizes))
+            steps_of.wide_odd((x_part, y_part, *c_and_sizes))
         found = steps_of.kinds((here, width))
-    return failed or found & steps_of.TINY != 0
+    return _SELDOM if failed or found & steps_of.TINY != 0 else _NONE
 
 
 @njit(**COMPILED)
@@ -370,7 +495,7 @@ def _tile(
         for jg in range(column_groups):
             here = at_c + 8 * (ig * ROWS * width + jg * COLUMNS)
             found = steps_of.kinds((here, width)) | steps_of.kinds((here + 8 * HALF, width))
-            care[ig * column_groups + jg] = found & steps_of.TINY
+            care[ig * column_groups + jg] = _NONE if found & steps_of.TINY == 0 else _SELDOM
     for first in range(0, number, block):
         length = min(block, number - first)
         _pack_rows(a, form, corner[0], rows, k, first, length, products, x)
@@ -396,11 +521,14 @@ def _tile(
                     continue
                 left = _operand(xs, at_rows, at_x_copies, ig, x_size, steps_of.SCALE_X)
                 right = _operand(ys, at_columns, at_y_copies, jg, y_size, steps_of.SCALE_Y)
-                care[group] = 0
+                before, care[group] = care[group], _SELDOM
+                if _whole(left, right, here, width, length):
+                    continue
+                care[group] = _NONE
                 for half in range(COLUMNS // HALF):
                     there = here + 8 * half * HALF
-                    if _careful_half(left, right, half, there, width, length, narrow):
-                        care[group] = 1
+                    after = _careful_half(left, right, half, there, width, length, narrow, before)
+                    care[group] = max(care[group], after)
 
 
 @njit(**COMPILED)

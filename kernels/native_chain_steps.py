@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -28,6 +29,8 @@ SCALE = 2.0 ** (SCALE_X + SCALE_Y)  # of products and sums
 _ONCE = 2.0**-126 * SCALE
 _AT_LEAST_ONCE = 1 << 30  # the bit that tells of a word of FP32, since `_ONCE` is 2
 _FRACTION = (1 << 23) - 1
+_TOGETHER = 4
+WHOLE = 2 * 277 + SCALE_X + SCALE_Y - 149  # see `whole`
 
 
 def _set_control(emit: Emitter, word: ir.Value) -> None:
@@ -124,43 +127,65 @@ def _store(emit: Emitter, row: Vector, place: ir.Value, scale: float = 1.0) -> N
 
 def _sums(emit: Emitter, c: Any, width: Any, scale: float = 1.0) -> list[tuple[Any, Any]]:
     """Of C[ROWS, HALF]: where a row is, and a variable with its floats times `scale`."""
-    places = [emit.place(emit.at(c), emit.times(width, i)) for i in range(ROWS)]
+    places = [emit.place(c, emit.times(width, i)) for i in range(ROWS)]
     return [(place, emit.variable(_floats_at(emit, place, scale))) for place in places]
+
+
+class _Grid:
+    """How sums below `_ONCE` are rounded to multiples of 2^-149, all times SCALE.
+
+    Such a sum is rounded once, where numbers above are: it is taken from twice `_ONCE` or, if C is
+    of the other sign, added to `_ONCE`. C with these is exact where products are below 2^-102.
+    """
+
+    def __init__(self, singles: Emitter) -> None:
+        self._singles = singles
+        self._sign, self._size = singles.word(1 << 31), singles.word((1 << 31) - 1)
+        self._half, self._three = singles.number(_ONCE / 2).words(), singles.number(3.0)
+
+    def signed_half(self, number: Vector) -> Vector:
+        """Half of `_ONCE` with the sign of a number."""
+        return ((number.words() & self._sign) | self._half).numbers()
+
+    def with_sign(self, number: Vector, sign: Vector) -> Vector:
+        return ((number.words() & self._size) | (sign.words() & self._sign)).numbers()
+
+    def rounded(self, factors: tuple[Vector, Vector], sums: Any, halves: Any) -> Vector:
+        """A sum of C and a product, given C and what FP32 makes of it, and `signed_half` of these
+        two; zeros may lose their sign.
+        """
+        (left, right), (before, total), (half_before, half_now) = factors, sums, halves
+        grid = half_before.times_plus(self._three, half_now)
+        on_grid = left.times_plus(right, before - grid) + grid
+        bit, zero = self._singles.word(_AT_LEAST_ONCE), self._singles.word(0)
+        return (total.words() & bit).same_words(zero).where(on_grid, total)
+
+    def found(self, factors: tuple[Vector, Vector], sums: tuple[Vector, Vector]) -> Vector:
+        """As `rounded`, of any C; zeros have their sign."""
+        before, total = (self.signed_half(x) for x in sums)
+        return self.with_sign(self.rounded(factors, sums, (before, total)), sums[1])
 
 
 def _on_grid(
     emit: Emitter, signs: bool, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any
 ) -> None:
     singles = emit.floats()
-    rows, y = rows_of(singles, x, stride, ROWS), singles.at(y)
-    sign, size = singles.word(1 << 31), singles.word((1 << 31) - 1)
-    half, three = singles.number(_ONCE / 2).words(), singles.number(3.0)
+    rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
     _set_control(emit, emit.integer(_FLUSHING))
-    sums = _sums(emit, c, width, SCALE)
-
-    def signed_half(number: Vector) -> Vector:
-        return ((number.words() & sign) | half).numbers()
-
-    halves = [emit.variable(signed_half(emit.get(variable))) for _, variable in sums]
+    sums = _sums(emit, emit.at(c), width, SCALE)
+    halves = [emit.variable(grid.signed_half(emit.get(variable))) for _, variable in sums]
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
-        for i, ((_, variable), half_before) in enumerate(zip(sums, halves, strict=True)):
+        for i, ((_, variable), half) in enumerate(zip(sums, halves, strict=True)):
             left = singles.load_all_equal(singles.place(rows[i], k))
             before = emit.get(variable)
             total = left.times_plus(right, before)
-            signed = signed_half(total)
-            grid = emit.get(half_before).times_plus(three, signed)
-            on_grid = left.times_plus(right, before - grid) + grid
-            small = (total.words() & singles.word(_AT_LEAST_ONCE)).same_words(singles.word(0))
-            found = small.where(on_grid, total)
-            if signs:
-                found = ((found.words() & size) | (total.words() & sign)).numbers()
-            emit.put(variable, found)
-            emit.put(half_before, signed)
+            signed = grid.signed_half(total)
+            found = grid.rounded((left, right), (before, total), (emit.get(half), signed))
+            emit.put(variable, grid.with_sign(found, total) if signs else found)
+            emit.put(half, signed)
     for (place, variable), last in zip(sums, halves, strict=True):
-        found = emit.get(variable).words() & size
-        found = (found | (emit.get(last).words() & sign)).numbers()
-        _store(emit, found, place, 1 / SCALE)
+        _store(emit, grid.with_sign(emit.get(variable), emit.get(last)), place, 1 / SCALE)
 
 
 @inline(result=False)
@@ -171,9 +196,7 @@ def low(emit: Emitter, *operands: Any) -> None:
         operands: x, y, c, width, count, stride: as for `direct_half`, but x and y are normal
             numbers and SCALE times as large together. So are C and sums here: 2^-126 is `_ONCE`.
 
-    A sum below `_ONCE` is rounded once, where numbers above are: it is taken from twice `_ONCE` or,
-    if C is of the other sign, added to `_ONCE`. C with these is exact. Zeros lose their sign, until
-    another product comes.
+    Zeros lose their sign, until another product comes.
     """
     _on_grid(emit, False, *operands)
 
@@ -182,6 +205,79 @@ def low(emit: Emitter, *operands: Any) -> None:
 def low_with_zeros(emit: Emitter, *operands: Any) -> None:
     """As `low`, whatever the last products are."""
     _on_grid(emit, True, *operands)
+
+
+@inline(result=False)
+def whole(emit: Emitter, *operands: Any) -> None:
+    """C[ROWS, COLUMNS] += x y, all times SCALE as for `low`. Only steps whose products may have
+    bits below 2^-149 round as that does: a sum of multiples of 2^-149 is a number of FP32 if it is
+    below 2^-125, so that FP32 loses no bit but where it has to, whatever their sizes.
+
+    Args:
+        operands: x, y, c, width, count, stride, x_ends, y_ends: as for `direct`, and of each step
+            what `native_chain` knows of x and y: together, it is less than `WHOLE` for those steps.
+    """
+    x, y, c, width, count, stride, x_ends, y_ends = operands
+    builder, singles = emit.builder, emit.floats()
+    rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
+    ends = [builder.inttoptr(at, ir.IntType(32).as_pointer()) for at in (x_ends, y_ends)]
+    parts = range(0, COLUMNS, HALF)
+    _set_control(emit, emit.integer(_FLUSHING))
+    columns = [_sums(emit, emit.place(emit.at(c), j), width, SCALE) for j in parts]
+    with emit.loop(count) as k:
+        ys = singles.place(y, emit.times(k, COLUMNS))
+        right = [singles.load(singles.place(ys, j)) for j in parts]
+        end = builder.add(*(builder.load(emit.place(at, k)) for at in ends))
+        is_whole = builder.icmp_unsigned(">=", end, ir.Constant(end.type, WHOLE))
+        with builder.if_else(is_whole, likely=True) as (quick, careful):
+            with quick:
+                for i, row in enumerate(zip(*columns, strict=True)):
+                    left = singles.load_all_equal(singles.place(rows[i], k))
+                    for (_, variable), factor in zip(row, right, strict=True):
+                        emit.put(variable, left.times_plus(factor, emit.get(variable)))
+            with careful:
+                for i, row in enumerate(zip(*columns, strict=True)):
+                    left = singles.load_all_equal(singles.place(rows[i], k))
+                    for (_, variable), factor in zip(row, right, strict=True):
+                        before = emit.get(variable)
+                        total = left.times_plus(factor, before)
+                        emit.put(variable, grid.found((left, factor), (before, total)))
+    for place, variable in sum(columns, []):
+        _store(emit, emit.get(variable), place, 1 / SCALE)
+
+
+@inline(result=True)
+def seldom(emit: Emitter, *operands: Any) -> Any:
+    """As `low`, whatever the last products are, where few sums are below `_ONCE` but 0: in a step
+    without any in `_TOGETHER` rows, these rows need no care. The result is how often they did.
+    """
+    x, y, c, width, count, stride = operands
+    builder, singles = emit.builder, emit.floats()
+    rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
+    minus_one, bit, zero = (singles.word(x) for x in (0xFFFFFFFF, _AT_LEAST_ONCE, 0))
+    times = emit.integer_variable(0)
+    _set_control(emit, emit.integer(_FLUSHING))
+    sums = _sums(emit, emit.at(c), width, SCALE)
+    with emit.loop(count) as k:
+        right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
+        for first in range(0, ROWS, _TOGETHER):
+            steps = []
+            for i in range(first, first + _TOGETHER):
+                left, variable = singles.load_all_equal(singles.place(rows[i], k)), sums[i][1]
+                before = emit.get(variable)
+                total = left.times_plus(right, before)
+                emit.put(variable, total)
+                steps.append((variable, (left, right), (before, total)))
+            # Of one less, the bit is not set below `_ONCE` and there, but for zeros.
+            less = [total.words().plus_words(minus_one) for _, _, (_, total) in steps]
+            large = functools.reduce(Vector.__and__, less) & bit
+            with emit.when(large.same_words(zero).bits()):
+                builder.store(builder.add(builder.load(times), emit.integer(1)), times)
+                for variable, factors, both in steps:
+                    emit.put(variable, grid.found(factors, both))
+    for place, variable in sums:
+        _store(emit, emit.get(variable), place, 1 / SCALE)
+    return builder.load(times)
 
 
 @inline(result=True)
@@ -195,7 +291,7 @@ def deep(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: 
     rows, y = rows_of(singles, x, stride, ROWS), singles.at(y)
     middle, once = singles.number(1.5 * _ONCE), singles.number(_ONCE).words()
     _set_control(emit, emit.integer(_FLUSHING))
-    sums = _sums(emit, c, width, SCALE)
+    sums = _sums(emit, emit.at(c), width, SCALE)
     moved = []  # bits in which sums have differed from `_ONCE`
     for _, variable in sums:
         start = emit.get(variable) + middle
@@ -233,7 +329,7 @@ def _firm(
     rows, y = rows_of(singles, x, stride, ROWS), singles.at(y)
     _set_control(emit, emit.integer(_FLUSHING))
     magnitude, minus_one = singles.word(0x7FFFFFFF), singles.word(0xFFFFFFFF)
-    sums = _sums(emit, c, width, scale)
+    sums = _sums(emit, emit.at(c), width, scale)
     leasts = [emit.variable(minus_one) for _ in sums]  # of the sizes' words less 1
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))

@@ -166,15 +166,16 @@ class Vector:
         return self.less_word(other).where(other, self)
 
     def largest_word(self) -> ir.Value:
-        """Of words of 64 bits, without sign."""
+        """Of words without sign."""
         return self._one("umax")
 
     def least_word(self) -> ir.Value:
         return self._one("umin")
 
     def _one(self, name: str) -> ir.Value:
-        kind = ir.FunctionType(_I64, [self.value.type])
-        name = f"llvm.vector.reduce.{name}.v{self.value.type.count}i64"
+        words = self.value.type
+        kind = ir.FunctionType(words.element, [words])
+        name = f"llvm.vector.reduce.{name}.v{words.count}i{words.element.width}"
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, [self.value])
 

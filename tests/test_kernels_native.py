@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import compiled, native_operands, native_steps, operands, vectors
+from kernels import compiled, native_chain, native_operands, native_steps, operands, vectors
 from tests.kernel_inputs import BF16, FP16, FP32, words
 
 ASCEND = kernels.ASCEND_910C
@@ -725,6 +725,122 @@ def test_sums_that_were_normal_a_part_ago():
     left += [-1.25 * 2.0**-61, *[2.0**-66, -(2.0**-66)] * 15, 2.0**-66]
     a, b = np.tile(np.array([left]), (8, 1)), np.full((64, 32), 2.0**-64)
     check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16), None, FMA)
+
+
+@numba.njit
+def steps_that_round(x, y, length):
+    """Of words `x[groups of rows, ROWS, length]` and `y[groups of columns, length, COLUMNS]`, which
+    are scaled here as in a chain: by pairs of groups, how many steps round.
+    """
+    found = np.zeros((len(x), len(y)), np.int64)
+    of_x = np.zeros((len(x), native_chain._KNOWN), np.int64)
+    of_y = np.zeros((len(y), native_chain._KNOWN), np.int64)
+    x_copies, y_copies = np.zeros(5 * x.size, np.uint32), np.zeros(5 * y.size, np.uint32)
+    for i in range(len(x)):
+        left = native_chain._operand(
+            x[i].ctypes.data, of_x.ctypes.data, x_copies.ctypes.data, i, x[i].size, 64
+        )
+        for j in range(len(y)):
+            right = native_chain._operand(
+                y[j].ctypes.data, of_y.ctypes.data, y_copies.ctypes.data, j, y[j].size, 63
+            )
+            ends = native_chain._ends(left, True, length), native_chain._ends(right, False, length)
+            found[i, j] = native_chain._steps_not_whole(ends[0], ends[1], length)
+    return found
+
+
+def last_place(x):
+    """Of FP32 numbers, p of the last bit 2^p; of zeros and what is not finite a large number."""
+    fraction, exponent = np.frexp(x.astype(np.float64))
+    usual = np.isfinite(x) & (x != 0)
+    count = np.where(usual, np.abs(np.where(usual, fraction, 1.0)) * 2.0**24, 1).astype(np.int64)
+    return np.where(usual, np.log2(count & -count).astype(np.int64) + exponent - 24, 1000)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 30])
+@pytest.mark.parametrize("bits", [1, 3, 8, 24])
+def test_steps_whose_products_have_bits_below_the_last_place(length, bits):
+    """As counted beforehand for each group of rows and columns; many products end in 2^-149 or
+    2^-150.
+    """
+    rng = np.random.default_rng(length)
+    shapes = (3, native_chain.ROWS, length), (2, length, native_chain.COLUMNS)
+    x, y = (np.zeros(shape, np.float32) for shape in shapes)
+    for operand in (x, y):
+        count = rng.integers(1, 1 << bits, operand.shape) | (1 << bits >> 1)
+        more = rng.integers(0, 6, operand.shape) * (rng.random(operand.shape) < 0.1)
+        scale = 2.0 ** (more - 75)
+        operand[:] = rng.choice([-1.0, 1.0], operand.shape) * count * scale
+        operand[rng.random(operand.shape) < 0.1] = 0.0
+    x[1] *= np.float32(2.0**-60) * (np.arange(length) % 3 == 0)  # some are subnormal
+    x[2, :, ::2], y[1, ::3] = 2.0, -0.0
+    x[2, 5, 0], y[1, 0, 20] = np.inf, np.nan
+    for at in range(length):  # in one row or column only
+        x[0, :, at] = np.where(np.arange(native_chain.ROWS) == at % 8, x[0, :, at], 1.0)
+        y[0, at] = np.where(np.arange(native_chain.COLUMNS) == 5 * at % 32, y[0, at], 1.0)
+    places = last_place(x).min(1)[:, None] + last_place(y).min(2)[None]
+    found = steps_that_round(x.view(np.uint32), y.view(np.uint32), length)
+    assert np.array_equal(found, (places < -149).sum(-1))
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_steps_of_which_few_round(dtype):
+    """Products of whole numbers of 2^-149, and a few of halves or quarters; sums of all sizes about
+    2^-126, and zeros of either sign.
+    """
+    rng = np.random.default_rng(5)
+    a, b = (rng.integers(-255, 256, shape).astype(np.float64) for shape in ((19, 90), (90, 70)))
+    a[:, ::9] *= 2.0 ** -rng.integers(1, 3, (19, 10))
+    a[:, 5::9], b[2::9, 1::3] = a[:, 5::9] * 2.0**12, b[2::9, 1::3] / 2
+    b[rng.random(b.shape) < 0.2] = -0.0
+    a[8:16, 60:], b[::7], b[:, 40] = 0.0, 1.0, -0.0
+    c = rng.integers(-9, 10, (19, 70)) * 2.0 ** rng.integers(-149, -120, (19, 70))
+    c[:, 7::8], c[3], c[:, 40], c[9, 1] = -0.0, 1.5 * 2.0**-110, -0.0, 2.0**100
+    a, b = ((x * e).astype(np.float32).astype(dtype) for x, e in ((a, 2.0**-75), (b, 2.0**-74)))
+    for start in (None, c.astype(np.float32)):
+        check(a, b, start, FMA)
+    check(b.T.copy(), a.T.copy(), c.T.astype(np.float32), FMA)
+
+
+@pytest.mark.parametrize("end", [69, 70, 71, 90])
+def test_sums_that_vanish_among_zeros(end):
+    """One step of four rounds, and zeros come after it and before."""
+    cases = [
+        (c, [0.0, s * 2.0**-80, -0.0, 0.0], [-0.0, 2.0**-end, 0.0, -0.0])
+        for s in (-1, 1)
+        for c in (0.0, -0.0, s * 2.0**-149, -s * 2.0**-149)
+    ]
+    for dtype in (BF16, np.float32):
+        check(*crowded(cases, dtype, 0.0), FMA)
+
+
+def test_a_large_sum_that_vanishes_where_another_rounds():
+    """In the same step; 2^-126 has no room beside it."""
+    cases = [(2.0**-90, [2.0**-40, 0, 0], [-(2.0**-50), 0, 0]), (0.0, [2.0**-80], [2.0**-80])]
+    check(*crowded(cases, BF16, 0.0), FMA)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_all_sums_are_small(dtype):
+    """But some are 2^-127 or more."""
+    rng = np.random.default_rng(1)
+    a, b = (rng.normal(size=shape) * 2.0**-70 for shape in ((8, 50), (50, 32)))
+    c = (rng.uniform(1, 1.9, (8, 32)) * rng.choice([-1, 1], (8, 32)) * 2.0**-127).astype(np.float32)
+    check(a.astype(np.float32).astype(dtype), b.astype(np.float32).astype(dtype), c, FMA)
+
+
+@pytest.mark.parametrize("center", [-58, -60, -62])
+def test_small_sums_are_seldom(center):
+    """Or often, in later parts of a chain, beside rows and columns of zeros; some sums cancel."""
+    rng = np.random.default_rng(-center)
+    a, b = (rng.normal(size=shape) * 2.0**center for shape in ((11, 300), (300, 20)))
+    a[3], b[:, 5], b[:, 19] = 0.0, -0.0, b[:, 4]
+    a[:, 151:280:2], b[151:280:2] = a[:, 150:280:2], -b[150:280:2]
+    a[rng.random(a.shape) < 0.1] = 0.0
+    c = (rng.choice([0.0, -0.0, 1.0, -1.0], (11, 20)) * 2.0 ** (2 * center + 4)).astype(np.float32)
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    check(a, b, c, FMA)
+    check(a[:5].astype(BF16), b.astype(BF16), c[:5], FMA)
 
 
 @pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
