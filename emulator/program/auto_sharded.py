@@ -45,6 +45,8 @@ def trace_divided(
     program = trace(fun, args, kwargs)
     divided = _divided_program(program, args, kwargs)
     _, asked, _ = _around(program.jaxpr.jaxpr)
+    if not asked:
+        return divided
     wishes = [
         None if isinstance(v, core.Literal) else asked.get(v) for v in program.jaxpr.jaxpr.outvars
     ]
@@ -75,6 +77,8 @@ def _divided_program(
     given = [placed(x) for x, d in zip(leaves, program.dynamic, strict=True) if d]
     jaxpr = program.jaxpr
     inside = list(_asked(jaxpr.jaxpr))
+    if not inside and not any(given):
+        return program
     sizes = {s.mesh.size for s in inside} | _manual_sizes(jaxpr)
     given = [None if s is None or _on_the_host(s, sizes) else s for s in given]
     # What the program's own `jax.jit` asks for is how its argument comes, from wherever.

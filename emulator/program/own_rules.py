@@ -8,7 +8,7 @@ that is thrown away).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -17,9 +17,15 @@ import numpy as np
 from jax._src import config
 
 
-@contextmanager
-def own_rules() -> Iterator[None]:
+def own_rules() -> AbstractContextManager[None]:
     """Standard promotion, no search for NaNs and infinities."""
+    promotion = config.numpy_dtype_promotion.value, config.numpy_rank_promotion.value
+    searches = config.debug_nans.value or config.debug_infs.value
+    return _own_rules() if searches or promotion != ("standard", "allow") else nullcontext()
+
+
+@contextmanager
+def _own_rules() -> Iterator[None]:
     with (
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),

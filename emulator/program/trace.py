@@ -10,6 +10,7 @@ with several bodies add a label: a `while` at "/5" has "/5.cond" and "/5.body", 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import linecache
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,9 +144,15 @@ def _jaxpr(flat: Callable[..., list[Any]], arrays: Sequence[Any]) -> core.Closed
     """As `jax.make_jaxpr(flat)(*arrays)`, which first makes a `jax.jit`, and that takes half a
     millisecond.
     """
-    traced = wrap_init(flat, debug_info=debug_info("cm384", flat, tuple(arrays), {}))
+    traced = wrap_init(flat, debug_info=_debug_info(len(arrays)))
     jaxpr, _, consts = trace_to_jaxpr_dynamic(traced, [shaped_abstractify(x) for x in arrays])
     return core.ClosedJaxpr(jaxpr, consts)
+
+
+@functools.lru_cache(maxsize=64)
+def _debug_info(arrays: int) -> Any:
+    """What JAX notes of a function of so many arrays, which it asks Python for each time."""
+    return debug_info("cm384", lambda *arrays: arrays, (None,) * arrays, {})
 
 
 def _check_result(fun: Any, result: Any) -> None:

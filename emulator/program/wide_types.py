@@ -5,14 +5,14 @@ a program makes such types, and whatever reads the program again must keep them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core
 
-_WIDE = frozenset(("float64", "int64", "uint64", "complex128"))
+_WIDE = frozenset(map(np.dtype, ("float64", "int64", "uint64", "complex128")))
 
 
 def as_wide_as(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> AbstractContextManager[Any]:
@@ -24,13 +24,9 @@ def as_wide_as(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> AbstractContextManager[A
 @functools.lru_cache(maxsize=256)
 def is_wide(jaxpr: core.Jaxpr) -> bool:
     """Whether a jaxpr has values of 64-bit types, in its bodies among them."""
-    return any(str(getattr(aval, "dtype", "")) in _WIDE for aval in _types(jaxpr))
-
-
-def _types(jaxpr: Any) -> Iterator[Any]:
-    opened = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
-    yield from (v.aval for v in (*opened.constvars, *opened.invars))
-    for eqn in opened.eqns:
-        yield from (v.aval for v in eqn.outvars)
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from _types(inner)
+    made = (v for eqn in jaxpr.eqns for v in eqn.outvars)
+    for v in (*jaxpr.constvars, *jaxpr.invars, *made):
+        if getattr(v.aval, "dtype", None) in _WIDE:
+            return True
+    bodies = (body for eqn in jaxpr.eqns for body in core.jaxprs_in_params(eqn.params))
+    return any(is_wide(body) for body in bodies)
