@@ -41,10 +41,10 @@ def without_refs(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
 
 
 def _makes_refs(jaxpr: Any) -> bool:
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in _REF or any(map(_makes_refs, _bodies(eqn))):
-            return True
-    return False
+    return any(
+        eqn.primitive.name in _REF or any(_makes_refs(body) for body in _bodies(eqn))
+        for eqn in jaxpr.eqns
+    )
 
 
 def _bodies(eqn: Any) -> list[Any]:

@@ -141,8 +141,8 @@ def trace(
 
 
 def _jaxpr(flat: Callable[..., list[Any]], arrays: Sequence[Any]) -> core.ClosedJaxpr:
-    """As `jax.make_jaxpr(flat)(*arrays)`, which first makes a `jax.jit`, and that takes half a
-    millisecond.
+    """As `jax.make_jaxpr(flat)(*arrays)`, but without the `jax.jit` that this makes first, which
+    takes longer than tracing a small program does.
     """
     traced = wrap_init(flat, debug_info=_debug_info(len(arrays)))
     jaxpr, _, consts = trace_to_jaxpr_dynamic(traced, [shaped_abstractify(x) for x in arrays])
