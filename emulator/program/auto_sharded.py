@@ -27,7 +27,7 @@ from emulator.program.one_map import is_one_map
 from emulator.program.partition_mesh import PartitionMesh, refined
 from emulator.program.real_devices import REAL
 from emulator.program.stablehlo import Translator, module_functions
-from emulator.program.trace import DIVIDED, Program, open_jaxpr, sub_jaxprs, trace, walk
+from emulator.program.trace import DIVIDED, Program, open_jaxpr, sub_jaxprs, trace_leaves, walk
 from emulator.program.wide_types import as_wide_as
 
 
@@ -42,8 +42,13 @@ def trace_divided(
         ValueError: the partitioner refuses the program, or its meshes differ in size.
         What `trace` raises.
     """
-    program = trace(fun, args, kwargs)
-    divided = _divided_program(program, args, kwargs)
+    return divided_leaves(fun, *jax.tree.flatten((tuple(args), dict(kwargs or {}))))
+
+
+def divided_leaves(fun: Callable[..., Any], leaves: Sequence[Any], in_tree: Any) -> Program:
+    """As `trace_divided`, of arguments and keyword arguments that are flattened already."""
+    program = trace_leaves(fun, leaves, in_tree)
+    divided = _divided_program(program, leaves)
     _, asked, _ = _around(program.jaxpr.jaxpr)
     if not asked:
         return divided
@@ -70,10 +75,7 @@ def _with_results_on_host(jaxpr: core.ClosedJaxpr, wishes: Sequence[Any]) -> cor
     return jaxpr.replace(jaxpr=body)
 
 
-def _divided_program(
-    program: Program, args: Sequence[Any], kwargs: Mapping[str, Any] | None
-) -> Program:
-    leaves = jax.tree.leaves((tuple(args), dict(kwargs or {})))
+def _divided_program(program: Program, leaves: Sequence[Any]) -> Program:
     given = [placed(x) for x, d in zip(leaves, program.dynamic, strict=True) if d]
     jaxpr = program.jaxpr
     inside = list(_asked(jaxpr.jaxpr))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax._src.config import trace_context
 from jax._src.lax.lax import _convert_element_type
@@ -19,8 +18,9 @@ from jax.sharding import AxisType
 import kernels
 from emulator.collectives import check_algorithms
 from emulator.machines import Machine
-from emulator.program.auto_sharded import placed, trace_divided
-from emulator.program.folded import Folded, FoldedMesh
+from emulator.program.auto_sharded import divided_leaves, placed
+from emulator.program.contents import contents
+from emulator.program.folded import FoldedMesh
 from emulator.program.operation import Operation
 from emulator.program.outside import outside_meshes
 from emulator.program.own_rules import check_results, own_rules
@@ -28,7 +28,6 @@ from emulator.program.real_devices import check_devices, everywhere
 from emulator.program.sites import said, sites
 from emulator.program.trace import (
     DIVIDED,
-    EMULATED,
     Made,
     Program,
     dynamic_sites,
@@ -39,8 +38,8 @@ from emulator.program.trace import (
     trace,
     walk,
 )
-from emulator.program.values import Evaluator, Settings
-from emulator.program.wide_types import as_wide_as, is_wide
+from emulator.program.values import Settings
+from emulator.program.wide_types import as_wide_as
 
 
 def emulate(
@@ -128,7 +127,7 @@ class _Programs:
         key = tree, tuple(_leaf_key(leaf) for leaf in leaves), trace_context()
         program = self.known.get(key)
         if program is None:
-            program = trace_divided(self.fun, args, kwargs)
+            program = divided_leaves(self.fun, leaves, tree)
             # Tracers of an outer transformation belong to this call alone.
             if not any(isinstance(c, jax.core.Tracer) for c in program.jaxpr.consts):
                 self.known[key] = program
@@ -215,9 +214,9 @@ def evaluate(
     among them) become inputs, so that derivatives with respect to them are right.
     """
     run = _evaluator(_Key(jaxpr), settings)
-    with own_rules():
+    with own_rules(), as_wide_as(jaxpr):
         flat = [*jaxpr.consts, *inputs]
-        if is_wide(jaxpr.jaxpr):
+        if contents(jaxpr.jaxpr).wide:
             variables = (*jaxpr.jaxpr.constvars, *jaxpr.jaxpr.invars)
             flat = [_typed(x, v.aval) for x, v in zip(flat, variables, strict=True)]
         arrays = everywhere(flat, settings.devices)
@@ -250,34 +249,16 @@ def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
     """A function (*consts, *inputs) -> (outputs, counts) whose derivative is the emulated
     derivative.
     """
-    n_consts = len(key.open.constvars)
-
-    def values(*flat: Any) -> Any:
-        evaluator = Evaluator(settings=settings)
-        closed = core.ClosedJaxpr(key.open, list(flat[:n_consts]))
-        outs = evaluator.jaxpr(closed, [Folded(x) for x in flat[n_consts:]], "")
-        return [jnp.asarray(v.array) for v in outs], evaluator.counts
-
-    values.__name__ = values.__qualname__ = EMULATED
+    operation = Operation(key.open, settings, _differentiable)
     if settings.counting:
-        run: Callable[..., Any] = jax.jit(values)  # em.run: not differentiated
-    else:
-        with_derivative = functools.partial(_differentiable, key.open, settings)
-        operation = Operation(key.open, values, with_derivative)
-        # Over several real devices there is a `shard_map` inside, which a trace must see.
-        run = operation if settings.devices is None else operation.differentiable
-
-    def in_its_types(*flat: Any) -> Any:
-        with as_wide_as(key.open):
-            return run(*flat)
-
-    return in_its_types
+        return operation.compiled  # em.run: not differentiated
+    # Over several real devices there is a `shard_map` inside, which a trace must see.
+    return operation if settings.devices is None else operation.differentiable
 
 
-def _differentiable(
-    jaxpr: core.Jaxpr, settings: Settings, values: Callable[..., Any]
-) -> Callable[..., Any]:
-    """`values`, the program's on a machine, with the values of its derivative there."""
+def _differentiable(operation: Operation) -> Callable[..., Any]:
+    """The values of a program on a machine, with the values of its derivative there."""
+    jaxpr, settings, values = operation.jaxpr, operation.settings, operation.compiled
     n_consts, n_inputs = len(jaxpr.constvars), len(jaxpr.constvars) + len(jaxpr.invars)
     traced: dict[Any, Program] = {}
 
@@ -409,10 +390,13 @@ def evaluate_with_counts(
 
 def _as_weak(jaxpr: core.ClosedJaxpr, outs: Sequence[Any]) -> list[Any]:
     """`outs` with the weak types that the program's results have."""
+    weak = [getattr(aval, "weak_type", False) for aval in jaxpr.out_avals]
+    if not any(weak):
+        return list(outs)
     with as_wide_as(jaxpr):
         return [
-            _convert_element_type(x, weak_type=True) if getattr(aval, "weak_type", False) else x
-            for x, aval in zip(outs, jaxpr.out_avals, strict=True)
+            _convert_element_type(x, weak_type=True) if is_weak else x
+            for x, is_weak in zip(outs, weak, strict=True)
         ]
 
 
@@ -426,6 +410,8 @@ def _not_a_shape(leaf: Any) -> Any:
 
 
 def _leaf_key(leaf: Any) -> Any:
+    if isinstance(leaf, jax.core.Tracer):
+        return jax.typeof(leaf), None
     if is_array_like(leaf):
         return jax.typeof(leaf), placed(leaf)
     try:

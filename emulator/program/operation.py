@@ -15,13 +15,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 
+from emulator.program.folded import Folded
 from emulator.program.outside import NO_MESH
 from emulator.program.own_rules import own_rules
 from emulator.program.trace import EMULATED
+from emulator.program.values import Evaluator, Settings
 from emulator.program.wide_types import as_wide_as
 
 Values = Callable[..., tuple[list[Any], Any]]
@@ -32,15 +35,15 @@ _emulated.multiple_results = True
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Operation:
-    """The values of a program: a function of arrays, the constants of `jaxpr` and its inputs, that
-    gives `jaxpr`'s results and what was counted.
+    """The values of a program under `settings`: a function of arrays, the constants of `jaxpr` and
+    its inputs, that gives `jaxpr`'s results and what was counted.
 
-    `evaluated` computes them, and `with_derivative` makes the same function differentiable.
+    `with_derivative` makes a function of that kind, `compiled`, differentiable.
     """
 
     jaxpr: core.Jaxpr
-    evaluated: Values
-    with_derivative: Callable[[Values], Values]
+    settings: Settings
+    with_derivative: Callable[[Operation], Values]
 
     def __call__(self, *arrays: Any) -> tuple[list[Any], Any]:
         if self._is_plain():
@@ -60,11 +63,19 @@ class Operation:
 
     @functools.cached_property
     def compiled(self) -> Values:
-        return jax.jit(self.evaluated)
+        def values(*flat: Any) -> tuple[list[Any], Any]:
+            n_consts = len(self.jaxpr.constvars)
+            evaluator = Evaluator(settings=self.settings)
+            closed = core.ClosedJaxpr(self.jaxpr, list(flat[:n_consts]))
+            outs = evaluator.jaxpr(closed, [Folded(x) for x in flat[n_consts:]], "")
+            return [jnp.asarray(v.array) for v in outs], evaluator.counts
+
+        values.__name__ = values.__qualname__ = EMULATED
+        return jax.jit(values)
 
     @functools.cached_property
     def differentiable(self) -> Values:
-        return self.with_derivative(self.compiled)
+        return self.with_derivative(self)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

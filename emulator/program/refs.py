@@ -17,8 +17,7 @@ from jax._src.state.discharge import discharge_state
 from jax.extend import core
 
 from emulator.program.calls import is_jaxpr
-
-_REF = frozenset("new_ref empty_ref run_state".split())
+from emulator.program.contents import REFS, bodies, contents
 
 
 def without_refs(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
@@ -27,7 +26,7 @@ def without_refs(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
     Raises:
         NotImplementedError: a reference enters the program from outside.
     """
-    if not _makes_refs(closed.jaxpr):
+    if not contents(closed.jaxpr).refs:
         if any("Ref" in type(v.aval).__name__ for v in closed.jaxpr.invars):
             raise NotImplementedError(
                 "an argument is a jax.Ref: create it inside the program with jax.new_ref"
@@ -35,32 +34,16 @@ def without_refs(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
         return closed
     jaxpr = _inner(closed.jaxpr)
     closed = core.ClosedJaxpr(jaxpr, closed.consts)
-    if any(eqn.primitive.name in _REF for eqn in jaxpr.eqns):
+    if any(eqn.primitive.name in REFS for eqn in jaxpr.eqns):
         closed = discharge_state(closed)
     return closed
-
-
-def _makes_refs(jaxpr: Any) -> bool:
-    return any(
-        eqn.primitive.name in _REF or any(_makes_refs(body) for body in _bodies(eqn))
-        for eqn in jaxpr.eqns
-    )
-
-
-def _bodies(eqn: Any) -> list[Any]:
-    found = []
-    for value in eqn.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if is_jaxpr(item):
-                found.append(item.jaxpr if isinstance(item, core.ClosedJaxpr) else item)
-    return found
 
 
 def _inner(jaxpr: Any) -> Any:
     """`jaxpr` with every body inside its equations free of references of its own."""
     eqns = []
     for eqn in jaxpr.eqns:
-        if any(_makes_refs(body) for body in _bodies(eqn)):
+        if any(contents(body).refs for body in bodies(eqn.params)):
             with _inside(eqn):
                 eqn = eqn.replace(params={k: _of_param(v) for k, v in eqn.params.items()})
         eqns.append(eqn)
@@ -86,11 +69,11 @@ def _of_param(value: Any) -> Any:
     if isinstance(value, tuple | list) and any(map(is_jaxpr, value)):
         items = [_of_param(item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, core.ClosedJaxpr) and _makes_refs(value.jaxpr):
+    if isinstance(value, core.ClosedJaxpr) and contents(value.jaxpr).refs:
         inner = core.ClosedJaxpr(_inner(value.jaxpr), value.consts)
         takes_refs = any("Ref" in type(v.aval).__name__ for v in inner.jaxpr.invars)
         return inner if takes_refs else discharge_state(inner)
-    if isinstance(value, core.Jaxpr) and _makes_refs(value):
+    if isinstance(value, core.Jaxpr) and contents(value).refs:
         inner = _inner(value)
         takes_refs = any("Ref" in type(v.aval).__name__ for v in inner.invars)
         return inner if takes_refs else discharge_state(core.ClosedJaxpr(inner, ())).jaxpr

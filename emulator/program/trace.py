@@ -95,10 +95,14 @@ def trace(
         program (a dimension that the mesh does not divide, an unknown axis, ...).
         NotImplementedError: JAX has no rule for a part of it.
     """
+    return trace_leaves(fun, *jax.tree.flatten((tuple(args), dict(kwargs or {}))))
+
+
+def trace_leaves(fun: Callable[..., Any], leaves: Sequence[Any], in_tree: Any) -> Program:
+    """As `trace`, of arguments and keyword arguments that are flattened already."""
     if not callable(fun):
         raise TypeError(f"fun must be a function to trace, got {type(fun).__name__}: {fun!r}")
     fun = program_of(fun)
-    leaves, in_tree = jax.tree.flatten((tuple(args), dict(kwargs or {})))
     dynamic = tuple(is_array_like(leaf) for leaf in leaves)
     out_tree: list[Any] = []
 
@@ -157,6 +161,8 @@ def _debug_info(arrays: int) -> Any:
 
 def _check_result(fun: Any, result: Any) -> None:
     """Raises TypeError where a leaf of the result is no array."""
+    if isinstance(result, jax.Array):
+        return
     for path, leaf in jax.tree_util.tree_leaves_with_path(result):
         try:
             jax.typeof(leaf)
@@ -177,9 +183,9 @@ def _statement(at: traceback.FrameSummary) -> str:
 
 def is_array_like(leaf: Any) -> bool:
     """Whether `jax.jit` would take this leaf of an argument as an array."""
-    return isinstance(leaf, (bool, int, float, complex)) or (
-        hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-    )
+    if isinstance(leaf, (jax.core.Tracer, bool, int, float, complex)):
+        return True
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def sub_jaxprs(eqn: Any) -> list[tuple[str, Any]]:
