@@ -355,9 +355,9 @@ def _handle_sums(frame: int, task: int) -> int:
 
 def _sources() -> str:
     """A digest of what is compiled: numba's cache looks only at the file of a cached function."""
+    fused = "native_steps", "native_operands", "native_extents", "native_dust", "native"
     chains = "native_chain_steps", "native_chain"
-    others = "native_sums", "custom_call"
-    names = ("vectors", "native_steps", "native_operands", "native", *chains, *others)
+    names = ("vectors", *fused, *chains, "native_sums", "custom_call")
     texts = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(texts).hexdigest()
 

@@ -18,24 +18,30 @@ These ways are in `kernels.native_steps`.
 
 from __future__ import annotations
 
-import functools
-import math
 from typing import Any
 
 import numpy as np
 from numba import carray, njit
 
 from kernels import native_steps as steps_of
+from kernels.native_dust import KNOWN, grid_of_parts, split_columns, split_rows, with_dust
+from kernels.native_extents import (
+    bounds_of_columns,
+    bounds_of_rows,
+    bounds_of_short_steps,
+    extent_of_columns,
+    extent_of_rows,
+    power_of,
+)
 from kernels.native_operands import GROUP, address, bytes_of, decoded, read_doubles
 from kernels.native_steps import COLUMNS, EXPONENT, LEAST, NONE, PART, QUAD, ROWS
-from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
+from kernels.vectors import COMPILED, LANES, pointer
 
 _BLOCK = 128  # products of a block, about
 _HEIGHT = 256  # rows of a tile
 _WIDTH = 256  # columns of a tile
 
 _LARGEST = float(np.finfo(np.float32).max)
-_FRACTION = (1 << 52) - 1
 _PATIENCE = 63  # steps at most before directed sums are tried again
 
 
@@ -104,205 +110,6 @@ def _pack_columns(
         read_doubles(source, form, columns, at_y + 8 * place * COLUMNS, _apart(length))
 
 
-@njit(**COMPILED)
-def _power_of(magnitude: int) -> float:
-    return np.int64(magnitude & EXPONENT).view(np.float64)
-
-
-def _measured(emit: Emitter, lines: list[Any], count: Any, step: int) -> tuple[list[Any], Any]:
-    """Of vectors at `lines` and so many times `step` doubles further: sums of squares for each
-    line, and sizes' words less 1, as numbers, of which the least one counts. 0 comes last.
-    """
-    squares = [emit.variable(emit.number(0.0)) for _ in lines]
-    leasts = [emit.variable(emit.number(math.inf)) for _ in lines[:4]]
-    size, minus_one = emit.word((1 << 63) - 1), emit.word((1 << 64) - 1)
-    with emit.loop(count) as index:
-        for i, (line, square) in enumerate(zip(lines, squares, strict=True)):
-            number = emit.load(emit.place(line, emit.times(index, step)))
-            emit.put(square, number.times_plus(number, emit.get(square)))
-            below = (number.words() & size).plus_words(minus_one).numbers()
-            emit.put(leasts[i % 4], below.smaller(emit.get(leasts[i % 4])))
-    least = emit.get(leasts[0])
-    for other in leasts[1:]:
-        least = emit.get(other).smaller(least)
-    return [emit.get(square) for square in squares], least
-
-
-@inline(result=False)
-def _measured_rows(emit: Emitter, x: Any, length: Any, found: Any) -> None:
-    """Of `x[ROWS, length]`, of whole vectors: sums of squares, the largest of each lane, and the
-    least size of each lane less 1.
-    """
-    x, found = emit.at(x), emit.at(found)
-    lines = [emit.place(x, emit.times(length, i)) for i in range(ROWS)]
-    count = emit.builder.udiv(length, emit.integer(LANES))
-    squares, least = _measured(emit, lines, count, LANES)
-    emit.store(functools.reduce(Vector.larger, squares), found)
-    emit.store(least, emit.place(found, LANES))
-
-
-@inline(result=False)
-def _measured_columns(emit: Emitter, y: Any, length: Any, found: Any) -> None:
-    """As `_measured_rows`, of `y[length, COLUMNS]`."""
-    y, found = emit.at(y), emit.at(found)
-    lines = [emit.place(y, i) for i in range(0, QUAD * COLUMNS, LANES)]
-    count = emit.builder.udiv(length, emit.integer(QUAD))
-    squares, least = _measured(emit, lines, count, QUAD * COLUMNS)
-    halves = [squares[j] + squares[j + 2] + squares[j + 4] + squares[j + 6] for j in range(2)]
-    emit.store(halves[0].larger(halves[1]), found)
-    emit.store(least, emit.place(found, LANES))
-
-
-@njit(**COMPILED)
-def _extent_of_rows(x: Any, start: int, length: int, found: Any) -> tuple[float, float]:
-    """Of a group `x[ROWS, length]` from `start` on: a bound on the rows' Euclidean norms, none of
-    which is finite that has an infinity (a NaN may go unnoticed, for plain sums heed it), and a
-    power of two that is not above any size but 0.
-    """
-    _measured_rows((address(x, start), length, address(found, 0)))
-    square, least = 0.0, _least(found)
-    for lane in range(LANES):
-        square += found[lane]
-    for index in range(length // LANES * LANES, length):
-        most = 0.0
-        for i in range(ROWS):
-            size = abs(x[start + i * length + index])
-            most = max(most, size) if size == size else np.inf
-            least = min(least, size if size > 0 else np.inf)
-        square += most * most
-    return _extent(square, least)
-
-
-@njit(**COMPILED)
-def _extent_of_columns(y: Any, start: int, length: int, found: Any) -> tuple[float, float]:
-    """As `_extent_of_rows`, of the columns of `y[length, COLUMNS]`."""
-    _measured_columns((address(y, start), length, address(found, 0)))
-    square = 0.0
-    for lane in range(LANES):
-        square = max(square, found[lane]) if found[lane] == found[lane] else np.inf
-    return _extent(square, _least(found))
-
-
-@njit(**COMPILED)
-def _least(found: Any) -> float:
-    """The least size but 0, from words less 1."""
-    least = np.inf
-    for lane in range(LANES):
-        least = min(least, found[LANES + lane])
-    if least == np.inf:
-        return least
-    return np.int64(np.float64(least).view(np.int64) + 1).view(np.float64)
-
-
-@njit(**COMPILED)
-def _extent(square: float, least: float) -> tuple[float, float]:
-    power = _power_of(np.float64(least).view(np.int64)) if least < np.inf else NONE
-    return math.sqrt(square) * (1 + 2.0**-20), power
-
-
-def _sizes(emit: Emitter, place: Any, top: Any, most: Any, least: Any) -> None:
-    """The words of the sizes of a vector among the largest finite ones, the largest, and the least
-    ones but 0 (of infinities, if there are none), which are variables.
-    """
-    size = emit.load(place).words() & emit.word(EXPONENT | _FRACTION)
-    zero, infinity = emit.word(0), emit.word(EXPONENT)
-    finite = size.less_word(infinity).where(size, zero)
-    emit.put(top, finite.larger_word(emit.get(top)))
-    emit.put(most, size.larger_word(emit.get(most)))
-    some = size.same_words(zero).where(infinity, size)
-    emit.put(least, some.smaller_word(emit.get(least)))
-
-
-def _powers(emit: Emitter, most: Any, least: Any, unit: Any) -> tuple[Any, Any]:
-    """Of words, in vectors or alone: a power of two above, and one that is not, times a unit; 0 if
-    `most` is not finite.
-    """
-    exponent = emit.word(EXPONENT)
-    above = (most & exponent).numbers() * emit.number(2.0)
-    below = (least & exponent).numbers() * emit.all_equal(unit)
-    return above, most.less_word(exponent).where(below, emit.number(0.0))
-
-
-@inline(result=False)
-def _bounds_of_rows(
-    emit: Emitter, x: Any, length: Any, steps: Any, padded: Any, unit: Any, tops: Any, sizes: Any
-) -> None:
-    """Of `x[ROWS, length]`, steps of whole vectors of products: `tops[steps, ROWS]`, powers of two
-    above a step's finite sizes; and of all rows `sizes[2, length]`, for each product what is above
-    all, and what all are multiples of, with the word `unit` a number's last place. If any is not
-    finite, that is nothing.
-    """
-    builder = emit.builder
-    x, tops, above = emit.at(x), emit.at(tops), emit.at(sizes)
-    unit = builder.bitcast(unit, emit.element)
-    zero, infinity = emit.word(0), emit.word(EXPONENT)
-    vectors = builder.udiv(padded, emit.integer(LANES))
-    with emit.loop(steps) as step:
-        largest = [emit.variable(zero) for _ in range(ROWS)]
-        with emit.loop(vectors) as vector:
-            at = builder.add(emit.times(step, padded), emit.times(vector, LANES))
-            most, least = emit.variable(zero), emit.variable(infinity)
-            for i, top in enumerate(largest):
-                _sizes(emit, emit.place(x, emit.times(length, i), at), top, most, least)
-            bounds = _powers(emit, emit.get(most), emit.get(least), unit)
-            emit.store(bounds[0], emit.place(above, at))
-            emit.store(bounds[1], emit.place(above, length, at))
-        for i, top in enumerate(largest):
-            power = builder.and_(emit.get(top).largest_word(), emit.integer(EXPONENT))
-            place = emit.place(tops, emit.times(step, ROWS), i)
-            builder.store(emit.scalar_times(power, 2.0), place)
-
-
-@inline(result=False)
-def _bounds_of_columns(
-    emit: Emitter, y: Any, length: Any, steps: Any, padded: Any, unit: Any, tops: Any, sizes: Any
-) -> None:
-    """As `_bounds_of_rows`, of the columns of `y[length, COLUMNS]`, for any steps."""
-    builder = emit.builder
-    y, tops, above = emit.at(y), emit.at(tops), emit.at(sizes)
-    unit = builder.bitcast(unit, emit.element)
-    zero, infinity = emit.word(0), emit.word(EXPONENT)
-    halves = range(0, COLUMNS, LANES)
-    with emit.loop(steps) as step:
-        highest = [emit.variable(zero) for _ in halves]
-        with emit.loop(padded) as product:
-            k = builder.add(emit.times(step, padded), product)
-            most, least = emit.variable(zero), emit.variable(infinity)
-            for j, top in zip(halves, highest, strict=True):
-                _sizes(emit, emit.place(y, emit.times(k, COLUMNS), j), top, most, least)
-            words = emit.get(most).largest_word(), emit.get(least).least_word()
-            largest, smallest = (
-                emit.all_equal(builder.bitcast(word, emit.element)).words() for word in words
-            )
-            bounds = _powers(emit, largest, smallest, unit)
-            for bound, row in zip(bounds, (0, length), strict=True):
-                first = builder.extract_element(bound.value, emit.integer(0))
-                builder.store(first, emit.place(above, row, k))
-        for j, top in zip(halves, highest, strict=True):
-            power = (emit.get(top) & emit.word(EXPONENT)).numbers() * emit.number(2.0)
-            emit.store(power, emit.place(tops, emit.times(step, COLUMNS), j))
-
-
-@njit(**COMPILED)
-def _bounds_of_short_steps(
-    x: int, length: int, steps: int, padded: int, unit: float, tops: Any, sizes: Any
-) -> None:
-    """As `_bounds_of_rows`, for any steps."""
-    words = carray(pointer(x), (ROWS, length), np.int64)
-    for step in range(steps):
-        tops[step] = 0
-        for k in range(step * padded, (step + 1) * padded):
-            most, least = np.int64(0), np.int64(EXPONENT)
-            for i in range(ROWS):
-                size = words[i, k] & np.int64(EXPONENT | _FRACTION)
-                most = max(most, size)
-                least = min(least, size if size > 0 else np.int64(EXPONENT))
-                if size < EXPONENT:
-                    tops[step, i] = max(tops[step, i], 2 * _power_of(size))
-            sizes[k] = 2 * _power_of(most)
-            sizes[length + k] = _power_of(least) * unit if most < EXPONENT else 0.0
-
-
 # Tiles.
 
 
@@ -334,7 +141,19 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(((rows // ROWS) * (columns // COLUMNS), 2), np.int64),  # 13: words of C's sizes
         np.empty(((rows // ROWS) * (columns // COLUMNS), ROWS // PART, 2), np.int64),  # 14: pauses
         np.empty(1, np.int64),  # 15: how many steps are done
-        np.empty((rows // ROWS) * (columns // COLUMNS), np.bool_),  # 16: is a group of C in FP32
+        (  # 16: of x in main parts and dust: these, masks, and what is known of each group
+            np.empty(rows * length),
+            np.empty(rows * length),
+            np.empty(rows * steps, np.int64),
+            np.empty((rows // ROWS, KNOWN)),
+        ),
+        (  # 17: of y
+            np.empty(columns // COLUMNS * _apart(length)),
+            np.empty(columns // COLUMNS * _apart(length)),
+            np.empty(columns * steps, np.int64),
+            np.empty((columns // COLUMNS, KNOWN)),
+        ),
+        np.empty((rows // ROWS) * (columns // COLUMNS), np.bool_),  # 18: is a group of C in FP32
     )
 
 
@@ -354,7 +173,7 @@ def _many_parts(
 @njit(**COMPILED)
 def _careful_steps(in_parts: bool, operands: Any, c: int, first: int, steps: int, ends: Any) -> int:
     """Steps of C[PART, COLUMNS] from the first one on, directed or in two parts, as
-    `native_steps._steps` has it.
+    `native_steps.told_steps` has it.
     """
     x, stride, y, tops, sizes, padded = operands
     out, done, needed = ends
@@ -404,6 +223,46 @@ def _careful_part(operands: Any, c: int, steps: int, pause: Any, done: Any, scra
 
 
 @njit(**COMPILED)
+def _parts(split: Any, starts: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """Addresses for `native_dust.split_rows`, of a group's among all."""
+    main, dust, masks, known = split
+    start, first_mask, group = starts
+    return main + 8 * start, dust + 8 * start, masks + 8 * first_mask, known + 8 * group * KNOWN
+
+
+@njit(**COMPILED)
+def _with_dust(
+    x: Any, y: Any, c: int, steps: int, padded: int, proof: Any, measured: int
+) -> tuple[float, int]:
+    """Steps of C[ROWS, COLUMNS] of main parts and dust. What C is a multiple of after them, and
+    bits for those of its `ROWS / PART` parts that are not done.
+
+    Args:
+        x, y: a group's address, the bound on its norms, and its parts as for
+            `native_dust.split_rows`.
+        proof: as for `native_dust.grid_of_parts`.
+    """
+    nothing = 0.0, (1 << ROWS // PART) - 1
+    x_parts, y_parts, length = x[2], y[2], steps * padded
+    if carray(pointer(x_parts[3]), (1,), np.float64)[0] == 0:
+        split_rows(x[0], x[1], steps, padded, x_parts, measured)
+    if carray(pointer(y_parts[3]), (1,), np.float64)[0] == 0:
+        split_columns(y[0], y[1], steps, padded, y_parts, measured)
+    grid = grid_of_parts(x_parts, y_parts, proof)
+    if grid == 0:
+        return nothing
+    bits = 0
+    for part in range(ROWS // PART):
+        first = 8 * part * PART
+        rows = x_parts[0] + first * length, x_parts[1] + first * length, length
+        masks = x_parts[2] + first, y_parts[2]
+        operands = *rows, y_parts[0], y_parts[1], *masks, steps, padded // QUAD
+        if with_dust((c + first * COLUMNS, *operands)) != 0:
+            bits |= 1 << part
+    return grid, bits
+
+
+@njit(**COMPILED)
 def _tile(
     a: int,
     b: int,
@@ -425,7 +284,8 @@ def _tile(
     rows, columns = size
     products, padded = shape
     c, x, y, (x_tops, x_sizes), (y_tops, y_sizes), one_row, results, terms, parts = buffers[:9]
-    held, extents, measured, nothing, words_of_c, pauses, done, finished = buffers[9:]
+    held, extents, measured, nothing, words_of_c, pauses, done = buffers[9:16]
+    (x_main, x_dust, x_masks, x_known), (y_main, y_dust, y_masks, y_known), finished = buffers[16:]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     quads = padded // QUAD
     unit = 2.0 ** (1 - significand)
@@ -441,6 +301,9 @@ def _tile(
     )
     at_c, at_x, at_y = address(c, 0), address(x, 0), address(y, 0)
     at_nothing, at_words = address(nothing, 0), address(words_of_c, 0)
+    at_measured = address(measured, 0)
+    x_split = address(x_main, 0), address(x_dust, 0), address(x_masks, 0), address(x_known, 0)
+    y_split = address(y_main, 0), address(y_dust, 0), address(y_masks, 0), address(y_known, 0)
     count = row_groups * column_groups
     held[:count], pauses[:count], finished[:count] = 0, 0, False
     words_of_c[:count, 0], words_of_c[:count, 1] = EXPONENT if has_c else 0, -1
@@ -450,10 +313,11 @@ def _tile(
         _pack_rows(a, form, i0, rows, k, first * products, steps, shape, x, one_row)
         _pack_columns(b, form, j0, columns, k, n, first * products, steps, shape, y)
         for g in range(row_groups):
-            norm, least = _extent_of_rows(x, g * length * ROWS, length, measured)
+            norm, least = extent_of_rows(x, g * length * ROWS, length, measured)
             extents[g, 0], extents[g, 1], extents[g, 2] = norm, least, 0
+        x_known[:row_groups, 0], y_known[:column_groups, 0] = 0, 0
         for g in range(column_groups):
-            norm, least = _extent_of_columns(y, g * _apart(length), length, measured)
+            norm, least = extent_of_columns(y, g * _apart(length), length, measured)
             h = row_groups + g
             extents[h, 0], extents[h, 1], extents[h, 2] = norm, least, 0
         for jg in range(column_groups):
@@ -473,8 +337,9 @@ def _tile(
                 most, least = words_of_c[index, 0], words_of_c[index, 1]
                 reach = np.int64(most).view(np.float64) + extents[ig, 0] * extents[h, 0]
                 # C is a multiple of what its terms were, and of the last place of its least size.
-                last = NONE if least == -1 else _power_of(least + 1) * 2.0**-23
-                last = min(max(held[index], last), extents[ig, 1] * extents[h, 1] * unit**2)
+                last = NONE if least == -1 else power_of(least + 1) * 2.0**-23
+                of_c = max(held[index], last)
+                last = min(of_c, extents[ig, 1] * extents[h, 1] * unit**2)
                 held[index] = last
                 enough = found == 0 and last >= LEAST and reach < 2.0**127
                 if enough and reach <= 2.0**53 * last:
@@ -490,19 +355,34 @@ def _tile(
                 words_of_c[index, 0] = EXPONENT
                 if before == at_nothing:
                     c[index * ROWS * COLUMNS : (index + 1) * ROWS * COLUMNS] = 0
+                left_over = -1
+                if found == 0 and reach < 2.0**127:
+                    of_x = ig * length * ROWS, ig * steps * ROWS, ig
+                    of_y = jg * _apart(length), jg * steps * COLUMNS, jg
+                    left = xs, extents[ig, 0], _parts(x_split, of_x)
+                    right = ys, extents[h, 0], _parts(y_split, of_y)
+                    proof = reach, of_c, unit**2
+                    grid, left_over = _with_dust(
+                        left, right, here, steps, padded, proof, at_measured
+                    )
+                    if left_over == 0:
+                        held[index] = grid
+                        continue
                 if extents[ig, 2] == 0:
                     extents[ig, 2] = 1
                     if padded % LANES == 0:
                         ends = address(x_tops[ig], 0), address(x_sizes[ig], 0)
-                        _bounds_of_rows((xs, length, steps, padded, word, *ends))
+                        bounds_of_rows((xs, length, steps, padded, word, *ends))
                     else:
                         arrays = x_tops[ig], x_sizes[ig]
-                        _bounds_of_short_steps(xs, length, steps, padded, unit, *arrays)
+                        bounds_of_short_steps(xs, length, steps, padded, unit, *arrays)
                 if extents[h, 2] == 0:
                     extents[h, 2] = 1
                     ends = address(y_tops[jg], 0), address(y_sizes[jg], 0)
-                    _bounds_of_columns((ys, length, steps, padded, word, *ends))
+                    bounds_of_columns((ys, length, steps, padded, word, *ends))
                 for part in range(0, ROWS, PART):
+                    if left_over >> part // PART & 1 == 0:
+                        continue
                     tops = address(x_tops[ig], part), address(y_tops[jg], 0)
                     sizes = address(x_sizes[ig], 0), address(y_sizes[jg], 0)
                     xs = address(x, (ig * ROWS + part) * length)

@@ -96,7 +96,7 @@ def _plain(
     with emit.loop(steps) as step:
         with emit.when(step):
             for total in sums:
-                emit.put(total, _in_24_bits(emit, emit.get(total)))
+                emit.put(total, in_24_bits(emit, emit.get(total)))
         with emit.loop(quads) as quad:
             index = emit.times(emit.builder.add(emit.times(step, quads), quad), QUAD)
             ys = emit.place(y, emit.times(index, COLUMNS))
@@ -110,7 +110,7 @@ def _plain(
     return [emit.get(total).floats() for total in sums]
 
 
-def _in_24_bits(emit: Emitter, x: Vector) -> Vector:
+def in_24_bits(emit: Emitter, x: Vector) -> Vector:
     """A finite double rounded to the bits of FP32's normal numbers, in half the time of two
     conversions.
 
@@ -163,15 +163,15 @@ def _find(emit: Emitter, sizes: list[Vector], found: Any) -> None:
     emit.builder.store(least.least_word(), emit.place(place, 1))
 
 
-_HALVES = range(0, COLUMNS, LANES)
-_ELEMENTS = [(i, j) for i in range(PART) for j in _HALVES]
-_Sums = dict[tuple[int, int], Vector]
-_Variables = dict[tuple[int, int], ir.Value]
+HALVES = range(0, COLUMNS, LANES)
+ELEMENTS = [(i, j) for i in range(PART) for j in HALVES]
+Sums = dict[tuple[int, int], Vector]
+Variables = dict[tuple[int, int], ir.Value]
 
 
 def _settled(
-    emit: Emitter, leasts: _Sums, mosts: _Sums, limit: Vector, none_counts: bool
-) -> tuple[_Variables, Any]:
+    emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector, none_counts: bool
+) -> tuple[Variables, Any]:
     """Sums that are the least or, if they differ, between that and the most, rounded to FP32; and
     bits for the elements where the two do not tell. If neither is a number, nor is the sum if that
     `none_counts`.
@@ -228,7 +228,7 @@ def _settled(
     return found, builder.load(unknown)
 
 
-def _steps(
+def told_steps(
     emit: Emitter,
     c: Any,
     steps: Any,
@@ -236,7 +236,7 @@ def _steps(
     done: Any,
     limit: Vector,
     none_counts: bool,
-    bounds: Callable[[Any, _Sums], tuple[_Sums, _Sums]],
+    bounds: Callable[[Any, Sums], tuple[Sums, Sums]],
     otherwise: Callable[[Any, Any], tuple[Vector, Any]] | None = None,
 ) -> Any:
     """Steps of C[PART, COLUMNS] as long as `bounds` of a step, given its number and C before it,
@@ -249,11 +249,11 @@ def _steps(
     done = builder.inttoptr(done, steps.type.as_pointer())
     builder.store(steps, done)
     unknown = emit.integer_variable(0)
-    places = {(i, j): emit.place(c, i * COLUMNS + j) for i, j in _ELEMENTS}
+    places = {(i, j): emit.place(c, i * COLUMNS + j) for i, j in ELEMENTS}
     now = {at: emit.variable(emit.load(place)) for at, place in places.items()}
     last = {at: emit.variable(emit.get(value)) for at, value in now.items()}
 
-    def write(variables: _Variables, pointer: Any) -> None:
+    def write(variables: Variables, pointer: Any) -> None:
         for (i, j), variable in variables.items():
             emit.store(emit.get(variable), emit.place(pointer, i * COLUMNS + j))
 
@@ -262,7 +262,7 @@ def _steps(
         write(now, c)
         write(last, out)
         builder.store(emit.integer(0), unknown)
-        with emit.loop(emit.integer(len(_ELEMENTS))) as index:
+        with emit.loop(emit.integer(len(ELEMENTS))) as index:
             first = emit.times(index, LANES)
             here = builder.and_(builder.lshr(bits, first), emit.integer((1 << LANES) - 1))
             with emit.when(here):
@@ -276,7 +276,7 @@ def _steps(
 
     with emit.loop_with_end(steps) as (step, end):
         found, bits = _settled(emit, *bounds(step, _values(emit, now)), limit, none_counts)
-        for at in _ELEMENTS:
+        for at in ELEMENTS:
             emit.put(last[at], emit.get(found[at]))
         with emit.when(bits):
             builder.store(bits, unknown)
@@ -287,14 +287,14 @@ def _steps(
             with emit.when(builder.load(unknown)):
                 builder.store(step, done)
                 end()
-        for at in _ELEMENTS:
+        for at in ELEMENTS:
             emit.put(now[at], emit.get(last[at]))
     write(now, c)
     write(last, out)
     return builder.load(unknown)
 
 
-def _values(emit: Emitter, variables: _Variables) -> _Sums:
+def _values(emit: Emitter, variables: Variables) -> Sums:
     return {at: emit.get(variable) for at, variable in variables.items()}
 
 
@@ -315,7 +315,7 @@ def _factors(
             yield emit.builder.add(first, emit.integer(k)), factors
 
 
-def _add_to_bounds(emit: Emitter, factors: _Factors, leasts: _Variables, mosts: _Variables) -> None:
+def _add_to_bounds(emit: Emitter, factors: _Factors, leasts: Variables, mosts: Variables) -> None:
     """A product of each element, to sums that are rounded down and up."""
     for at, left, right in factors:
         for up, sums in ((False, leasts), (True, mosts)):
@@ -324,12 +324,12 @@ def _add_to_bounds(emit: Emitter, factors: _Factors, leasts: _Variables, mosts: 
 
 def _bounds_in_parts(
     emit: Emitter,
-    c: _Sums,
-    tops: _Sums,
+    c: Sums,
+    tops: Sums,
     scale: Vector,
     products: Iterator[tuple[Any, _Factors]],
     sizes: Callable[[Any], tuple[Any, Any]] | None = None,
-) -> tuple[_Sums, _Sums]:
+) -> tuple[Sums, Sums]:
     """Of the sums of a step, whose terms are below `tops`: a first sum takes of every term what is
     a multiple of a power of two that it holds exactly, the rests' sums are rounded down and up.
 
@@ -380,7 +380,7 @@ def _bounds_in_parts(
                         both(factors)
     found = {at: emit.get(high) - starts[at] for at, high in highs.items()}
 
-    def with_rests(up: bool, sums: _Variables) -> _Sums:
+    def with_rests(up: bool, sums: Variables) -> Sums:
         return {at: emit.bound(up, found[at], emit.get(rest)) for at, rest in sums.items()}
 
     return with_rests(False, leasts), with_rests(True, mosts)
@@ -401,7 +401,8 @@ def directed(
     quads: Any,
     constants: Any,
 ) -> Any:
-    """Steps by sums that are rounded down and up, and a few elements in two parts; see `_steps`.
+    """Steps by sums that are rounded down and up, and a few elements in two parts; see
+    `told_steps`.
 
     Args:
         x: `[PART, steps products]`, with rows `stride` apart.
@@ -413,15 +414,15 @@ def directed(
     y, x_top, y_top = emit.at(y), emit.at(x_top), emit.at(y_top)
     limit, scale = (emit.load_all_equal(emit.place(constants, i)) for i in range(2))
 
-    def bounds(step: Any, c: _Sums) -> tuple[_Sums, _Sums]:
+    def bounds(step: Any, c: Sums) -> tuple[Sums, Sums]:
         leasts = {at: emit.variable(value) for at, value in c.items()}
         mosts = {at: emit.variable(value) for at, value in c.items()}
-        for _, factors in _factors(emit, rows, y, step, quads, _HALVES):
+        for _, factors in _factors(emit, rows, y, step, quads, HALVES):
             _add_to_bounds(emit, factors, leasts, mosts)
         return _values(emit, leasts), _values(emit, mosts)
 
     def otherwise(step: Any, index: Any) -> tuple[Vector, Any]:
-        builder, halves = emit.builder, emit.integer(len(_HALVES))
+        builder, halves = emit.builder, emit.integer(len(HALVES))
         i, j = builder.udiv(index, halves), emit.times(builder.urem(index, halves), LANES)
         row = emit.place(emit.at(x), emit.times(stride, i))
         left = emit.load_all_equal(emit.place(x_top, emit.times(step, ROWS), i))
@@ -432,7 +433,7 @@ def directed(
         told, bits = _settled(emit, *_bounds_in_parts(emit, *of_one, scale, factors), limit, False)
         return emit.get(told[0, 0]), bits
 
-    return _steps(emit, c, steps, out, done, limit, True, bounds, otherwise)
+    return told_steps(emit, c, steps, out, done, limit, True, bounds, otherwise)
 
 
 @inline(result=True)
@@ -469,24 +470,24 @@ def two_parts(
         most, least = ([builder.load(place) for place in pair] for pair in (places, further))
         return builder.fmul(*most), builder.fmul(*least)
 
-    def bounds(step: Any, c: _Sums) -> tuple[_Sums, _Sums]:
+    def bounds(step: Any, c: Sums) -> tuple[Sums, Sums]:
         lefts = emit.place(x_top, emit.times(step, ROWS))
         rights = emit.place(y_top, emit.times(step, COLUMNS))
         tops = {
             (i, j): emit.load_all_equal(emit.place(lefts, i)) * emit.load(emit.place(rights, j))
-            for i, j in _ELEMENTS
+            for i, j in ELEMENTS
         }
-        products = _factors(emit, rows, y, step, quads, _HALVES)
+        products = _factors(emit, rows, y, step, quads, HALVES)
         return _bounds_in_parts(emit, c, tops, scale, products, sizes)
 
-    return _steps(emit, c, steps, out, done, limit, False, bounds)
+    return told_steps(emit, c, steps, out, done, limit, False, bounds)
 
 
 @inline(result=False)
 def merge(emit: Emitter, out: Any, other: Any, bits: Any) -> None:
     """`out[PART, COLUMNS]` becomes `other` where bits are set."""
     out, other = emit.at(out), emit.at(other)
-    for index, (i, j) in enumerate(_ELEMENTS):
+    for index, (i, j) in enumerate(ELEMENTS):
         place = emit.place(out, i * COLUMNS + j)
         here = emit.answer(emit.builder.lshr(bits, emit.integer(LANES * index)))
         value = here.where(emit.load(emit.place(other, i * COLUMNS + j)), emit.load(place))
@@ -515,10 +516,10 @@ def terms(emit: Emitter, x: Any, y: Any, c: Any, terms: Any, products: Any) -> N
 
     with emit.loop(products) as k:
         left = emit.load_all_equal(emit.place(x, k))
-        for j in _HALVES:
+        for j in HALVES:
             right = emit.load(emit.place(y, emit.times(k, COLUMNS), j))
             store(left * right, emit.place(terms, emit.times(k, COLUMNS), j))
-    for j in _HALVES:
+    for j in HALVES:
         store(emit.load(emit.place(c, j)), emit.place(terms, emit.times(products, COLUMNS), j))
 
 
@@ -530,7 +531,7 @@ def part(emit: Emitter, terms: Any, count: Any, part: Any, constants: Any) -> An
     terms, part = emit.at(terms), emit.at(part)
     scale = emit.load_all_equal(emit.place(emit.at(constants), 2))
     zero = emit.number(0.0)
-    tops = {j: emit.variable(zero) for j in _HALVES}
+    tops = {j: emit.variable(zero) for j in HALVES}
     with emit.loop(count) as k:
         for j, top in tops.items():
             size = emit.load(emit.place(terms, emit.times(k, COLUMNS), j)).size()
@@ -561,10 +562,10 @@ def sum_of_parts(
     parts, out = emit.at(parts), emit.at(out)
     limit = emit.load_all_equal(emit.at(constants))
     last = builder.sub(count, emit.integer(1))
-    rests = {j: emit.variable(emit.number(0.0)) for j in _HALVES}
+    rests = {j: emit.variable(emit.number(0.0)) for j in HALVES}
     with emit.loop(last), emit.loop(last) as k:  # each pass brings what cancels one place up
         index = builder.sub(builder.sub(last, k), emit.integer(1))
-        for j in _HALVES:
+        for j in HALVES:
             upper = emit.place(parts, emit.times(index, COLUMNS), j)
             lower = emit.place(upper, COLUMNS)
             total, dropped = sum_and_rest(emit.load(upper), emit.load(lower))

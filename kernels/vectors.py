@@ -172,6 +172,10 @@ class Vector:
     def least_word(self) -> ir.Value:
         return self._one("umin")
 
+    def any_word(self) -> ir.Value:
+        """Of words: the bits that are set in any."""
+        return self._one("or")
+
     def _one(self, name: str) -> ir.Value:
         words = self.value.type
         kind = ir.FunctionType(words.element, [words])
