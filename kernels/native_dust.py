@@ -67,8 +67,8 @@ def _split_rows(
     masks: Any,
 ) -> None:
     """`x[ROWS, length]`, steps of whole vectors, in two parts: what has at least the size
-    `threshold` (its word), and what is smaller. Of `masks[steps, ROWS]`, bit k mod 64 is set if
-    product k of that step has dust.
+    `threshold` (its word), and what is smaller. Of `masks[steps, ROWS]`, bit k is set if product k
+    of that step, of 64 at most, has dust.
     """
     builder = emit.builder
     limit = emit.all_equal(builder.bitcast(threshold, emit.element))
@@ -81,8 +81,8 @@ def _split_rows(
                 first = emit.times(vector, LANES)
                 at = builder.add(emit.times(step, padded), first)
                 here = [emit.place(emit.at(v), emit.times(length, i), at) for v in (x, main, dust)]
-                by = emit.all_words_equal(builder.and_(first, emit.integer(63)))
-                bits = _split(emit, here[0], (here[1], here[2]), limit, lanes.shifted_up(by))
+                bit = lanes.shifted_up(emit.all_words_equal(first))
+                bits = _split(emit, here[0], (here[1], here[2]), limit, bit)
                 emit.put(found, emit.get(found) | bits)
             place = emit.place(masks, emit.times(step, ROWS), i)
             builder.store(emit.get(found).any_word(), place)
@@ -108,8 +108,8 @@ def _split_columns(
             with emit.loop(padded) as product:
                 at = emit.times(builder.add(emit.times(step, padded), product), COLUMNS)
                 here = [emit.place(emit.at(v), at, j) for v in (y, main, dust)]
-                by = emit.all_words_equal(builder.and_(product, emit.integer(63)))
-                bits = _split(emit, here[0], (here[1], here[2]), limit, emit.word(1).shifted_up(by))
+                bit = emit.word(1).shifted_up(emit.all_words_equal(product))
+                bits = _split(emit, here[0], (here[1], here[2]), limit, bit)
                 emit.put(found, emit.get(found) | bits)
             place = emit.place(emit.at(masks), emit.times(step, COLUMNS), j)
             emit.store(emit.get(found).numbers(), place)

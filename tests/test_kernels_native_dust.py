@@ -1,0 +1,153 @@
+"""Ordinary numbers among which some are dust, whose sums the processor adds apart."""
+
+import dataclasses
+
+import numba
+import numpy as np
+import pytest
+
+import kernels
+from kernels import native_dust
+from kernels.native_steps import COLUMNS, PART, ROWS
+from tests.kernel_inputs import BF16, FP32
+from tests.test_kernels_native import ASCEND, check, pytestmark  # noqa: F401
+
+
+@numba.njit
+def split_and_add(x, y, c, steps, padded, norms, x_parts, y_parts, measured, proof):
+    """What C is a multiple of afterwards, and whether it could be done."""
+    x_at = (x_parts[0].ctypes.data, x_parts[1].ctypes.data, x_parts[2].ctypes.data)
+    y_at = (y_parts[0].ctypes.data, y_parts[1].ctypes.data, y_parts[2].ctypes.data)
+    x_all, y_all = (*x_at, x_parts[3].ctypes.data), (*y_at, y_parts[3].ctypes.data)
+    native_dust.split_rows(x.ctypes.data, norms[0], steps, padded, x_all, measured.ctypes.data)
+    native_dust.split_columns(y.ctypes.data, norms[1], steps, padded, y_all, measured.ctypes.data)
+    grid = native_dust.grid_of_parts(x_all, y_all, proof)
+    operands = x_at[0], x_at[1], steps * padded, y_at[0], y_at[1], x_at[2], y_at[2]
+    failed = native_dust.with_dust((c.ctypes.data, *operands, steps, padded // 4))
+    return grid, failed
+
+
+def added(a, b, c, padded=16):
+    """C[PART, COLUMNS] after steps of `a` `[ROWS, k]` and `b`; the grid, and whether it failed."""
+    x, y = (np.ascontiguousarray(v, np.float64) for v in (a, b))
+    steps = x.shape[1] // padded
+    x_parts, y_parts = (
+        (
+            np.full(v.shape, np.nan),
+            np.full(v.shape, np.nan),
+            np.zeros((steps, width), np.int64),
+            np.zeros(native_dust.KNOWN),
+        )
+        for v, width in ((x, ROWS), (y, COLUMNS))
+    )
+    norms = np.linalg.norm(x, axis=1).max(), np.linalg.norm(y, axis=0).max()
+    out = np.array(c, np.float64)
+    grid_of_c = 2.0**-23 * 2.0 ** np.floor(np.log2(abs(c).min()))
+    proof = abs(c).max() + norms[0] * norms[1], grid_of_c, 2.0**-14
+    parts = norms, x_parts, y_parts, np.empty(16), proof
+    grid, failed = split_and_add(x, y, out, steps, padded, *parts)
+    assert np.array_equal(x_parts[0] + x_parts[1], x) and np.array_equal(y_parts[0] + y_parts[1], y)
+    return out, grid, failed
+
+
+def dusty(rng, shape, share, dust=2.0**-130):
+    """Ordinary BF16 numbers, some replaced by such as are subnormal."""
+    small = rng.integers(1, 9, shape) * rng.choice([-1, 1], shape) * dust
+    values = np.where(rng.random(shape) < share, small, rng.normal(size=shape))
+    return values.astype(np.float32).astype(BF16)
+
+
+@pytest.mark.parametrize("padded", [8, 16, 64])
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5])
+def test_dust_is_added_apart(share, padded):
+    rng = np.random.default_rng(padded)
+    record = dataclasses.replace(ASCEND, products=padded)
+    a, b = dusty(rng, (ROWS, 256), share), dusty(rng, (256, COLUMNS), share)
+    c = rng.normal(size=(PART, COLUMNS)).astype(np.float32)
+    out, grid, failed = added(a, b, c, padded)
+    assert grid > 0 and failed == 0
+    expected = kernels.reference.matmul(a[:PART], b, c, arithmetic=record)
+    assert np.array_equal(out, expected) and not (out / grid % 1).any()
+
+
+@pytest.mark.parametrize("products", [16, 8, 64, 4, 11])
+@pytest.mark.parametrize("share", [0.02, 0.3])
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_subnormal_numbers_among_ordinary_ones(dtype, share, products):
+    rng = np.random.default_rng(products)
+    record = dataclasses.replace(ASCEND, products=products)
+    a, b = (dusty(rng, shape, share).astype(dtype) for shape in ((9, 150), (150, 19)))
+    check(a, b, None, record)
+    check(a, b, rng.normal(size=(9, 19)).astype(np.float32), record)
+    check(a, rng.integers(-3, 4, b.shape).astype(dtype), None, record)
+
+
+def test_what_dust_decides():
+    """Sums half way between two numbers, of either sign. Beside them products of main parts with
+    dust, which may cancel, and of dust with dust: three times nothing, more and less.
+    """
+    cases = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, [-1, 1], [1, 3])).reshape(5, -1).T
+    a, b = np.zeros((len(cases), 48)), np.ones((48, COLUMNS))
+    b[1], b[6] = 2.0**-12, 2.0**-131
+    for row, (mixed, more, both, sign, large) in zip(a, cases, strict=True):
+        row[:2] = [large, 2.0**-12 * 2.0 ** (large > 2)]
+        row[2:4], row[4:6] = mixed * 2.0**-129, [more * 2.0**-128, 0]
+        row[:2] *= sign
+        row[6] = both * 2.0**-133
+    a, b = (v.astype(np.float32).astype(BF16) for v in (a, b))
+    check(a, b)
+    c = np.full((len(cases), COLUMNS), 2.0, np.float32)
+    check(a, b, c)
+
+
+def test_products_of_dust_with_dust_count_where_those_with_main_parts_cancel():
+    record = dataclasses.replace(ASCEND, products=64)
+    for at in (4, 5, 11, 63):
+        for sign in (-1, 0, 1):
+            a, b = np.zeros((ROWS, 64)), np.zeros((64, COLUMNS))
+            a[:, :2], b[0], b[1] = [1, 2.0**-12], 1, 2.0**-11
+            a[:, 2:4], b[2:4] = [2.0**-130, -(2.0**-130)], 1
+            a[:, at], b[at] = sign * 2.0**-131, 2.0**-133
+            c = np.full((PART, COLUMNS), 2.0, np.float32)
+            out, grid, failed = added(a, b, c, 64)
+            assert grid > 0 and failed == 0
+            expected = kernels.reference.matmul(
+                a[:PART].astype(BF16), b.astype(BF16), c, arithmetic=record
+            )
+            assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("of_dust", ["main", "dust"])
+def test_sums_of_dust_only_are_left_to_others(of_dust):
+    a, b = np.zeros((ROWS, 32)), np.ones((32, COLUMNS))
+    a[:, :3], a[:, 16:18] = [-1, 0.5, 0.5], 1
+    a[2, 2:4] = [0.25, 0.25]
+    a[1, 4] = 2.0**-130
+    b[4] = 1 if of_dust == "main" else 2.0**-130
+    c = np.zeros((PART, COLUMNS)) + 2.0**-20
+    a[:, 5] = -(2.0**-20)
+    out, grid, failed = added(a, b, c)
+    assert grid > 0 and failed != 0 and np.array_equal(out, c)
+    check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16))
+
+
+@pytest.mark.parametrize("wide", ["main", "mixed", "both", "near"])
+def test_parts_whose_sums_might_be_rounded_are_left_to_others(wide):
+    """Main parts that are far apart, dust that is, and dust that is too large."""
+    rng = np.random.default_rng(3)
+    a, b = (rng.choice([-1.0, 1.0], shape) for shape in ((ROWS, 32), (32, COLUMNS)))
+    a[:, 5], b[9] = 2.0**-130, 2.0**-130
+    c = np.ones((PART, COLUMNS))
+    assert added(a, b, c)[1] > 0
+    if wide == "main":
+        a[0, 0], b[0, 0] = 2.0**12, 2.0**12
+        a[1, 1], b[1, 1] = 2.0**-6, 2.0**-6
+    elif wide == "mixed":
+        a[0, 6] = 2.0**-85
+    elif wide == "both":
+        a[0, 6], b[10, 0] = 2.0**-112, 2.0**-112
+        a[0, 7], b[11, 0] = 2.0**-133, 2.0**-133
+    else:
+        a[:, 5], b[9] = 2.0**-25, 2.0**-25
+    assert added(a, b, c)[1] == 0
+    check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16))
