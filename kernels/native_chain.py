@@ -19,6 +19,9 @@ which all numbers are normal ones, and what is below 2^-126 is rounded to a mult
 - seldom, if few sums are below 2^-126, as the first part tells or the block before;
 - low, if many are; and deep, if all are below 2^-127.
 
+Where many sums are small and rows or columns are of different sizes, a tile is begun again with
+these in order: so most groups have sums that are all small, or none.
+
 Tiles are of doubles between the blocks, for these hold subnormal numbers of FP32 as normal ones.
 The ways are in `kernels.native_chain_steps`.
 """
@@ -75,18 +78,19 @@ def _turned(index: int, products: int) -> int:
 
 @njit(**COMPILED)
 def _pack_rows(
-    a: int, form: Any, i0: int, rows: int, k: int, k0: int, length: int, products: int, x: Any
+    a: int, form: Any, i0: int, order: Any, k: int, k0: int, length: int, products: int, x: Any
 ) -> None:
-    """Words `x[rows, length]`, from product k0 on, of the matrix `[m, k]` at `a`; the last group's
-    rows are filled up with zeros.
+    """Words `x[rows, length]`, from product k0 on, of rows of the matrix `[m, k]` at `a` in an
+    order; the last group's rows are filled up with zeros.
     """
+    rows = len(order)
     count = min(length, k - k0)
     row = np.empty(count, np.uint32)
     at_x, at_row = address(x, 0), address(row, 0)
     if count < length or rows % ROWS != 0:
         x[: -(-rows // ROWS) * length * ROWS] = 0
     for i in range(rows):
-        source = a + ((i0 + i) * k + k0) * bytes_of(form)
+        source = a + ((i0 + order[i]) * k + k0) * bytes_of(form)
         start = i * length
         if products == 1:
             read_words(source, form, count, at_x + 4 * start, WORDS)
@@ -101,24 +105,34 @@ def _pack_columns(
     b: int,
     form: Any,
     j0: int,
-    columns: int,
+    order: Any,
     sizes: Any,
     k0: int,
     length: int,
     products: int,
+    is_sorted: bool,
     y: Any,
 ) -> None:
-    """Words `y[groups, length, COLUMNS]` of columns of the matrix `[k, n]` at `b`."""
+    """Words `y[groups, length, COLUMNS]` of columns of the matrix `[k, n]` at `b`, in an order if
+    it `is_sorted`.
+    """
     k, n = sizes
+    columns = len(order)
     count = min(length, k - k0)
     groups = -(-columns // COLUMNS)
-    at_y = address(y, 0)
+    row = np.empty(columns, np.uint32)
+    at_y, at_row = address(y, 0), address(row, 0)
     if count < length or columns % COLUMNS != 0:
         y[: groups * length * COLUMNS] = 0
     for index in range(count):
         source = b + ((k0 + index) * n + j0) * bytes_of(form)
         start = _turned(index, products) * COLUMNS
-        read_words(source, form, columns, at_y + 4 * start, length * COLUMNS)
+        if not is_sorted:
+            read_words(source, form, columns, at_y + 4 * start, length * COLUMNS)
+            continue
+        read_words(source, form, columns, at_row, WORDS)
+        for j in range(columns):
+            y[start + j // COLUMNS * length * COLUMNS + j % COLUMNS] = row[order[j]]
 
 
 @inline(result=False)
@@ -248,6 +262,7 @@ def _column_ends(emit: Emitter, words: Any, ends: Any, length: Any) -> None:
 
 _NONE, _SELDOM, _OFTEN = range(3)  # the care that a group of C needs: how often sums are small
 _FEW = 0.3  # of `seldom` in a step: more take longer than `low`
+_FAR_APART = 8  # exponents of rows or columns that are worth sorting
 _LOW = -102  # where `low` serves, products are below 2^_LOW
 
 # What is known of a group of rows or columns in a block: `_extent`, and which copies are made.
@@ -269,6 +284,9 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
         np.empty((row_groups, _KNOWN), np.int64),  # 5: of groups of x
         np.empty((column_groups, _KNOWN), np.int64),  # 6: of y
         np.empty(groups, np.int64),  # 7: of groups of C: whether care is needed
+        np.empty(1, np.int64),  # 8: in how many parts some sums were small
+        np.empty(rows, np.int64),  # 9: in which order rows are computed
+        np.empty(columns, np.int64),  # 10: and columns
     )
 
 
@@ -437,16 +455,20 @@ def _whole(x: Any, y: Any, here: int, width: int, length: int) -> bool:
 
 @njit(**COMPILED)
 def _careful_half(
-    x: Any, y: Any, half: int, here: int, width: int, length: int, narrow: bool, care: int
+    x: Any, y: Any, half: int, c: Any, length: int, narrow: bool, care: int, slow: Any
 ) -> int:
-    """A block for C[ROWS, HALF] at `here`, whatever there is; the care that is needed after it.
+    """A block for C[ROWS, HALF], whatever there is; the care that is needed after it.
 
     Args:
         x, y: as for `_copy`.
+        c: its address, and how far its rows are apart.
+        slow: a count of parts of which some sums were small, to be increased.
     """
+    here, width = c
     found = steps_of.kinds((here, width))
     product, scalable = _sizes_of(x, y, found, length)
     if scalable and product <= _LOW and found & steps_of.SETTLED == 0:
+        slow[0] += -(-length // _PART)
         x_at, y_at = _copy(x, _SCALED), _copy(y, _SCALED) + 4 * half * HALF
         return _low_half(x_at, y_at, here, width, length, found, care)
     failed = waits = False  # a flushing way waits for a part after it failed
@@ -464,6 +486,7 @@ def _careful_half(
             failed = _flushing_part(x, y, x_at, y_at, c_and_sizes, scalable, narrow)
             if not failed:
                 continue
+        slow[0] += 1
         x_part, y_part = _copy(x, _DOUBLES) + 2 * x_at, _copy(y, _DOUBLES) + 2 * y_at
         if narrow:
             steps_of.wide((x_part, y_part, *c_and_sizes))
@@ -475,13 +498,25 @@ def _careful_half(
 
 @njit(**COMPILED)
 def _tile(
-    a: int, b: int, form: Any, sizes: Any, corner: Any, size: Any, options: Any, buffers: Any
-) -> None:
-    """C of a tile after all steps, in `buffers[0]`, whose rows are as wide as whole groups are."""
+    a: int,
+    b: int,
+    form: Any,
+    sizes: Any,
+    corner: Any,
+    orders: Any,
+    options: Any,
+    is_sorted: bool,
+    buffers: Any,
+) -> bool:
+    """C of a tile after all steps, in `buffers[0]`, whose rows are as wide as whole groups are;
+    but not if sums in its first groups are so often small that `orders` have become others.
+    """
     k, n = sizes
-    rows, columns = size
+    row_order, column_order = orders
+    rows, columns = len(row_order), len(column_order)
     products, unit, _ = options
-    c, x, y, x_copies, y_copies, of_rows, of_columns, care = buffers
+    c, x, y, x_copies, y_copies, of_rows, of_columns, care, slow = buffers[:9]
+    slow[0], asked = 0, False
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     of_rows, of_columns = of_rows[:row_groups], of_columns[:column_groups]
     width = column_groups * COLUMNS
@@ -498,8 +533,10 @@ def _tile(
             care[ig * column_groups + jg] = _NONE if found & steps_of.TINY == 0 else _SELDOM
     for first in range(0, number, block):
         length = min(block, number - first)
-        _pack_rows(a, form, corner[0], rows, k, first, length, products, x)
-        _pack_columns(b, form, corner[1], columns, sizes, first, length, products, y)
+        _pack_rows(a, form, corner[0], row_order, k, first, length, products, x)
+        _pack_columns(
+            b, form, corner[1], column_order, sizes, first, length, products, is_sorted, y
+        )
         of_rows[:], of_columns[:] = 0, 0
         x_size, y_size = length * ROWS, length * COLUMNS
         if keeps:
@@ -526,9 +563,67 @@ def _tile(
                     continue
                 care[group] = _NONE
                 for half in range(COLUMNS // HALF):
-                    there = here + 8 * half * HALF
-                    after = _careful_half(left, right, half, there, width, length, narrow, before)
+                    of_c = here + 8 * half * HALF, width
+                    after = _careful_half(left, right, half, of_c, length, narrow, before, slow)
                     care[group] = max(care[group], after)
+            parts = (jg + 1) * row_groups * (COLUMNS // HALF) * -(-length // _PART)
+            if first == 0 and not (is_sorted or asked) and 4 * slow[0] > parts:
+                asked = True
+                if _sort(a, b, form, sizes, corner, orders):
+                    return False
+    return True
+
+
+@njit(**COMPILED)
+def _exponents_of_rows(a: int, form: Any, k: int, found: Any) -> None:
+    """Of rows of `[rows, k]`: the exponents of their largest numbers."""
+    row = np.empty(k, np.uint32)
+    for i in range(len(found)):
+        read_words(a + i * k * bytes_of(form), form, k, address(row, 0), WORDS)
+        top = np.uint32(0)
+        for index in range(k):
+            top = max(top, np.uint32(row[index] & _MAGNITUDE))
+        found[i] = top >> 23
+
+
+@njit(**COMPILED)
+def _exponents_of_columns(b: int, form: Any, sizes: Any, found: Any) -> None:
+    """As `_exponents_of_rows`, of the first columns of `[k, n]`."""
+    k, n = sizes
+    columns = len(found)
+    row, top = np.empty(columns, np.uint32), np.zeros(columns, np.uint32)
+    for index in range(k):
+        read_words(b + index * n * bytes_of(form), form, columns, address(row, 0), WORDS)
+        for j in range(columns):
+            top[j] = max(top[j], np.uint32(row[j] & _MAGNITUDE))
+    for j in range(columns):
+        found[j] = top[j] >> 23
+
+
+@njit(**COMPILED)
+def _sort(a: int, b: int, form: Any, sizes: Any, corner: Any, orders: Any) -> bool:
+    """The orders of a tile's rows and columns, by the exponents of the largest numbers if these are
+    far apart; whether any are.
+    """
+    k = sizes[0]
+    of_rows, of_columns = np.empty(len(orders[0]), np.int64), np.empty(len(orders[1]), np.int64)
+    _exponents_of_rows(a + corner[0] * k * bytes_of(form), form, k, of_rows)
+    _exponents_of_columns(b + corner[1] * bytes_of(form), form, sizes, of_columns)
+    rows, columns = _put_in_order(of_rows, orders[0]), _put_in_order(of_columns, orders[1])
+    return rows or columns
+
+
+@njit(**COMPILED)
+def _put_in_order(exponents: Any, order: Any) -> bool:
+    if exponents.max() - exponents.min() < _FAR_APART:
+        return False
+    place = 0
+    for exponent in range(exponents.min(), exponents.max() + 1):
+        for i in range(len(order)):
+            if exponents[i] == exponent:
+                order[place] = i
+                place += 1
+    return True
 
 
 @njit(**COMPILED)
@@ -566,39 +661,53 @@ def compute(
     a += matrix * m * k * bytes_of(form)
     b += matrix * k * n * bytes_of(form)
     before = steps_of.control(())
-    _start(c, matrix, corner, size, unit, buffers[0])
-    _tile(a, b, form, (k, n), corner, size, options, buffers)
+    orders = buffers[9][: size[0]], buffers[10][: size[1]]
+    for order in orders:
+        for i in range(len(order)):
+            order[i] = i
+    _start(c, matrix, corner, orders, buffers[0])
+    if not _tile(a, b, form, (k, n), corner, orders, options, False, buffers):
+        _start(c, matrix, corner, orders, buffers[0])
+        _tile(a, b, form, (k, n), corner, orders, options, True, buffers)
     steps_of.restore((before,))
-    found = _finish(buffers[0], corner, size, unit, nan, out[matrix])
+    found = _finish(buffers[0], corner, orders, unit, nan, out[matrix])
     if found and unit & PROPAGATE != 0:
         _pass_on(a, b, form, (k, n), c, matrix, corner, size, products, unit, out[matrix])
 
 
 @njit(**COMPILED)
-def _start(c: Any, matrix: int, corner: Any, size: Any, unit: int, tile: Any) -> None:
+def _start(c: Any, matrix: int, corner: Any, orders: Any, tile: Any) -> None:
     """The first accumulators of a tile."""
-    rows, columns = size
+    row_order, column_order = orders
+    rows, columns = len(row_order), len(column_order)
     width = -(-columns // COLUMNS) * COLUMNS
     tile[: -(-rows // ROWS) * ROWS * width] = 0
     if c.size > 0:
         for i in range(rows):
             for j in range(columns):
-                word = c[matrix, corner[0] + i, corner[1] + j]
+                word = c[matrix, corner[0] + row_order[i], corner[1] + column_order[j]]
                 tile[i * width + j] = decoded(word)
 
 
 @njit(**COMPILED)
-def _finish(tile: Any, corner: Any, size: Any, unit: int, nan: int, out: Any) -> bool:
+def _finish(tile: Any, corner: Any, orders: Any, unit: int, nan: int, out: Any) -> bool:
     """A tile written into `out[m, n]`; whether any element is no number."""
-    rows, columns = size
+    row_order, column_order = orders
+    rows, columns = len(row_order), len(column_order)
     width = -(-columns // COLUMNS) * COLUMNS
     zero = 0.0 if unit & POSITIVE_ZERO != 0 else -0.0
-    any_nan = False
-    row, target = address(tile, 0), address(out, corner[0] * out.shape[1] + corner[1])
+    any_nan, is_sorted = False, False
+    for j in range(columns):
+        is_sorted |= column_order[j] != j
+    row, words = address(tile, 0), np.empty(columns, np.uint32)
     for i in range(rows):
-        words = target + 4 * i * out.shape[1]
-        if native.results(row + 8 * i * width, columns, zero, nan, words):
+        line = out[corner[0] + row_order[i]]
+        target = address(words, 0) if is_sorted else address(line, corner[1])
+        if native.results(row + 8 * i * width, columns, zero, nan, target):
             any_nan = True
+        if is_sorted:
+            for j in range(columns):
+                line[corner[1] + column_order[j]] = words[j]
     return any_nan
 
 

@@ -117,6 +117,21 @@ def test_products_of_dust_with_dust_count_where_those_with_main_parts_cancel():
             assert np.array_equal(out, expected)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_dust_moves_no_sum_across_a_tie(side, sign):
+    """One last place beside it, where sums are as large as they may be."""
+    more, less = 2.0**-17 * (1 + 2.0**-7), 2.0**-17
+    a, b = np.zeros((ROWS, 16)), np.zeros((16, COLUMNS))
+    a[:, :5] = sign * np.array([-(2.0**-11), side * more, -side * more, -side * more, side * less])
+    b[:5, 0] = [2.0**-12, more, less, less, less]  # together 2^-23 and 2^-48
+    a[:, 5], b[5] = -side * sign * 2.0**-130, less
+    c = np.full((PART, COLUMNS), sign * (3 + 2.0**-22), np.float32)
+    out, grid, failed = added(a, b, c)
+    assert grid == 2.0**-48 and failed == 0
+    assert out[0, 0] == sign * (3 if side < 0 else 3 + 2.0**-22)
+
+
 @pytest.mark.parametrize("of_dust", ["main", "dust"])
 def test_sums_of_dust_only_are_left_to_others(of_dust):
     a, b = np.zeros((ROWS, 32)), np.ones((32, COLUMNS))
@@ -131,6 +146,40 @@ def test_sums_of_dust_only_are_left_to_others(of_dust):
     check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16))
 
 
+@numba.njit
+def grid_of(x, y, proof):
+    at = x.ctypes.data, y.ctypes.data
+    return native_dust.grid_of_parts((0, 0, 0, at[0]), (0, 0, 0, at[1]), proof)
+
+
+#: That they are split; main parts from 2^-10 to 2^2, dust from 2^-130 to 2^-125.
+KNOWN = [2, 2.0**2, 2.0**-10, 2.0**-125, 2.0**-130]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "proof"),
+    [
+        ({0: 1}, {}, {}),
+        ({}, {0: 1}, {}),
+        ({}, {}, {0: 2.0**17}),  # sums of 2^50 main parts' grids and more
+        ({}, {}, {1: 2.0**-47}),  # of C's
+        ({}, {}, {0: 2.0**-100, 1: 2.0**-127}),  # subnormal sums
+        ({}, {3: 2.0**-99}, {}),  # sums of main parts with dust
+        ({4: 2.0**-160}, {}, {}),
+        ({3: 2.0**-70, 4: 2.0**-106}, {3: 2.0**-70, 4: 2.0**-70}, {1: 2.0**-34}),
+        ({3: 2.0**-110, 4: 2.0**-136}, {3: 2.0**-110, 4: 2.0**-136}, {}),  # of dust alone
+        ({3: 2.0**-63, 4: 2.0**-70}, {}, {}),  # that are no dust beside others
+    ],
+)
+def test_what_is_proved_beforehand(x, y, proof):
+    """Each of them is the only reason why that is nothing."""
+    places = {0: 2.0**5, 1: 2.0**-32, 2: 2.0**-14}
+    known = [np.array([of.get(i, KNOWN[i]) for i in range(5)]) for of in (x, y)]
+    usual = np.array(KNOWN)
+    assert grid_of(usual, usual, tuple(places.values())) == 2.0**-34
+    assert grid_of(*known, tuple((places | proof).values())) == 0
+
+
 @pytest.mark.parametrize("wide", ["main", "mixed", "both", "near"])
 def test_parts_whose_sums_might_be_rounded_are_left_to_others(wide):
     """Main parts that are far apart, dust that is, and dust that is too large."""
@@ -143,7 +192,7 @@ def test_parts_whose_sums_might_be_rounded_are_left_to_others(wide):
         a[0, 0], b[0, 0] = 2.0**12, 2.0**12
         a[1, 1], b[1, 1] = 2.0**-6, 2.0**-6
     elif wide == "mixed":
-        a[0, 6] = 2.0**-85
+        b[9] = 2.0**-80
     elif wide == "both":
         a[0, 6], b[10, 0] = 2.0**-112, 2.0**-112
         a[0, 7], b[11, 0] = 2.0**-133, 2.0**-133
