@@ -622,8 +622,7 @@ def test_subnormal_operands_count(beside):
         (-(2.0**-116), [2.0**-130], [2.0**10]),  # as the product of 2^-126 would be
         (0.0, [2.0**-130], [2.0**-10]),
         (2.0 + 2.0**-22, [2.0**-127], [-(2.0**99)]),
-        (2.0, [2.0**-127], [-(2.0**102)]),
-        (2.0 - 2.0**-23, [2.0**-127], [2.0**103]),
+        (2.0 + 2.0**-21, [2.0**-127], [1.5 * 2.0**103]),
     ],
 )
 def test_a_subnormal_operand_beside_one_sum(case, beside):
@@ -632,6 +631,22 @@ def test_a_subnormal_operand_beside_one_sum(case, beside):
         a, b, c = crowded([case], dtype, beside)
         check(a, b, c, FMA)
         check(b.T.copy(), a.T.copy(), c.T.copy(), FMA)
+
+
+@pytest.mark.parametrize("zeros", [[], [0.0]])
+def test_subnormal_sums_beside_a_subnormal_operand(zeros):
+    """552.78 times 2^-149 is rounded, and then half of it added."""
+    left, right = [2.0**-70 * (1 + 5 * 2.0**-7)] * 2, [2.0**-130, 2.0**-20]
+    a = np.tile([left[0], right[0], *zeros], (8, 1)).astype(np.float32)
+    b = np.tile([[left[1]], [right[1]], *([zero] for zero in zeros)], (1, 32)).astype(np.float32)
+    check(a, b, None, FMA)
+    check(a.astype(BF16), b.astype(BF16), None, FMA)
+
+
+def test_sums_beyond_all_numbers_beside_a_subnormal_operand():
+    """They do not come back."""
+    left = [2.0**127, -(2.0**126), -(2.0**126) * (1 - 2.0**-23), 1.0]
+    check(*crowded([(0.0, left, [2.0**20] * 3 + [2.0**-130])], np.float32, 0.0), FMA)
 
 
 @pytest.mark.parametrize("center", [-30, 0, 45])
