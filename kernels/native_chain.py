@@ -6,10 +6,12 @@ own, but where numbers are subnormal it takes a hundred times as long; unless it
 then it is as quick as ever and tells that it did. So every `ROWS x COLUMNS` elements of a tile run
 through a block of k flushing. A unit that flushes is done. For one that does not, a block counts if
 its operands are normal numbers or 0 and nothing was flushed. Others go in parts of `_PART` products
-and half as many columns, for each of which the quickest of these ways is taken:
+and half as many columns, for each of which the quickest of these ways is taken (the first two also
+for more products at once, where no part before has failed there):
 
 - direct, if operands are normal numbers or 0, and again nothing was flushed;
-- firm, if some are subnormal, but sums so large that they do not notice;
+- firm, if some are subnormal, but no sum is small: all is times a power of two by which they are
+  normal, or is so large that it does not notice them;
 - wide, in FP64, and rounded from there.
 
 Where products are small, there are quicker ones, for whole blocks: all is times a power of two, by
@@ -53,8 +55,7 @@ from kernels.native_steps import EXPONENT, rows_of
 from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
 
 _BLOCK = 256  # products of a block
-_LOG_PART = 5
-_PART = 1 << _LOG_PART  # products of a part of it
+_PART = 32  # products of a part of it
 
 # Bits of `unit` (see `compute`).
 FLUSH, PROPAGATE, TURNED, POSITIVE_ZERO, NARROW = (1 << bit for bit in range(5))
@@ -136,41 +137,44 @@ def _pack_columns(
 
 
 @inline(result=False)
-def _sizes(emit: Emitter, words: Any, count: Any, least: Any, most: Any) -> None:
+def _sizes(emit: Emitter, words: Any, count: Any, least: Any, most: Any, zeros: Any) -> None:
     """Of so many times HALF words of FP32 into HALF words each: the least magnitudes less 1, and
-    the largest finite ones.
+    the largest finite ones; also, bit 31 of `zeros` is set if one is 0.
     """
     singles = emit.floats()
-    words, least, most = singles.at(words), singles.at(least), singles.at(most)
-    low, high = (emit.variable(singles.load(x)) for x in (least, most))
+    words, *places = (singles.at(x) for x in (words, least, most, zeros))
+    low, high, any_zero = (emit.variable(singles.load(x)) for x in places)
     infinity, minus_one = singles.word(_INFINITY), singles.word(0xFFFFFFFF)
     with emit.loop(count) as index:
         word = singles.load(singles.place(words, emit.times(index, HALF))).words()
         size = word & singles.word(0x7FFFFFFF)
         finite = size.less_word(infinity).where(size, singles.word(0))
-        smaller = size.plus_words(minus_one).smaller_word(emit.get(low).words())
-        emit.put(low, smaller.numbers())
+        less = size.plus_words(minus_one)
+        emit.put(low, less.smaller_word(emit.get(low).words()).numbers())
+        emit.put(any_zero, (less | emit.get(any_zero).words()).numbers())
         emit.put(high, finite.larger_word(emit.get(high).words()).numbers())
-    singles.store(emit.get(low), least)
-    singles.store(emit.get(high), most)
+    for variable, place in zip((low, high, any_zero), places, strict=True):
+        singles.store(emit.get(variable), place)
 
 
 @njit(**COMPILED)
 def _extent(words: Any, start: int, count: int, found: Any) -> None:
-    """Whether any number is subnormal, and the exponent of the largest finite one (-400 without
-    any), into `found[2]`.
-    """
-    low, high = np.empty(HALF, np.uint32), np.zeros(HALF, np.uint32)
+    """What is known of a group at first, into `found`."""
+    low, (high, zeros) = np.empty(HALF, np.uint32), np.zeros((2, HALF), np.uint32)
     low[:] = 0xFFFFFFFF
     vectors = count // HALF
-    _sizes((address(words, start), vectors, address(low, 0), address(high, 0)))
-    least, most = low.min(), high.max()
+    at_least, at_most, at_zeros = address(low, 0), address(high, 0), address(zeros, 0)
+    _sizes((address(words, start), vectors, at_least, at_most, at_zeros))
+    least, most, zero = low.min(), high.max(), (zeros >> np.uint32(31)).max()
     for i in range(start + vectors * HALF, start + count):
         magnitude = np.uint32(words[i] & _MAGNITUDE)
-        least = min(least, np.uint32(magnitude - np.uint32(1)))  # 0 comes last
+        less = np.uint32(magnitude - np.uint32(1))  # 0 comes last
+        least, zero = min(least, less), max(zero, less >> np.uint32(31))
         most = max(most, magnitude if magnitude < np.uint32(_INFINITY) else np.uint32(0))
-    found[0] = least < np.uint32(_NORMAL - 1)
-    found[1] = _exponent(decoded(most)) if most > 0 else -400
+    found[_SUBNORMAL] = least < np.uint32(_NORMAL - 1)
+    found[_ZERO] = zero
+    found[_LEAST] = _exponent(decoded(least + np.uint32(1))) if most > 0 else 400
+    found[_MOST] = _exponent(decoded(most)) if most > 0 else -400
 
 
 @njit(**COMPILED)
@@ -265,8 +269,12 @@ _FEW = 0.3  # of `seldom` in a step: more take longer than `low`
 _FAR_APART = 8  # exponents of rows or columns that are worth sorting
 _LOW = -102  # where `low` serves, products are below 2^_LOW
 
-# What is known of a group of rows or columns in a block: `_extent`, and which copies are made.
-_SUBNORMAL, _MOST, _LIFTED, _SCALED, _DOUBLES, _ENDS, _KNOWN = range(7)
+# What is known of a group of rows or columns in a block: whether any number is subnormal or 0, the
+# exponents of the least finite one but 0 and of the largest (400 and -400 without any), and which
+# copies are made.
+_SUBNORMAL, _ZERO, _LEAST, _MOST, _LIFTED, _SCALED, _RAISED, _DOUBLES, _ENDS, _KNOWN = range(10)
+_COPIES = _ENDS - _LIFTED + 2  # of as many words as a group has numbers; doubles take two
+_ROOM = 10  # exponents that `_own_scale` leaves to C and to sums on either side
 
 
 @njit(**COMPILED)
@@ -279,8 +287,8 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
         np.empty(groups * ROWS * COLUMNS),  # 0: C
         np.empty(x, np.uint32),  # 1: x
         np.empty(y, np.uint32),  # 2: y
-        np.empty(5 * x, np.uint32),  # 3: copies of x, see `_copy`
-        np.empty(5 * y, np.uint32),  # 4: of y
+        np.empty(_COPIES * x, np.uint32),  # 3: copies of x, see `_copy`
+        np.empty(_COPIES * y, np.uint32),  # 4: of y
         np.empty((row_groups, _KNOWN), np.int64),  # 5: of groups of x
         np.empty((column_groups, _KNOWN), np.int64),  # 6: of y
         np.empty(groups, np.int64),  # 7: of groups of C: whether care is needed
@@ -293,12 +301,28 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
 @njit(**COMPILED)
 def _operand(words: int, known: int, copies: int, group: int, count: int, scale: int) -> Any:
     """Of a group, as for `_copy`, from where the first group's are."""
-    return words, known + 8 * group * _KNOWN, copies + 20 * group * count, count, scale
+    return words, known + 8 * group * _KNOWN, copies + 4 * _COPIES * group * count, count, scale
 
 
 @njit(**COMPILED)
 def _known(operand: Any) -> Any:
     return carray(pointer(operand[1]), (_KNOWN,), np.int64)
+
+
+@njit(**COMPILED)
+def _own_scale(operand: Any) -> int:
+    """The exponent of a power of two, at most the usual one, by which all numbers of a group are
+    normal ones, and sums of products as large as they may be.
+    """
+    known = _known(operand)
+    return max(operand[4] - max(0, known[_MOST] + _ROOM), -126 - known[_LEAST])
+
+
+@njit(**COMPILED)
+def _fit(x: Any, y: Any, reach: int, x_scale: int, y_scale: int) -> bool:
+    """Whether numbers and sums times powers of two are finite if these are below 2^reach."""
+    most_x, most_y = _known(x)[_MOST] + x_scale, _known(y)[_MOST] + y_scale
+    return most_x <= 126 and most_y <= 126 and reach + x_scale + y_scale <= 127
 
 
 @njit(**COMPILED)
@@ -319,6 +343,8 @@ def _copy(operand: Any, kind: int) -> int:
             _lift((words, target, count // LANES))
         elif kind == _SCALED:
             _scale((words, target, count // LANES, scale))
+        elif kind == _RAISED:
+            _scale((words, target, count // LANES, _own_scale(operand)))
         else:
             read_doubles(words, _FLOATS, count, target, GROUP)
     return target
@@ -330,7 +356,8 @@ def _ends(operand: Any, of_rows: bool, length: int) -> int:
     2^p; see `_copy`.
     """
     _, _, copies, count, _ = operand
-    words, ends, known = _copy(operand, _SCALED), copies + 16 * count, _known(operand)
+    words, known = _copy(operand, _SCALED), _known(operand)
+    ends = copies + 4 * count * (_COPIES - 1)
     if known[_ENDS] == 0:
         known[_ENDS] = 1
         if of_rows:
@@ -361,27 +388,25 @@ def _any_zero(words: int, count: int, apart: int) -> bool:
 
 
 @njit(**COMPILED)
-def _flushing_part(
-    x: Any, y: Any, x_at: int, y_at: int, c_and_sizes: Any, scalable: bool, narrow: bool
-) -> bool:
+def _flushing_part(x: Any, y: Any, x_at: int, y_at: int, c_and_sizes: Any, reach: int) -> bool:
     """A part for C[ROWS, HALF] on the flushing way that may serve; whether it has failed."""
     of_x, of_y = _known(x), _known(y)
     if of_x[_SUBNORMAL] == 0 and of_y[_SUBNORMAL] == 0:
         x_at, y_at = x_at + x[0], y_at + y[0]
         return steps_of.direct_half((x_at, y_at, *c_and_sizes, steps_of.UNDERFLOW)) != 0
-    if scalable:
-        x_at, y_at = x_at + _copy(x, _SCALED), y_at + _copy(y, _SCALED)
-        return steps_of.firm_scaled((x_at, y_at, *c_and_sizes)) != 0
-    # Of a product of a subnormal number less than 2^-126 times the other one is lost, and 2^-126
-    # by a sum that is flushed, as often as there are products.
-    lost = _LOG_PART
-    if of_x[_SUBNORMAL] != 0:
-        lost = max(lost, of_y[_MOST] + 1)
-    if of_y[_SUBNORMAL] != 0:
-        lost = max(lost, of_x[_MOST] + 1)
-    limit = (1 + lost + 26) << 23
-    x_at, y_at = x_at + _copy(x, _LIFTED), y_at + _copy(y, _LIFTED)
-    return steps_of.firm((x_at, y_at, *c_and_sizes, limit, int(narrow))) != 0
+    kind, x_scale, y_scale = _RAISED, _own_scale(x), _own_scale(y)
+    if x_scale + y_scale < 0 or not _fit(x, y, reach, x_scale, y_scale):
+        # Sums of 2 and more do not notice what is below 2^-25: neither a product of a subnormal
+        # number nor that of 2^-126 in its place.
+        kind, x_scale, y_scale = _LIFTED, 0, 0
+        x_matters = of_x[_SUBNORMAL] != 0 and of_y[_MOST] >= 100
+        if x_matters or (of_y[_SUBNORMAL] != 0 and of_x[_MOST] >= 100):
+            return True
+    x_at, y_at = x_at + _copy(x, kind), y_at + _copy(y, kind)
+    operands = x_at, y_at, *c_and_sizes, x_scale + y_scale
+    if of_x[_ZERO] | of_y[_ZERO] == 0:
+        return steps_of.firm(operands) != 0
+    return steps_of.firm_with_zeros(operands) != 0
 
 
 @njit(**COMPILED)
@@ -422,26 +447,19 @@ def _low_half(x: int, y: int, here: int, width: int, length: int, found: int, ca
 
 @njit(**COMPILED)
 def _sizes_of(x: Any, y: Any, found: int, length: int) -> Any:
-    """Of what `kinds` found this: no product is as large as 2^product; and whether all numbers
-    times the powers of two are normal ones.
+    """Of what `kinds` found this: no product is as large as 2^product, no sum as 2^reach; and
+    whether all numbers times the usual powers of two are normal ones.
     """
-    most_x, most_y = _known(x)[_MOST], _known(y)[_MOST]
-    product = most_x + most_y + 2
-    # No sum is as large as 2^reach.
+    product = _known(x)[_MOST] + _known(y)[_MOST] + 2
     reach = 1 + max((found >> 52) - 1022, product + _exponent(float(length)) + 1)
-    scalable = (
-        most_x + steps_of.SCALE_X <= 126
-        and most_y + steps_of.SCALE_Y <= 126
-        and reach + steps_of.SCALE_X + steps_of.SCALE_Y <= 127
-    )
-    return product, scalable
+    return product, reach, _fit(x, y, reach, steps_of.SCALE_X, steps_of.SCALE_Y)
 
 
 @njit(**COMPILED)
 def _whole(x: Any, y: Any, here: int, width: int, length: int) -> bool:
     """A block for C[ROWS, COLUMNS] at `here`, if it has few steps that round; whether it has."""
     found = max(steps_of.kinds((here, width)), steps_of.kinds((here + 8 * HALF, width)))
-    product, scalable = _sizes_of(x, y, found, length)
+    product, _, scalable = _sizes_of(x, y, found, length)
     if not scalable:
         return False
     x_ends, y_ends = _ends(x, True, length), _ends(y, False, length)
@@ -466,33 +484,34 @@ def _careful_half(
     """
     here, width = c
     found = steps_of.kinds((here, width))
-    product, scalable = _sizes_of(x, y, found, length)
+    product, reach, scalable = _sizes_of(x, y, found, length)
     if scalable and product <= _LOW and found & steps_of.SETTLED == 0:
         slow[0] += -(-length // _PART)
         x_at, y_at = _copy(x, _SCALED), _copy(y, _SCALED) + 4 * half * HALF
         return _low_half(x_at, y_at, here, width, length, found, care)
-    failed = waits = False  # a flushing way waits for a part after it failed
-    for first in range(0, length, _PART):
-        count = min(_PART, length - first)
+    first, size, failed = 0, _PART if found >> 52 == 0 else length, False
+    while first < length:
         x_at, y_at = 4 * first, 4 * (first * COLUMNS + half * HALF)
-        c_and_sizes = here, width, count, length
         if found & steps_of.SETTLED != 0:  # then what is finite might as well be another number
             x_part, y_part = _copy(x, _LIFTED) + x_at, _copy(y, _LIFTED) + y_at
             steps_of.direct_half((x_part, y_part, here, width, length - first, length, 0))
             return _NONE
-        waits = failed and not waits
-        failed = waits or found & steps_of.TINY != 0
-        if not failed:
-            failed = _flushing_part(x, y, x_at, y_at, c_and_sizes, scalable, narrow)
-            if not failed:
-                continue
-        slow[0] += 1
-        x_part, y_part = _copy(x, _DOUBLES) + 2 * x_at, _copy(y, _DOUBLES) + 2 * y_at
-        if narrow:
-            steps_of.wide((x_part, y_part, *c_and_sizes))
-        else:
-            steps_of.wide_odd((x_part, y_part, *c_and_sizes))
-        found = steps_of.kinds((here, width))
+        count = min(size, length - first)
+        failed = found & steps_of.TINY != 0 or _flushing_part(
+            x, y, x_at, y_at, (here, width, count, length), reach
+        )
+        size *= 2
+        if failed:
+            slow[0] += 1
+            size, count = _PART, min(_PART, count)
+            x_part, y_part = _copy(x, _DOUBLES) + 2 * x_at, _copy(y, _DOUBLES) + 2 * y_at
+            operands = x_part, y_part, here, width, count, length
+            if narrow:
+                steps_of.wide(operands)
+            else:
+                steps_of.wide_odd(operands)
+            found = steps_of.kinds((here, width))
+        first += count
     return _SELDOM if failed or found & steps_of.TINY != 0 else _NONE
 
 

@@ -27,7 +27,7 @@ TINY, SETTLED = 1, 2  # see `kinds`
 SCALE_X, SCALE_Y = 64, 63  # exponents
 SCALE = 2.0 ** (SCALE_X + SCALE_Y)  # of products and sums
 _ONCE = 2.0**-126 * SCALE
-_AT_LEAST_ONCE = 1 << 30  # the bit that tells of a word of FP32, since `_ONCE` is 2
+_AT_LEAST_TWO = 1 << 30  # the bit that tells of a word of FP32; and `_ONCE` is 2
 _FRACTION = (1 << 23) - 1
 _TOGETHER = 4
 WHOLE = 2 * 277 + SCALE_X + SCALE_Y - 149  # see `whole`
@@ -111,21 +111,20 @@ def direct_half(emit: Emitter, *operands: Any) -> Any:
     return _direct(emit, HALF, *operands)
 
 
-def _floats_at(emit: Emitter, place: ir.Value, scale: float = 1.0) -> Vector:
+def _floats_at(emit: Emitter, place: ir.Value, scale: float | Vector = 1.0) -> Vector:
     """Doubles times `scale` as floats."""
-    halves = emit.load(place), emit.load(emit.place(place, LANES))
-    if scale != 1.0:
-        halves = halves[0] * emit.number(scale), halves[1] * emit.number(scale)
-    return halves[0].to_floats(halves[1])
+    factor = scale if isinstance(scale, Vector) else emit.number(scale)
+    low, high = (emit.load(emit.place(place, start)) * factor for start in (0, LANES))
+    return low.to_floats(high)
 
 
-def _store(emit: Emitter, row: Vector, place: ir.Value, scale: float = 1.0) -> None:
+def _store(emit: Emitter, row: Vector, place: ir.Value, scale: float | Vector = 1.0) -> None:
+    factor = scale if isinstance(scale, Vector) else emit.number(scale)
     for half, start in zip(row.to_doubles(), (0, LANES), strict=True):
-        scaled = half if scale == 1.0 else half * emit.number(scale)
-        emit.store(scaled, emit.place(place, start))
+        emit.store(half * factor, emit.place(place, start))
 
 
-def _sums(emit: Emitter, c: Any, width: Any, scale: float = 1.0) -> list[tuple[Any, Any]]:
+def _sums(emit: Emitter, c: Any, width: Any, scale: float | Vector) -> list[tuple[Any, Any]]:
     """Of C[ROWS, HALF]: where a row is, and a variable with its floats times `scale`."""
     places = [emit.place(c, emit.times(width, i)) for i in range(ROWS)]
     return [(place, emit.variable(_floats_at(emit, place, scale))) for place in places]
@@ -157,7 +156,7 @@ class _Grid:
         (left, right), (before, total), (half_before, half_now) = factors, sums, halves
         grid = half_before.times_plus(self._three, half_now)
         on_grid = left.times_plus(right, before - grid) + grid
-        bit, zero = self._singles.word(_AT_LEAST_ONCE), self._singles.word(0)
+        bit, zero = self._singles.word(_AT_LEAST_TWO), self._singles.word(0)
         return (total.words() & bit).same_words(zero).where(on_grid, total)
 
     def found(self, factors: tuple[Vector, Vector], sums: tuple[Vector, Vector]) -> Vector:
@@ -254,7 +253,7 @@ def seldom(emit: Emitter, *operands: Any) -> Any:
     x, y, c, width, count, stride = operands
     builder, singles = emit.builder, emit.floats()
     rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
-    minus_one, bit, zero = (singles.word(x) for x in (0xFFFFFFFF, _AT_LEAST_ONCE, 0))
+    minus_one, bit, zero = (singles.word(x) for x in (0xFFFFFFFF, _AT_LEAST_TWO, 0))
     times = emit.integer_variable(0)
     _set_control(emit, emit.integer(_FLUSHING))
     sums = _sums(emit, emit.at(c), width, SCALE)
@@ -313,70 +312,70 @@ def deep(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: 
     return failed
 
 
+def _power_of_two(emit: Emitter, exponent: ir.Value) -> Vector:
+    biased = emit.builder.add(exponent, emit.integer(1023))
+    return emit.all_words_equal(emit.builder.shl(biased, emit.integer(52))).numbers()
+
+
 def _firm(
     emit: Emitter,
-    scale: float,
+    zeros: bool,
     x: Any,
     y: Any,
     c: Any,
     width: Any,
     count: Any,
     stride: Any,
-    limit: Any,
-    zeros: Any,
+    scale: Any,
 ) -> Any:
     builder, singles = emit.builder, emit.floats()
     rows, y = rows_of(singles, x, stride, ROWS), singles.at(y)
+    minus_one, bit = singles.word(0xFFFFFFFF), singles.word(_AT_LEAST_TWO)
+
+    def told(total: Vector) -> Vector:
+        """Of one less, the bit is not set below 2 and there, but for zeros."""
+        return total.words().plus_words(minus_one) if zeros else total.words()
+
     _set_control(emit, emit.integer(_FLUSHING))
-    magnitude, minus_one = singles.word(0x7FFFFFFF), singles.word(0xFFFFFFFF)
-    sums = _sums(emit, emit.at(c), width, scale)
-    leasts = [emit.variable(minus_one) for _ in sums]  # of the sizes' words less 1
+    sums = _sums(emit, emit.at(c), width, _power_of_two(emit, scale))
+    start = functools.reduce(Vector.__and__, [told(emit.get(total)) for _, total in sums])
+    # Of all sums. One variable would wait for itself too often.
+    bits = [emit.variable(start if zeros else bit) for _ in range(4)]
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
-        for i, ((_, variable), least) in enumerate(zip(sums, leasts, strict=True)):
+        for i, (_, variable) in enumerate(sums):
             left = singles.load_all_equal(singles.place(rows[i], k))
             total = left.times_plus(right, emit.get(variable))
-            size = (total.words() & magnitude).plus_words(minus_one)
             emit.put(variable, total)
-            emit.put(least, size.smaller_word(emit.get(least)))
-    flushed = builder.and_(_get_control(emit), emit.integer(UNDERFLOW))
-    least_allowed = builder.trunc(builder.sub(limit, emit.integer(1)), ir.IntType(32))
-    bound = singles.all_words_equal(least_allowed)
-    failed, is_zero = emit.integer(0), emit.integer(0)
-    for (_, variable), least in zip(sums, leasts, strict=True):
-        failed = builder.or_(failed, emit.get(least).less_word(bound).bits())
-        is_zero = builder.or_(is_zero, emit.get(variable).equals(singles.number(0.0)).bits())
-    if zeros is not None:
-        some = builder.icmp_unsigned("!=", is_zero, emit.integer(0))
-        none = builder.icmp_unsigned("==", zeros, emit.integer(0))
-        lost = builder.select(builder.or_(some, none), flushed, emit.integer(0))
-        failed = builder.or_(failed, lost)
+            emit.put(bits[i % 4], emit.get(bits[i % 4]) & told(total))
+    large = functools.reduce(Vector.__and__, map(emit.get, bits)) & bit
+    failed = large.same_words(singles.word(0)).bits()
+    if zeros:
+        flushed = builder.and_(_get_control(emit), emit.integer(UNDERFLOW))
+        failed = builder.or_(failed, flushed)
     with emit.unless(failed):
+        back = _power_of_two(emit, builder.neg(scale))
         for place, variable in sums:
-            _store(emit, emit.get(variable), place, 1 / scale)
+            _store(emit, emit.get(variable), place, back)
     return failed
 
 
 @inline(result=True)
 def firm(emit: Emitter, *operands: Any) -> Any:
-    """C[ROWS, HALF] += x y in FP32, flushing; C stays as it was, and the result is not 0, if any
-    sum on the way is below `limit` but 0, or if something was flushed and either a result is 0 or
-    `zeros` is 0.
+    """C[ROWS, HALF] += x y in FP32, flushing, all times a power of two; C stays as it was, and the
+    result is not 0, if any sum on the way is below 2.
 
     Args:
-        operands: x, y, c, width, count, stride, limit, zeros: as for `direct_half`, and:
-            limit: a word of FP32.
+        operands: x, y, c, width, count, stride, scale: as for `direct_half`, but x and y are normal
+            numbers and 2^scale times as large together.
     """
-    return _firm(emit, 1.0, *operands)
+    return _firm(emit, False, *operands)
 
 
 @inline(result=True)
-def firm_scaled(emit: Emitter, *operands: Any) -> Any:
-    """As `firm`, of numbers times SCALE as for `low`; the limit is `_ONCE`, and what is flushed
-    would be rounded to zero anyway.
-    """
-    operands = *operands, emit.integer(_AT_LEAST_ONCE), None
-    return _firm(emit, SCALE, *operands)
+def firm_with_zeros(emit: Emitter, *operands: Any) -> Any:
+    """As `firm`, but C and sums may be 0, if nothing is flushed; neither may be 2 or less else."""
+    return _firm(emit, True, *operands)
 
 
 def _in_float64(

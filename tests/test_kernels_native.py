@@ -615,6 +615,55 @@ def test_subnormal_operands_count(beside):
     check(a.astype(np.float32), b.astype(np.float32), c, FMA)
 
 
+@pytest.mark.parametrize("beside", [0.0, 2.0**20, 2.0**120])
+@pytest.mark.parametrize(
+    "case",
+    [
+        (-(2.0**-116), [2.0**-130], [2.0**10]),  # as the product of 2^-126 would be
+        (0.0, [2.0**-130], [2.0**-10]),
+        (2.0 + 2.0**-22, [2.0**-127], [-(2.0**99)]),
+        (2.0 + 2.0**-21, [2.0**-127], [1.5 * 2.0**103]),
+    ],
+)
+def test_a_subnormal_operand_beside_one_sum(case, beside):
+    """Which it changes, or just does not."""
+    for dtype in (BF16, np.float32):
+        a, b, c = crowded([case], dtype, beside)
+        check(a, b, c, FMA)
+        check(b.T.copy(), a.T.copy(), c.T.copy(), FMA)
+
+
+@pytest.mark.parametrize("zeros", [[], [0.0]])
+def test_subnormal_sums_beside_a_subnormal_operand(zeros):
+    """552.78 times 2^-149 is rounded, and then half of it added."""
+    left, right = [2.0**-70 * (1 + 5 * 2.0**-7)] * 2, [2.0**-130, 2.0**-20]
+    a = np.tile([left[0], right[0], *zeros], (8, 1)).astype(np.float32)
+    b = np.tile([[left[1]], [right[1]], *([zero] for zero in zeros)], (1, 32)).astype(np.float32)
+    check(a, b, None, FMA)
+    check(a.astype(BF16), b.astype(BF16), None, FMA)
+
+
+def test_sums_beyond_all_numbers_beside_a_subnormal_operand():
+    """They do not come back."""
+    left = [2.0**127, -(2.0**126), -(2.0**126) * (1 - 2.0**-23), 1.0]
+    check(*crowded([(0.0, left, [2.0**20] * 3 + [2.0**-130])], np.float32, 0.0), FMA)
+
+
+@pytest.mark.parametrize("center", [-30, 0, 45])
+@pytest.mark.parametrize("zeros", [0.0, 0.3])
+def test_subnormal_operands_among_ordinary_ones(center, zeros):
+    """Whole groups, and more blocks than one."""
+    rng = np.random.default_rng(60 + center)
+    a, b = (rng.normal(size=s) * 2.0**center for s in ((8, 290), (290, 32)))
+    for x, least in ((a, 2.0**-133), (b, 2.0**-149)):
+        tiny = rng.random(x.shape) < 0.1
+        x[tiny] = (rng.integers(1, 128, x.shape) * least)[tiny]
+        x[rng.random(x.shape) < zeros] = 0.0
+    c = rng.normal(size=(8, 32)) * 2.0 ** rng.integers(-126, 2, (8, 32))
+    check(a.astype(np.float32), b.astype(np.float32), c.astype(np.float32), FMA)
+    check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16), None, FMA)
+
+
 @pytest.mark.parametrize("exponent", range(78, 86))
 def test_subnormal_operands_beside_sums_of_one_size(exponent):
     """Whether these notice is told by the least of them."""
@@ -735,7 +784,8 @@ def steps_that_round(x, y, length):
     found = np.zeros((len(x), len(y)), np.int64)
     of_x = np.zeros((len(x), native_chain._KNOWN), np.int64)
     of_y = np.zeros((len(y), native_chain._KNOWN), np.int64)
-    x_copies, y_copies = np.zeros(5 * x.size, np.uint32), np.zeros(5 * y.size, np.uint32)
+    x_copies = np.zeros(native_chain._COPIES * x.size, np.uint32)
+    y_copies = np.zeros(native_chain._COPIES * y.size, np.uint32)
     for i in range(len(x)):
         left = native_chain._operand(
             x[i].ctypes.data, of_x.ctypes.data, x_copies.ctypes.data, i, x[i].size, 64
