@@ -370,7 +370,7 @@ def test_operands_of_every_kind(dtype, cut, rounding):
 @vectors.inline(result=False)
 def in_24_bits(emit, x, out):
     number = emit.load(emit.at(x))
-    emit.store(native_steps._in_24_bits(emit, number), emit.at(out))
+    emit.store(native_steps.in_24_bits(emit, number), emit.at(out))
 
 
 @numba.njit
@@ -575,6 +575,40 @@ def test_chains_that_are_flushed_scaled_or_rounded(draw, center):
         check(a[:5].astype(BF16), b.astype(BF16), start if start is None else c[:5], X86)
     check(a, b[:, :7].copy(), c[:, :7].copy(), FMA)
     check(a[:5].astype(BF16), b.astype(BF16), c[:5], KEEPING)
+
+
+@pytest.mark.parametrize("record", [FMA, KEEPING], ids=["fma", "keeping"])
+@pytest.mark.parametrize("far", ["rows", "columns", "both"])
+def test_chains_of_rows_and_columns_of_different_sizes(far, record):
+    """They are computed in an order of their own, of which results, C and NaNs tell nothing."""
+    rng = np.random.default_rng(4)
+    m, k, n = 19, 40, 37
+    a, b = rng.normal(size=(m, k)) * 2.0**-63, rng.normal(size=(k, n)) * 2.0**-63
+    rows, columns = (2.0 ** rng.integers(-20, 21, size) for size in ((m, 1), n))
+    a, b = (a * rows if far != "columns" else a), (b * columns if far != "rows" else b)
+    a, b = (x.astype(np.float32).astype(BF16) for x in (a, b))
+    exponents = np.log2(abs(a.astype(np.float64)).max(1)), np.log2(abs(b.astype(np.float64)).max(0))
+    orders = np.arange(m), np.arange(n)
+    found = sorted_tile(a, b, native_operands.BF16, orders)
+    assert found
+    for order, of, is_far in zip(orders, exponents, (far != "columns", far != "rows"), strict=True):
+        assert sorted(order) == list(range(len(order)))
+        assert (np.diff(np.floor(of[order])) >= 0).all() if is_far else (np.diff(order) == 1).all()
+    check(a, b, None, record)
+    c = (rng.normal(size=(m, n)) * 2.0**-125 * np.arange(n)).astype(np.float32)
+    check(a, b, c, record)
+    a[3, 7], b[20, 11], c[8, 2] = np.nan, -np.nan, np.nan
+    check(a, b, c, record)
+
+
+@numba.njit
+def sort_tile(a, b, kind, orders):
+    sizes = b.shape
+    return native_chain._sort(a.ctypes.data, b.ctypes.data, (kind, 0, 0), sizes, (0, 0), orders)
+
+
+def sorted_tile(a, b, kind, orders):
+    return sort_tile(a.view(np.uint16), b.view(np.uint16), kind, orders)
 
 
 @pytest.mark.parametrize("record", [FMA, X86, KEEPING], ids=["fma", "x86", "keeping"])

@@ -80,6 +80,8 @@ def test_subnormal_numbers_among_ordinary_ones(dtype, share, products):
     check(a, b, None, record)
     check(a, b, rng.normal(size=(9, 19)).astype(np.float32), record)
     check(a, rng.integers(-3, 4, b.shape).astype(dtype), None, record)
+    a[2, 5], b[70, 3], b[9, 8] = np.nan, -np.inf, np.nan
+    check(a, b, None, record)
 
 
 def test_what_dust_decides():
