@@ -24,7 +24,7 @@ import numpy as np
 from numba import carray, njit
 
 from kernels import native_steps as steps_of
-from kernels.native_dust import KNOWN, grid_of_parts, split_columns, split_rows, with_dust
+from kernels.native_dust import KNOWN, proof_of_parts, split_columns, split_rows, with_dust
 from kernels.native_extents import (
     bounds_of_columns,
     bounds_of_rows,
@@ -232,7 +232,7 @@ def _parts(split: Any, starts: tuple[int, int, int]) -> tuple[int, int, int, int
 
 @njit(**COMPILED)
 def _with_dust(
-    x: Any, y: Any, c: int, steps: int, padded: int, proof: Any, measured: int
+    x: Any, y: Any, c: int, steps: int, padded: int, sums: Any, measured: int
 ) -> tuple[float, int]:
     """Steps of C[ROWS, COLUMNS] of main parts and dust. What C is a multiple of after them, and
     bits for those of its `ROWS / PART` parts that are not done.
@@ -240,7 +240,7 @@ def _with_dust(
     Args:
         x, y: a group's address, the bound on its norms, and its parts as for
             `native_dust.split_rows`.
-        proof: as for `native_dust.grid_of_parts`.
+        sums: as for `native_dust.proof_of_parts`.
     """
     nothing = 0.0, (1 << ROWS // PART) - 1
     x_parts, y_parts, length = x[2], y[2], steps * padded
@@ -248,15 +248,16 @@ def _with_dust(
         split_rows(x[0], x[1], steps, padded, x_parts, measured)
     if carray(pointer(y_parts[3]), (1,), np.float64)[0] == 0:
         split_columns(y[0], y[1], steps, padded, y_parts, measured)
-    grid = grid_of_parts(x_parts, y_parts, proof)
+    grid, least = proof_of_parts(x_parts, y_parts, sums)
     if grid == 0:
         return nothing
+    word, subnormal = int(np.float64(least).view(np.int64)), int(grid < LEAST)
     bits = 0
     for part in range(ROWS // PART):
         first = 8 * part * PART
         rows = x_parts[0] + first * length, x_parts[1] + first * length, length
         masks = x_parts[2] + first, y_parts[2]
-        operands = *rows, y_parts[0], y_parts[1], *masks, steps, padded // QUAD
+        operands = *rows, y_parts[0], y_parts[1], *masks, steps, padded // QUAD, word, subnormal
         if with_dust((c + first * COLUMNS, *operands)) != 0:
             bits |= 1 << part
     return grid, bits
@@ -338,7 +339,7 @@ def _tile(
                 reach = np.int64(most).view(np.float64) + extents[ig, 0] * extents[h, 0]
                 # C is a multiple of what its terms were, and of the last place of its least size.
                 last = NONE if least == -1 else power_of(least + 1) * 2.0**-23
-                of_c = max(held[index], last)
+                of_c = max(held[index], last, 2.0**-149)
                 last = min(of_c, extents[ig, 1] * extents[h, 1] * unit**2)
                 held[index] = last
                 enough = found == 0 and last >= LEAST and reach < 2.0**127
@@ -361,9 +362,9 @@ def _tile(
                     of_y = jg * _apart(length), jg * steps * COLUMNS, jg
                     left = xs, extents[ig, 0], _parts(x_split, of_x)
                     right = ys, extents[h, 0], _parts(y_split, of_y)
-                    proof = reach, of_c, unit**2
+                    sums = reach, of_c, unit**2
                     grid, left_over = _with_dust(
-                        left, right, here, steps, padded, proof, at_measured
+                        left, right, here, steps, padded, sums, at_measured
                     )
                     if left_over == 0:
                         held[index] = grid

@@ -28,6 +28,7 @@ from kernels.native_steps import (
     Variables,
     in_24_bits,
     rows_of,
+    to_subnormal,
 )
 from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
 
@@ -166,26 +167,30 @@ def _threshold(norm: float) -> int:
 
 
 @njit(**COMPILED)
-def grid_of_parts(x_parts: Any, y_parts: Any, proof: Any) -> float:
-    """Of two groups, what C stays a multiple of; 0 if it is not proved that sums of each kind are
-    exact, and that dust makes no difference but in ties.
+def proof_of_parts(x_parts: Any, y_parts: Any, sums: Any) -> tuple[float, float]:
+    """Of two groups, what C stays a multiple of, and from which size on dust makes no difference to
+    a sum but in a tie. Both are 0 if it is not proved that sums of each kind are exact, and that
+    dust is below what main parts are multiples of.
 
     Args:
         x_parts, y_parts: as for `split_rows`.
-        proof: a bound on all sums of a step, what C is a multiple of, and the last place of a
+        sums: a bound on all sums of a step, what C is a multiple of, and the last place of a
             product of two powers of two.
     """
-    reach, c_grid, last_place = proof
+    reach, c_grid, last_place = sums
     x, y = _known(x_parts), _known(y_parts)
     if x[SPLIT] != _YES or y[SPLIT] != _YES:
-        return 0.0
+        return 0.0, 0.0
     grid = min(c_grid, x[LEAST_MAIN] * y[LEAST_MAIN] * last_place)
     mixed = x[MAIN] * y[DUST] + x[DUST] * y[MAIN]
     mixed_grid = min(x[LEAST_MAIN] * y[LEAST_DUST], x[LEAST_DUST] * y[LEAST_MAIN]) * last_place
     both, both_grid = x[DUST] * y[DUST], x[LEAST_DUST] * y[LEAST_DUST] * last_place
-    exact = grid >= LEAST and reach <= 2.0**50 * grid and mixed <= 2.0**53 * mixed_grid
+    exact = reach <= 2.0**50 * grid and mixed <= 2.0**53 * mixed_grid
     exact = exact and both < mixed_grid and both <= 2.0**53 * both_grid
-    return grid if exact and 2.0**27 * (mixed + both) < grid else 0.0
+    if not exact or 2 * (mixed + both) >= grid:
+        return 0.0, 0.0
+    # It is below a quarter of a last place; those of subnormal numbers are 2^-149.
+    return grid, max(2.0**27 * (mixed + both), 0.0 if mixed + both < 2.0**-151 else LEAST)
 
 
 @inline(result=True)
@@ -201,11 +206,13 @@ def with_dust(
     y_masks: Any,
     steps: Any,
     quads: Any,
+    least: Any,
+    subnormal: Any,
 ) -> Any:
     """The steps of a block: C[PART, COLUMNS] += x y, rounded to FP32 after each; C stays as it was,
-    and the result is not 0, if any sum is dust only.
+    and the result is not 0, if dust makes a difference to a sum that is no tie.
 
-    A sum of main parts is a multiple of a grid (`grid_of_parts`), beside which it has some bits to
+    A sum of main parts is a multiple of a grid (`proof_of_parts`), beside which it has some bits to
     spare. Where there is dust, it moves by a last place or two: a tie is none then, and nothing
     else changes.
 
@@ -214,8 +221,11 @@ def with_dust(
         y, y_dust: `[steps products, COLUMNS]`.
         x_masks, y_masks: `[steps, ROWS]` and `[steps, COLUMNS]`, of which products have dust.
         quads: of a step.
+        least: the word of the second result of `proof_of_parts`.
+        subnormal: not 0 if sums that are not 0 might be below FP32's normal numbers.
     """
     builder, zero = emit.builder, emit.number(0.0)
+    least = emit.all_equal(builder.bitcast(least, emit.element))
     rows, dusty_rows = (rows_of(emit, at, stride, PART) for at in (x, x_dust))
     c, y, y_dust, x_masks, y_masks = (emit.at(v) for v in (c, y, y_dust, x_masks, y_masks))
     sign, last_place = emit.word(1 << 63), emit.number(2.0**-52).words()
@@ -247,21 +257,29 @@ def with_dust(
             some = ~(bits & columns).same_words(emit.word(0))  # products of dust with dust
             total, mixed = emit.get(sums[i, j]), emit.get(dust[i, j])
             tie = (total.words() & emit.word(_BELOW_FP32)).same_words(emit.word(_HALF_OF_IT))
+            tie = tie | (total.size() < emit.number(LEAST))  # other places count there
             doubts[i, j] = some & tie & mixed.equals(zero)
-            alone = total.equals(zero) & (some | ~mixed.equals(zero))
-            lost = builder.or_(lost, alone.bits())
+            small = total.equals(zero) | (total.size() < least)
+            lost = builder.or_(lost, (small & (some | ~mixed.equals(zero))).bits())
         builder.store(builder.or_(builder.load(failed), lost), failed)
         with emit.when(functools.reduce(Vector.__or__, doubts.values()).bits()):
-            least = {at: emit.variable(zero) for at in ELEMENTS}
-            add(step, [(dusty_rows, y_dust, least)])
+            both = {at: emit.variable(zero) for at in ELEMENTS}
+            add(step, [(dusty_rows, y_dust, both)])
             for at, doubt in doubts.items():
-                emit.put(dust[at], doubt.where(emit.get(least[at]), emit.get(dust[at])))
+                emit.put(dust[at], doubt.where(emit.get(both[at]), emit.get(dust[at])))
         for at, variable in sums.items():
             total, mixed = emit.get(variable), emit.get(dust[at])
             by = ((mixed.words() & sign) | last_place).numbers()
             moved = total.size().times_plus(by, total)
-            emit.put(variable, in_24_bits(emit, mixed.equals(zero).where(total, moved)))
+            emit.put(variable, mixed.equals(zero).where(total, moved))
+        exact = {at: emit.get(variable) for at, variable in sums.items()}
+        for at, total in exact.items():
+            emit.put(sums[at], in_24_bits(emit, total))
+        with emit.when(subnormal):
+            for at, total in exact.items():
+                small = total.size() < emit.number(LEAST)
+                emit.put(sums[at], small.where(to_subnormal(emit, total), emit.get(sums[at])))
     with emit.unless(builder.load(failed)):
         for at, place in places.items():
-            emit.store(emit.get(sums[at]).to_float32(), place)
+            emit.store(emit.get(sums[at]), place)
     return builder.load(failed)

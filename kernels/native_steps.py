@@ -52,11 +52,16 @@ def _rounded(emit: Emitter, total: Vector, limit: Vector) -> Vector:
     """To FP32, subnormal numbers too, but not beyond `limit`; of a double that is exact or rounded
     to odd. A zero is +0.
     """
-    grid = emit.number(_TO_SUBNORMAL)
     small = total.size() < emit.number(LEAST)
-    found = small.where((total + grid) - grid, total.to_float32())
+    found = small.where(to_subnormal(emit, total), total.to_float32())
     found = (limit < found).where(limit, found)
     return (found < -limit).where(-limit, found)
+
+
+def to_subnormal(emit: Emitter, x: Vector) -> Vector:
+    """A double below FP32's normal numbers, to FP32. A zero is +0."""
+    grid = emit.number(_TO_SUBNORMAL)
+    return (x + grid) - grid
 
 
 def sum_and_rest(x: Vector, y: Vector) -> tuple[Vector, Vector]:

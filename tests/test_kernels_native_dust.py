@@ -21,9 +21,10 @@ def split_and_add(x, y, c, steps, padded, norms, x_parts, y_parts, measured, pro
     x_all, y_all = (*x_at, x_parts[3].ctypes.data), (*y_at, y_parts[3].ctypes.data)
     native_dust.split_rows(x.ctypes.data, norms[0], steps, padded, x_all, measured.ctypes.data)
     native_dust.split_columns(y.ctypes.data, norms[1], steps, padded, y_all, measured.ctypes.data)
-    grid = native_dust.grid_of_parts(x_all, y_all, proof)
+    grid, least = native_dust.proof_of_parts(x_all, y_all, proof)
     operands = x_at[0], x_at[1], steps * padded, y_at[0], y_at[1], x_at[2], y_at[2]
-    failed = native_dust.with_dust((c.ctypes.data, *operands, steps, padded // 4))
+    ends = np.float64(least).view(np.int64), int(grid < 2.0**-126)
+    failed = native_dust.with_dust((c.ctypes.data, *operands, steps, padded // 4, *ends))
     return grid, failed
 
 
@@ -42,7 +43,7 @@ def added(a, b, c, padded=16):
     )
     norms = np.linalg.norm(x, axis=1).max(), np.linalg.norm(y, axis=0).max()
     out = np.array(c, np.float64)
-    grid_of_c = 2.0**-23 * 2.0 ** np.floor(np.log2(abs(c).min()))
+    grid_of_c = max(2.0**-23 * 2.0 ** np.floor(np.log2(abs(c[c != 0]).min())), 2.0**-149)
     proof = abs(c).max() + norms[0] * norms[1], grid_of_c, 2.0**-14
     parts = norms, x_parts, y_parts, np.empty(16), proof
     grid, failed = split_and_add(x, y, out, steps, padded, *parts)
@@ -50,20 +51,22 @@ def added(a, b, c, padded=16):
     return out, grid, failed
 
 
-def dusty(rng, shape, share, dust=2.0**-130):
+def dusty(rng, shape, share, scale=1.0):
     """Ordinary BF16 numbers, some replaced by such as are subnormal."""
-    small = rng.integers(1, 9, shape) * rng.choice([-1, 1], shape) * dust
-    values = np.where(rng.random(shape) < share, small, rng.normal(size=shape))
+    small = rng.integers(1, 9, shape) * rng.choice([-1, 1], shape) * 2.0**-130
+    values = np.where(rng.random(shape) < share, small, rng.normal(size=shape) * scale)
     return values.astype(np.float32).astype(BF16)
 
 
 @pytest.mark.parametrize("padded", [8, 16, 64])
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.5])
-def test_dust_is_added_apart(share, padded):
+@pytest.mark.parametrize("scale", [1, 2.0**-62, 2.0**-66, 2.0**-70])
+def test_dust_is_added_apart(share, padded, scale):
+    """Also where sums of main parts are subnormal numbers of FP32."""
     rng = np.random.default_rng(padded)
     record = dataclasses.replace(ASCEND, products=padded)
-    a, b = dusty(rng, (ROWS, 256), share), dusty(rng, (256, COLUMNS), share)
-    c = rng.normal(size=(PART, COLUMNS)).astype(np.float32)
+    a, b = (dusty(rng, shape, share, scale=scale) for shape in ((ROWS, 256), (256, COLUMNS)))
+    c = (rng.normal(size=(PART, COLUMNS)) * scale**2).astype(np.float32)
     out, grid, failed = added(a, b, c, padded)
     assert grid > 0 and failed == 0
     expected = kernels.reference.matmul(a[:PART], b, c, arithmetic=record)
@@ -134,6 +137,32 @@ def test_dust_moves_no_sum_across_a_tie(side, sign):
     assert out[0, 0] == sign * (3 if side < 0 else 3 + 2.0**-22)
 
 
+@pytest.mark.parametrize("tie", [2.0**-150, -3 * 2.0**-150])
+@pytest.mark.parametrize("dust", [-(2.0**-130), 0, 2.0**-130])
+def test_dust_beside_half_of_a_subnormal_number(tie, dust):
+    a, b = np.zeros((ROWS, 16)), np.zeros((16, COLUMNS))
+    a[:, 0], b[0] = tie * 2.0**75, 2.0**-75
+    a[:, 1], b[1] = dust, 2.0**-75
+    a[:, 2], b[2] = 2.0**-130, 2.0**-130
+    a[:, 3], b[3] = -(2.0**-130) if dust else 0, 2.0**-130
+    c = np.full((PART, COLUMNS), 2.0**-149, np.float32)
+    out, grid, failed = added(a, b, c)
+    assert grid > 0 and failed == 0
+    expected = kernels.reference.matmul(a[:PART].astype(BF16), b.astype(BF16), c, arithmetic=ASCEND)
+    assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("mixed", [0, 1])
+def test_what_cancels_beside_dust_is_left_to_others(mixed):
+    a, b = np.zeros((ROWS, 16)), np.ones((16, COLUMNS))
+    a[:, 0], a[:, 1] = 1, 2.0**-130 * mixed
+    c = np.full((PART, COLUMNS), -1 + 2.0**-20)
+    assert added(a, b, c)[2] == 0
+    c[1, 1] = -1
+    assert (added(a, b, c)[2] != 0) == (mixed > 0)
+    check(a[:PART].astype(np.float32).astype(BF16), b.astype(BF16), c.astype(np.float32))
+
+
 @pytest.mark.parametrize("of_dust", ["main", "dust"])
 def test_sums_of_dust_only_are_left_to_others(of_dust):
     a, b = np.zeros((ROWS, 32)), np.ones((32, COLUMNS))
@@ -149,9 +178,9 @@ def test_sums_of_dust_only_are_left_to_others(of_dust):
 
 
 @numba.njit
-def grid_of(x, y, proof):
+def proof_of(x, y, proof):
     at = x.ctypes.data, y.ctypes.data
-    return native_dust.grid_of_parts((0, 0, 0, at[0]), (0, 0, 0, at[1]), proof)
+    return native_dust.proof_of_parts((0, 0, 0, at[0]), (0, 0, 0, at[1]), proof)
 
 
 #: That they are split; main parts from 2^-10 to 2^2, dust from 2^-130 to 2^-125.
@@ -165,12 +194,11 @@ KNOWN = [2, 2.0**2, 2.0**-10, 2.0**-125, 2.0**-130]
         ({}, {0: 1}, {}),
         ({}, {}, {0: 2.0**17}),  # sums of 2^50 main parts' grids and more
         ({}, {}, {1: 2.0**-47}),  # of C's
-        ({}, {}, {0: 2.0**-100, 1: 2.0**-127}),  # subnormal sums
         ({}, {3: 2.0**-99}, {}),  # sums of main parts with dust
         ({4: 2.0**-160}, {}, {}),
         ({3: 2.0**-70, 4: 2.0**-106}, {3: 2.0**-70, 4: 2.0**-70}, {1: 2.0**-34}),
         ({3: 2.0**-110, 4: 2.0**-136}, {3: 2.0**-110, 4: 2.0**-136}, {}),  # of dust alone
-        ({3: 2.0**-63, 4: 2.0**-70}, {}, {}),  # that are no dust beside others
+        ({3: 2.0**-37, 4: 2.0**-44}, {}, {}),  # that are no dust beside others
     ],
 )
 def test_what_is_proved_beforehand(x, y, proof):
@@ -178,8 +206,11 @@ def test_what_is_proved_beforehand(x, y, proof):
     places = {0: 2.0**5, 1: 2.0**-32, 2: 2.0**-14}
     known = [np.array([of.get(i, KNOWN[i]) for i in range(5)]) for of in (x, y)]
     usual = np.array(KNOWN)
-    assert grid_of(usual, usual, tuple(places.values())) == 2.0**-34
-    assert grid_of(*known, tuple((places | proof).values())) == 0
+    assert proof_of(usual, usual, tuple(places.values())) == (
+        2.0**-34,
+        2.0**27 * (2.0**-122 + 2.0**-250),
+    )
+    assert proof_of(*known, tuple((places | proof).values())) == (0, 0)
 
 
 @pytest.mark.parametrize("wide", ["main", "mixed", "both", "near"])
