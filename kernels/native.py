@@ -42,6 +42,7 @@ _HEIGHT = 256  # rows of a tile
 _WIDTH = 256  # columns of a tile
 
 _LARGEST = float(np.finfo(np.float32).max)
+_TRIES = 64  # to tell dust apart, without success, in a tile
 _PATIENCE = 63  # steps at most before directed sums are tried again
 
 
@@ -308,6 +309,7 @@ def _tile(
     count = row_groups * column_groups
     held[:count], pauses[:count], finished[:count] = 0, 0, False
     words_of_c[:count, 0], words_of_c[:count, 1] = EXPONENT if has_c else 0, -1
+    tried = served = 0  # how often dust has been told apart, and how often that did
     for first in range(0, number, block):
         steps = min(block, number - first)
         length = steps * padded
@@ -357,7 +359,7 @@ def _tile(
                 if before == at_nothing:
                     c[index * ROWS * COLUMNS : (index + 1) * ROWS * COLUMNS] = 0
                 left_over = -1
-                if found == 0 and reach < 2.0**127:
+                if found == 0 and reach < 2.0**127 and tried < _TRIES + 4 * served:
                     of_x = ig * length * ROWS, ig * steps * ROWS, ig
                     of_y = jg * _apart(length), jg * steps * COLUMNS, jg
                     left = xs, extents[ig, 0], _parts(x_split, of_x)
@@ -366,6 +368,7 @@ def _tile(
                     grid, left_over = _with_dust(
                         left, right, here, steps, padded, sums, at_measured
                     )
+                    tried, served = tried + 1, served + (left_over == 0)
                     if left_over == 0:
                         held[index] = grid
                         continue

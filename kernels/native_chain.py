@@ -11,7 +11,7 @@ for more products at once, where no part before has failed there):
 
 - direct, if operands are normal numbers or 0, and again nothing was flushed;
 - firm, if some are subnormal, but no sum is small: all is times a power of two by which they are
-  normal, or is so large that it does not notice them;
+  normal, or sums are so large that they do not notice them;
 - wide, in FP64, and rounded from there.
 
 Where products are small, there are quicker ones, for whole blocks: all is times a power of two, by
@@ -65,6 +65,7 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = 0x7F800000
 _QUIET = 0x00400000
 _NORMAL = 0x00800000  # the word of 2^-126
+_MOVED = 256 << 23
 _DEEP = (1023 - 127) << 52  # of 2^-127, a double
 
 
@@ -173,7 +174,6 @@ def _extent(words: Any, start: int, count: int, found: Any) -> None:
         most = max(most, magnitude if magnitude < np.uint32(_INFINITY) else np.uint32(0))
     found[_SUBNORMAL] = least < np.uint32(_NORMAL - 1)
     found[_ZERO] = zero
-    found[_LEAST] = _exponent(decoded(least + np.uint32(1))) if most > 0 else 400
     found[_MOST] = _exponent(decoded(most)) if most > 0 else -400
 
 
@@ -209,15 +209,21 @@ def _lift(emit: Emitter, words: Any, target: Any, count: Any) -> None:
 
 @inline(result=False)
 def _scale(emit: Emitter, words: Any, target: Any, count: Any, scale: Any) -> None:
-    """A copy of `count * LANES` numbers times 2^scale, by which all are normal numbers."""
+    """A copy of `count * LANES` numbers times 2^scale; those that would be below 2^-126 are that,
+    but zeros stay.
+    """
     bits = emit.builder.trunc(emit.builder.shl(scale, emit.integer(23)), ir.IntType(32))
 
     def scaled(singles: Emitter, size: Vector) -> Vector:
         more = singles.all_words_equal(bits)
         of_subnormal = size.counted().words().plus_words(singles.word((-149 << 23) % (1 << 32)))
-        normal = size.less_word(singles.word(_NORMAL)).where(of_subnormal, size).plus_words(more)
+        found = size.less_word(singles.word(_NORMAL)).where(of_subnormal, size).plus_words(more)
+        # Exponents may be negative here, and all are above -256.
+        moved = found.plus_words(singles.word(_MOVED))
+        normal = singles.word(_NORMAL)
+        found = moved.less_word(singles.word(_MOVED + _NORMAL)).where(normal, found)
         usual = (size.plus_words(singles.word(0xFFFFFFFF))).less_word(singles.word(_INFINITY - 1))
-        return usual.where(normal, size)
+        return usual.where(found, size)
 
     _map(emit, words, target, count, scaled)
 
@@ -270,9 +276,8 @@ _FAR_APART = 8  # exponents of rows or columns that are worth sorting
 _LOW = -102  # where `low` serves, products are below 2^_LOW
 
 # What is known of a group of rows or columns in a block: whether any number is subnormal or 0, the
-# exponents of the least finite one but 0 and of the largest (400 and -400 without any), and which
-# copies are made.
-_SUBNORMAL, _ZERO, _LEAST, _MOST, _LIFTED, _SCALED, _RAISED, _DOUBLES, _ENDS, _KNOWN = range(10)
+# exponent of the largest finite one (-400 without any), and which copies are made.
+_SUBNORMAL, _ZERO, _MOST, _LIFTED, _SCALED, _RAISED, _DOUBLES, _ENDS, _KNOWN = range(9)
 _COPIES = _ENDS - _LIFTED + 2  # of as many words as a group has numbers; doubles take two
 _ROOM = 10  # exponents that `_own_scale` leaves to C and to sums on either side
 
@@ -311,11 +316,10 @@ def _known(operand: Any) -> Any:
 
 @njit(**COMPILED)
 def _own_scale(operand: Any) -> int:
-    """The exponent of a power of two, at most the usual one, by which all numbers of a group are
-    normal ones, and sums of products as large as they may be.
+    """The exponent of a power of two, at most the usual one, by which a group's numbers are less
+    than 2^54 and sums of products finite.
     """
-    known = _known(operand)
-    return max(operand[4] - max(0, known[_MOST] + _ROOM), -126 - known[_LEAST])
+    return operand[4] - max(0, _known(operand)[_MOST] + _ROOM)
 
 
 @njit(**COMPILED)
@@ -394,10 +398,10 @@ def _flushing_part(x: Any, y: Any, x_at: int, y_at: int, c_and_sizes: Any, reach
     if of_x[_SUBNORMAL] == 0 and of_y[_SUBNORMAL] == 0:
         x_at, y_at = x_at + x[0], y_at + y[0]
         return steps_of.direct_half((x_at, y_at, *c_and_sizes, steps_of.UNDERFLOW)) != 0
+    # Sums of 2 and more do not notice what is below 2^-25: neither a product of a number below
+    # 2^-126 nor that of 2^-126 in its place.
     kind, x_scale, y_scale = _RAISED, _own_scale(x), _own_scale(y)
     if x_scale + y_scale < 0 or not _fit(x, y, reach, x_scale, y_scale):
-        # Sums of 2 and more do not notice what is below 2^-25: neither a product of a subnormal
-        # number nor that of 2^-126 in its place.
         kind, x_scale, y_scale = _LIFTED, 0, 0
         x_matters = of_x[_SUBNORMAL] != 0 and of_y[_MOST] >= 100
         if x_matters or (of_y[_SUBNORMAL] != 0 and of_x[_MOST] >= 100):

@@ -189,8 +189,8 @@ def proof_of_parts(x_parts: Any, y_parts: Any, sums: Any) -> tuple[float, float]
     exact = exact and both < mixed_grid and both <= 2.0**53 * both_grid
     if not exact or 2 * (mixed + both) >= grid:
         return 0.0, 0.0
-    # It is below a quarter of a last place; those of subnormal numbers are 2^-149.
-    return grid, max(2.0**27 * (mixed + both), 0.0 if mixed + both < 2.0**-151 else LEAST)
+    # So it is below a quarter of a last place; also of 2^-149, that of sums below 2^-126.
+    return grid, 2.0**27 * (mixed + both)
 
 
 @inline(result=True)
