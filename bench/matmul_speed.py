@@ -59,6 +59,12 @@ DATA: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = 
     ),
     "specials": lambda rng, shape: _with_specials(rng, rng.standard_normal(shape, np.float32)),
     "tiny sums": lambda rng, shape: rng.standard_normal(shape, np.float32) * 2.0**-74,
+    "a tenth subnormal": lambda rng, shape: _with_subnormals(rng, shape, 0.1),
+    "nearly half subnormal": lambda rng, shape: _with_subnormals(rng, shape, 0.45),
+    "small": lambda rng, shape: rng.standard_normal(shape, np.float32) * 2.0**-61,
+    "rows of all sizes": lambda rng, shape: (
+        rng.standard_normal(shape, np.float32) * np.exp2(rng.integers(-60, 1, (*shape[:-1], 1)))
+    ),
     "one NaN": lambda rng, shape: _with_one_nan(rng.standard_normal(shape, np.float32)),
     "finite bit patterns": lambda rng, shape: _patterns(rng, shape, finite=True),
     "bit patterns": lambda rng, shape: _patterns(rng, shape, finite=False),
@@ -111,6 +117,12 @@ def _cancelling(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         1 + 2.0**-7 * (rng.random(values[..., 0::2].shape) < 0.1)
     )
     return values
+
+
+def _with_subnormals(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> np.ndarray:
+    """Of BF16, among normal numbers."""
+    subnormal = rng.integers(1, 128, shape) * rng.choice([-1, 1], shape) * 2.0**-133
+    return np.where(rng.random(shape) < share, subnormal, rng.standard_normal(shape))
 
 
 def _with_one_nan(values: np.ndarray) -> np.ndarray:

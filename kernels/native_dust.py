@@ -259,7 +259,7 @@ def with_dust(
             tie = (total.words() & emit.word(_BELOW_FP32)).same_words(emit.word(_HALF_OF_IT))
             tie = tie | (total.size() < emit.number(LEAST))  # other places count there
             doubts[i, j] = some & tie & mixed.equals(zero)
-            small = total.equals(zero) | (total.size() < least)
+            small = total.size() < least
             lost = builder.or_(lost, (small & (some | ~mixed.equals(zero))).bits())
         builder.store(builder.or_(builder.load(failed), lost), failed)
         with emit.when(functools.reduce(Vector.__or__, doubts.values()).bits()):

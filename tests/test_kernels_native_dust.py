@@ -163,6 +163,17 @@ def test_what_cancels_beside_dust_is_left_to_others(mixed):
     check(a[:PART].astype(np.float32).astype(BF16), b.astype(BF16), c.astype(np.float32))
 
 
+def test_small_sums_notice_more_of_dust_than_ties():
+    a, b = np.zeros((ROWS, 16)), np.ones((16, COLUMNS))
+    a[:, 0], a[:, 1] = 1, 2.0**-40
+    c = np.ones((PART, COLUMNS))
+    assert added(a, b, c)[1:] == (2.0**-23, 0)
+    c[2, 3] = -1 + 2.0**-20
+    _, grid, failed = added(a, b, c)
+    assert grid > 0 and failed != 0
+    check(a[:PART].astype(BF16), b.astype(BF16), c.astype(np.float32))
+
+
 @pytest.mark.parametrize("of_dust", ["main", "dust"])
 def test_sums_of_dust_only_are_left_to_others(of_dust):
     a, b = np.zeros((ROWS, 32)), np.ones((32, COLUMNS))
