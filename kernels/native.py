@@ -7,6 +7,7 @@ in a cache, each of which is added up along all of k, a block of k after the oth
 
 - plain, where the operands' exponents prove that no FP64 sum of the block can round, so that the
   only rounding is the one to FP32 that the unit makes;
+- by main parts and dust, where they prove the same of each of these (`kernels.native_dust`);
 - directed, by two sums of a step, one of which is rounded down and the other up: if both are the
   same in FP32, so is the exact sum;
 - in two parts, for the elements in which it is not: a first sum takes of every term what is a

@@ -638,6 +638,7 @@ def _sort(a: int, b: int, form: Any, sizes: Any, corner: Any, orders: Any) -> bo
 
 @njit(**COMPILED)
 def _put_in_order(exponents: Any, order: Any) -> bool:
+    """Whether they were far apart, so that the order is by them."""
     if exponents.max() - exponents.min() < _FAR_APART:
         return False
     place = 0
