@@ -71,6 +71,13 @@ DATA: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = 
 }
 
 
+# Otherwise b is normal.
+OF_BOTH = frozenset(
+    ("very wide", "tiny sums", "a tenth subnormal", "nearly half subnormal", "small")
+    + ("rows of all sizes", "finite bit patterns", "bit patterns")
+)
+
+
 class Case(NamedTuple):
     unit: str
     data: str
@@ -170,7 +177,7 @@ def measure(case: Case, repeats: int) -> dict:
     b = rng.standard_normal((batch, k, n), np.float32)
     if case.data == "cancelling":
         b[:, 1::2] = b[:, 0::2]
-    elif case.data in ("very wide", "tiny sums", "finite bit patterns", "bit patterns"):
+    elif case.data in OF_BOTH:
         b = DATA[case.data](rng, (batch, k, n))
     b = jnp.asarray(b, right)
 
