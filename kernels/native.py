@@ -259,7 +259,7 @@ def _with_dust(
         first = 8 * part * PART
         rows = x_parts[0] + first * length, x_parts[1] + first * length, length
         masks = x_parts[2] + first, y_parts[2]
-        operands = *rows, y_parts[0], y_parts[1], *masks, steps, padded // QUAD, word, subnormal
+        operands = *rows, y_parts[0], y_parts[1], *masks, steps, padded, word, subnormal
         if with_dust((c + first * COLUMNS, *operands)) != 0:
             bits |= 1 << part
     return grid, bits

@@ -689,10 +689,11 @@ def compute(
     for order in orders:
         for i in range(len(order)):
             order[i] = i
-    _start(c, matrix, corner, orders, buffers[0])
-    if not _tile(a, b, form, (k, n), corner, orders, options, False, buffers):
+    is_done = is_sorted = False
+    while not is_done:
         _start(c, matrix, corner, orders, buffers[0])
-        _tile(a, b, form, (k, n), corner, orders, options, True, buffers)
+        is_done = _tile(a, b, form, (k, n), corner, orders, options, is_sorted, buffers)
+        is_sorted = True
     steps_of.restore((before,))
     found = _finish(buffers[0], corner, orders, unit, nan, out[matrix])
     if found and unit & PROPAGATE != 0:

@@ -23,7 +23,6 @@ from kernels.native_steps import (
     HALVES,
     LEAST,
     PART,
-    QUAD,
     ROWS,
     Variables,
     in_24_bits,
@@ -129,12 +128,11 @@ def split_rows(x: int, norm: float, steps: int, padded: int, parts: Any, measure
     known[SPLIT] = _NO
     if padded % LANES == 0 and 0 < norm < 2.0**128:
         length = steps * padded
-        main = carray(pointer(parts[0]), (ROWS * length,), np.float64)
-        dust = carray(pointer(parts[1]), (ROWS * length,), np.float64)
         found = carray(pointer(measured), (2 * LANES,), np.float64)
         _split_rows((x, length, steps, padded, _threshold(norm), *parts[:3]))
-        known[MAIN], known[LEAST_MAIN] = extent_of_rows(main, 0, length, found)
-        known[DUST], known[LEAST_DUST] = extent_of_rows(dust, 0, length, found)
+        for i in range(2):  # main parts and dust
+            part = carray(pointer(parts[i]), (ROWS * length,), np.float64)
+            known[MAIN + 2 * i], known[LEAST_MAIN + 2 * i] = extent_of_rows(part, 0, length, found)
         known[SPLIT] = _YES
 
 
@@ -145,12 +143,13 @@ def split_columns(y: int, norm: float, steps: int, padded: int, parts: Any, meas
     known[SPLIT] = _NO
     if 0 < norm < 2.0**128:
         length = steps * padded
-        main = carray(pointer(parts[0]), (COLUMNS * length,), np.float64)
-        dust = carray(pointer(parts[1]), (COLUMNS * length,), np.float64)
         found = carray(pointer(measured), (2 * LANES,), np.float64)
         _split_columns((y, steps, padded, _threshold(norm), *parts[:3]))
-        known[MAIN], known[LEAST_MAIN] = extent_of_columns(main, 0, length, found)
-        known[DUST], known[LEAST_DUST] = extent_of_columns(dust, 0, length, found)
+        for i in range(2):  # main parts and dust
+            part = carray(pointer(parts[i]), (COLUMNS * length,), np.float64)
+            known[MAIN + 2 * i], known[LEAST_MAIN + 2 * i] = extent_of_columns(
+                part, 0, length, found
+            )
         known[SPLIT] = _YES
 
 
@@ -205,7 +204,7 @@ def with_dust(
     x_masks: Any,
     y_masks: Any,
     steps: Any,
-    quads: Any,
+    padded: Any,
     least: Any,
     subnormal: Any,
 ) -> Any:
@@ -220,7 +219,7 @@ def with_dust(
         x, x_dust: main parts and dust `[PART, steps products]`, with rows `stride` apart.
         y, y_dust: `[steps products, COLUMNS]`.
         x_masks, y_masks: `[steps, ROWS]` and `[steps, COLUMNS]`, of which products have dust.
-        quads: of a step.
+        padded: products of a step.
         least: the word of the second result of `proof_of_parts`.
         subnormal: not 0 if sums that are not 0 might be below FP32's normal numbers.
     """
@@ -235,17 +234,15 @@ def with_dust(
 
     def add(step: Any, kinds: Sequence[tuple[list[Any], Any, Variables]]) -> None:
         """Products of rows and columns to sums."""
-        with emit.loop(quads) as quad:
-            first = emit.times(builder.add(emit.times(step, quads), quad), QUAD)
-            for k in range(QUAD):
-                index = builder.add(first, emit.integer(k))
-                for left, right, to in kinds:
-                    at = emit.place(right, emit.times(index, COLUMNS))
-                    factors = {j: emit.load(emit.place(at, j)) for j in HALVES}
-                    for i, row in enumerate(left):
-                        number = emit.load_all_equal(emit.place(row, index))
-                        for j, factor in factors.items():
-                            emit.put(to[i, j], number.times_plus(factor, emit.get(to[i, j])))
+        with emit.loop(padded) as product:
+            index = builder.add(emit.times(step, padded), product)
+            for left, right, to in kinds:
+                at = emit.place(right, emit.times(index, COLUMNS))
+                factors = {j: emit.load(emit.place(at, j)) for j in HALVES}
+                for i, row in enumerate(left):
+                    number = emit.load_all_equal(emit.place(row, index))
+                    for j, factor in factors.items():
+                        emit.put(to[i, j], number.times_plus(factor, emit.get(to[i, j])))
 
     with emit.loop(steps) as step:
         dust = {at: emit.variable(zero) for at in ELEMENTS}

@@ -24,7 +24,7 @@ def split_and_add(x, y, c, steps, padded, norms, x_parts, y_parts, measured, pro
     grid, least = native_dust.proof_of_parts(x_all, y_all, proof)
     operands = x_at[0], x_at[1], steps * padded, y_at[0], y_at[1], x_at[2], y_at[2]
     ends = np.float64(least).view(np.int64), int(grid < 2.0**-126)
-    failed = native_dust.with_dust((c.ctypes.data, *operands, steps, padded // 4, *ends))
+    failed = native_dust.with_dust((c.ctypes.data, *operands, steps, padded, *ends))
     return grid, failed
 
 
