@@ -317,7 +317,7 @@ def _known(operand: Any) -> Any:
 @njit(**COMPILED)
 def _own_scale(operand: Any) -> int:
     """The exponent of a power of two, at most the usual one, by which a group's numbers are less
-    than 2^54 and sums of products finite.
+    than 2^55 and sums of products finite.
     """
     return operand[4] - max(0, _known(operand)[_MOST] + _ROOM)
 
