@@ -124,7 +124,7 @@ class _Programs:
     def of(self, args: Any, kwargs: Any) -> tuple[Program, list[Any]]:
         """The program for a call, and the call's arrays."""
         leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
-        key = tree, tuple(_leaf_key(leaf) for leaf in leaves), trace_context()
+        key = tree, tuple(map(_leaf_key, leaves)), trace_context()
         program = self.known.get(key)
         if program is None:
             program = divided_leaves(self.fun, leaves, tree)
@@ -390,7 +390,7 @@ def evaluate_with_counts(
 
 def _as_weak(jaxpr: core.ClosedJaxpr, outs: Sequence[Any]) -> list[Any]:
     """`outs` with the weak types that the program's results have."""
-    weak = [getattr(aval, "weak_type", False) for aval in jaxpr.out_avals]
+    weak = [getattr(v.aval, "weak_type", False) for v in jaxpr.jaxpr.outvars]
     if not any(weak):
         return list(outs)
     with as_wide_as(jaxpr):

@@ -33,23 +33,28 @@ def outside_meshes(run: Callable[..., Any], arrays: Sequence[Any]) -> Any:
         with jax.set_mesh(None):
             return run(*(of_the_host(x) for x in arrays))
 
+    mesh = _typed_over(arrays)
+    if mesh is None and context.empty:
+        return run(*arrays)
+
     def without(*untyped: Any) -> Any:
         with jax.sharding.use_abstract_mesh(NO_MESH):
             return run(*untyped)
 
-    typed = (_typed_over(x) for x in arrays if isinstance(x, jax.core.Tracer))
-    mesh = next((m for m in typed if m is not None), None)
     if mesh is None:
         return without(*arrays)
     with jax.sharding.use_abstract_mesh(mesh):
         return jax.sharding.auto_axes(without, out_sharding=PartitionSpec())(*arrays)
 
 
-def _typed_over(x: Any) -> AbstractMesh | None:
-    """The mesh with explicit axes that an array's type speaks of."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    mesh = getattr(sharding, "mesh", None)
-    return mesh if mesh is not None and AxisType.Explicit in mesh.axis_types else None
+def _typed_over(arrays: Sequence[Any]) -> AbstractMesh | None:
+    """The mesh with explicit axes that the type of any traced array speaks of."""
+    for x in arrays:
+        if isinstance(x, jax.core.Tracer):
+            mesh = getattr(getattr(x.aval, "sharding", None), "mesh", None)
+            if mesh is not None and AxisType.Explicit in mesh.axis_types:
+                return mesh
+    return None
 
 
 def of_the_host(x: Any) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import linecache
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,7 +104,7 @@ def trace_leaves(fun: Callable[..., Any], leaves: Sequence[Any], in_tree: Any) -
     if not callable(fun):
         raise TypeError(f"fun must be a function to trace, got {type(fun).__name__}: {fun!r}")
     fun = program_of(fun)
-    dynamic = tuple(is_array_like(leaf) for leaf in leaves)
+    dynamic = tuple(map(is_array_like, leaves))
     out_tree: list[Any] = []
 
     def flat(*arrays: Any) -> list[Any]:
@@ -116,9 +117,8 @@ def trace_leaves(fun: Callable[..., Any], leaves: Sequence[Any], in_tree: Any) -
         out_tree[:] = [tree]
         return outs
 
-    arrays = [leaf for leaf, d in zip(leaves, dynamic, strict=True) if d]
     try:
-        jaxpr = _jaxpr(flat, arrays)
+        jaxpr = _jaxpr(flat, list(itertools.compress(leaves, dynamic)))
     except ValueError as error:
         if "Non-hashable static arguments" not in str(error):
             raise
@@ -149,7 +149,7 @@ def _jaxpr(flat: Callable[..., list[Any]], arrays: Sequence[Any]) -> core.Closed
     takes longer than tracing a small program does.
     """
     traced = wrap_init(flat, debug_info=_debug_info(len(arrays)))
-    jaxpr, _, consts = trace_to_jaxpr_dynamic(traced, [shaped_abstractify(x) for x in arrays])
+    jaxpr, _, consts = trace_to_jaxpr_dynamic(traced, list(map(shaped_abstractify, arrays)))
     return core.ClosedJaxpr(jaxpr, consts)
 
 

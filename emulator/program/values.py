@@ -81,6 +81,11 @@ class Settings:
     counting: bool = False
     devices: tuple[jax.Device, ...] | None = None
 
+    def __hash__(self) -> int:
+        # Equal settings agree on these; the program, which stands beside them in every key, tells
+        # more, and hashing every parameter of an arithmetic would cost more than the answer.
+        return hash((self.exact_vector, self.counting))
+
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Evaluator:
