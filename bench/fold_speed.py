@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 import emulator as em
 
 WAYS = ("native", "cube", "xla", "time")
-TRACES = 41
+TRACES = 101
 PATIENCE_S = 300  # natively a program may wait for ever: XLA:CPU has threads for 256 devices
 
 AnyMesh = Mesh | AbstractMesh

@@ -8,6 +8,7 @@ XLA's own partitioner divides them (`partitioner`); its result, translated (`sta
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -76,7 +77,7 @@ def _with_results_on_host(jaxpr: core.ClosedJaxpr, wishes: Sequence[Any]) -> cor
 
 
 def _divided_program(program: Program, leaves: Sequence[Any]) -> Program:
-    given = [placed(x) for x, d in zip(leaves, program.dynamic, strict=True) if d]
+    given = list(map(placed, itertools.compress(leaves, program.dynamic)))
     jaxpr = program.jaxpr
     inside = list(_asked(jaxpr.jaxpr))
     if not inside and not any(given):

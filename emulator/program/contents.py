@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend import core
@@ -14,8 +13,7 @@ _WIDE = frozenset(map(np.dtype, ("float64", "int64", "uint64", "complex128")))
 REFS = frozenset(("new_ref", "empty_ref", "run_state"))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Contents:
+class Contents(NamedTuple):
     """`wide`: values of 64-bit types. `refs`: equations that create references."""
 
     wide: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -31,7 +32,6 @@ from emulator.program.trace import (
     Made,
     Program,
     dynamic_sites,
-    held,
     is_array_like,
     made,
     program_of,
@@ -104,7 +104,7 @@ def emulated_with(
 
     @functools.wraps(program)
     def emulated(*args: Any, **kwargs: Any) -> Any:
-        traced, inputs = programs.of(held(emulated, args), kwargs)
+        traced, inputs = programs.of(args if hold is None else hold(args), kwargs)
         outs = evaluate(traced.jaxpr, inputs, settings)[0]
         return jax.tree.unflatten(traced.out_tree, _as_weak(traced.jaxpr, outs))
 
@@ -121,9 +121,9 @@ class _Programs:
         self.fun = fun
         self.known: dict[Any, Program] = {}
 
-    def of(self, args: Any, kwargs: Any) -> tuple[Program, list[Any]]:
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         """The program for a call, and the call's arrays."""
-        leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
+        leaves, tree = jax.tree.flatten((args, kwargs))
         key = tree, tuple(map(_leaf_key, leaves)), trace_context()
         program = self.known.get(key)
         if program is None:
@@ -131,7 +131,7 @@ class _Programs:
             # Tracers of an outer transformation belong to this call alone.
             if not any(isinstance(c, jax.core.Tracer) for c in program.jaxpr.consts):
                 self.known[key] = program
-        return program, [_not_a_shape(x) for x, d in zip(leaves, program.dynamic, strict=True) if d]
+        return program, list(itertools.compress(leaves, program.dynamic))
 
 
 @functools.lru_cache(maxsize=32)
@@ -145,7 +145,7 @@ def trace_once(fun: Callable[..., Any], args: Sequence[Any]) -> Program:
     """
     plain = program_of(fun)
     known = isinstance(plain, Hashable) and callable(plain)
-    return (_programs_of(plain) if known else _Programs(plain)).of(args, {})[0]
+    return (_programs_of(plain) if known else _Programs(plain)).of(tuple(args), {})[0]
 
 
 def make_settings(
@@ -213,9 +213,11 @@ def evaluate(
     Constants of the jaxpr (arrays the function closed over, tracers of an outer transformation
     among them) become inputs, so that derivatives with respect to them are right.
     """
-    run = _evaluator(_Key(jaxpr), settings)
+    run = _evaluator(jaxpr.jaxpr, settings)
+    flat = [*jaxpr.consts, *inputs]
+    if isinstance(run, Operation) and run.may_stand(flat):
+        return run.stand(flat), {}
     with own_rules(), as_wide_as(jaxpr):
-        flat = [*jaxpr.consts, *inputs]
         if contents(jaxpr.jaxpr).wide:
             variables = (*jaxpr.jaxpr.constvars, *jaxpr.jaxpr.invars)
             flat = [_typed(x, v.aval) for x, v in zip(flat, variables, strict=True)]
@@ -231,25 +233,12 @@ def _typed(x: Any, aval: Any) -> Any:
     return np.asarray(x, aval.dtype) if of_the_host else x
 
 
-class _Key:
-    """A jaxpr as a dictionary key: the open jaxpr by identity, kept alive."""
-
-    def __init__(self, closed: core.ClosedJaxpr) -> None:
-        self.open = closed.jaxpr
-
-    def __hash__(self) -> int:
-        return id(self.open)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and other.open is self.open
-
-
 @functools.lru_cache(maxsize=256)
-def _evaluator(key: _Key, settings: Settings) -> Callable[..., Any]:
+def _evaluator(jaxpr: core.Jaxpr, settings: Settings) -> Callable[..., Any]:
     """A function (*consts, *inputs) -> (outputs, counts) whose derivative is the emulated
     derivative.
     """
-    operation = Operation(key.open, settings, _differentiable)
+    operation = Operation(jaxpr, settings, _differentiable)
     if settings.counting:
         return operation.compiled  # em.run: not differentiated
     # Over several real devices there is a `shard_map` inside, which a trace must see.
@@ -413,7 +402,7 @@ def _leaf_key(leaf: Any) -> Any:
     if isinstance(leaf, jax.core.Tracer):
         return jax.typeof(leaf), None
     if is_array_like(leaf):
-        return jax.typeof(leaf), placed(leaf)
+        return jax.typeof(_not_a_shape(leaf)), placed(leaf)
     try:
         hash(leaf)
     except TypeError:

@@ -16,12 +16,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src.core import trace_state_clean
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 
+from emulator.program.contents import contents
 from emulator.program.folded import Folded
-from emulator.program.outside import NO_MESH
+from emulator.program.outside import NO_MESH, typed_over
 from emulator.program.own_rules import own_rules
 from emulator.program.trace import EMULATED
 from emulator.program.values import Evaluator, Settings
@@ -47,8 +49,19 @@ class Operation:
 
     def __call__(self, *arrays: Any) -> tuple[list[Any], Any]:
         if self._is_plain():
-            return _emulated.bind(*arrays, operation=self), {}
+            return self.stand(arrays), {}
         return self.differentiable(*arrays)
+
+    def stand(self, arrays: Sequence[Any]) -> list[Any]:
+        """The results as those of one operation, which is evaluated `alone` by the rules below."""
+        results: list[Any] = _emulated.bind(*arrays, operation=self)
+        return results
+
+    def may_stand(self, arrays: Sequence[Any]) -> bool:
+        """Whether a trace is under way that takes these arrays as they are, and has no mesh."""
+        if trace_state_clean() or contents(self.jaxpr).wide or self.jaxpr.effects:
+            return False
+        return jax.sharding.get_abstract_mesh().empty and typed_over(arrays) is None
 
     def __repr__(self) -> str:
         return f"{len(self.jaxpr.eqns)} equations"
@@ -87,7 +100,8 @@ class Operation:
 
 @_emulated.def_impl
 def _at_once(*arrays: Any, operation: Operation) -> list[Any]:
-    return operation.compiled(*arrays)[0]
+    with operation.alone():
+        return operation.compiled(*arrays)[0]
 
 
 @_emulated.def_abstract_eval

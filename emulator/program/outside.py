@@ -33,21 +33,18 @@ def outside_meshes(run: Callable[..., Any], arrays: Sequence[Any]) -> Any:
         with jax.set_mesh(None):
             return run(*(of_the_host(x) for x in arrays))
 
-    mesh = _typed_over(arrays)
-    if mesh is None and context.empty:
-        return run(*arrays)
-
     def without(*untyped: Any) -> Any:
         with jax.sharding.use_abstract_mesh(NO_MESH):
             return run(*untyped)
 
+    mesh = typed_over(arrays)
     if mesh is None:
         return without(*arrays)
     with jax.sharding.use_abstract_mesh(mesh):
         return jax.sharding.auto_axes(without, out_sharding=PartitionSpec())(*arrays)
 
 
-def _typed_over(arrays: Sequence[Any]) -> AbstractMesh | None:
+def typed_over(arrays: Sequence[Any]) -> AbstractMesh | None:
     """The mesh with explicit axes that the type of any traced array speaks of."""
     for x in arrays:
         if isinstance(x, jax.core.Tracer):
