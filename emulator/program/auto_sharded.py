@@ -7,7 +7,6 @@ XLA's own partitioner divides them (`partitioner`); its result, translated (`sta
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +55,7 @@ def divided_leaves(fun: Callable[..., Any], leaves: Sequence[Any], in_tree: Any)
     wishes = [
         None if isinstance(v, core.Literal) else asked.get(v) for v in program.jaxpr.jaxpr.outvars
     ]
-    return dataclasses.replace(divided, jaxpr=_with_results_on_host(divided.jaxpr, wishes))
+    return divided._replace(jaxpr=_with_results_on_host(divided.jaxpr, wishes))
 
 
 def _with_results_on_host(jaxpr: core.ClosedJaxpr, wishes: Sequence[Any]) -> core.ClosedJaxpr:
@@ -94,7 +93,7 @@ def _divided_program(program: Program, leaves: Sequence[Any]) -> Program:
         return program
     _refuse_partial_sums(jaxpr)
     with as_wide_as(jaxpr):
-        return dataclasses.replace(program, jaxpr=_divided(jaxpr, given, asked))
+        return program._replace(jaxpr=_divided(jaxpr, given, asked))
 
 
 def _refuse_partial_sums(jaxpr: core.ClosedJaxpr) -> None:

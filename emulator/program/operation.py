@@ -35,7 +35,7 @@ _emulated = core.Primitive(EMULATED)
 _emulated.multiple_results = True
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Operation:
     """The values of a program under `settings`: a function of arrays, the constants of `jaxpr` and
     its inputs, that gives `jaxpr`'s results and what was counted.

@@ -14,10 +14,12 @@ import jax
 from jax._src import config
 from jax._src.shard_map import _as_manual_mesh, _extend_axis_env
 from jax._src.state.discharge import discharge_state
+from jax._src.state.types import AbstractRef
 from jax.extend import core
 
 from emulator.program.calls import is_jaxpr
 from emulator.program.contents import REFS, bodies, contents
+from emulator.program.wide_types import as_wide_as
 
 
 def without_refs(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
@@ -27,15 +29,16 @@ def without_refs(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
         NotImplementedError: a reference enters the program from outside.
     """
     if not contents(closed.jaxpr).refs:
-        if any("Ref" in type(v.aval).__name__ for v in closed.jaxpr.invars):
+        if AbstractRef in map(type, closed.in_avals):
             raise NotImplementedError(
                 "an argument is a jax.Ref: create it inside the program with jax.new_ref"
             )
         return closed
-    jaxpr = _inner(closed.jaxpr)
-    closed = core.ClosedJaxpr(jaxpr, closed.consts)
-    if any(eqn.primitive.name in REFS for eqn in jaxpr.eqns):
-        closed = discharge_state(closed)
+    with as_wide_as(closed):
+        jaxpr = _inner(closed.jaxpr)
+        closed = core.ClosedJaxpr(jaxpr, closed.consts)
+        if any(eqn.primitive.name in REFS for eqn in jaxpr.eqns):
+            closed = discharge_state(closed)
     return closed
 
 
@@ -71,10 +74,10 @@ def _of_param(value: Any) -> Any:
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, core.ClosedJaxpr) and contents(value.jaxpr).refs:
         inner = core.ClosedJaxpr(_inner(value.jaxpr), value.consts)
-        takes_refs = any("Ref" in type(v.aval).__name__ for v in inner.jaxpr.invars)
+        takes_refs = AbstractRef in map(type, inner.in_avals)
         return inner if takes_refs else discharge_state(inner)
     if isinstance(value, core.Jaxpr) and contents(value).refs:
         inner = _inner(value)
-        takes_refs = any("Ref" in type(v.aval).__name__ for v in inner.invars)
+        takes_refs = AbstractRef in map(type, inner.in_avals)
         return inner if takes_refs else discharge_state(core.ClosedJaxpr(inner, ())).jaxpr
     return value

@@ -15,7 +15,7 @@ import itertools
 import linecache
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.api_util import debug_info, shaped_abstractify
@@ -34,8 +34,7 @@ EMULATED = "cm384_emulated"
 DIVIDED = "cm384_divided"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Program:
+class Program(NamedTuple):
     """A traced function: `jaxpr` over flat array inputs and outputs, and the trees to rebuild them.
 
     `dynamic` says which leaves of the arguments are inputs of the jaxpr; the others (strings, None-
@@ -139,9 +138,12 @@ def trace_leaves(fun: Callable[..., Any], leaves: Sequence[Any], in_tree: Any) -
             "a collective names an axis that no enclosing shard_map or pmap has: "
             f"{at.line or error} ({at.filename}:{at.lineno}); name an axis of the mesh"
         ) from error
-    with as_wide_as(jaxpr):
-        jaxpr = without_refs(spelled_out(jaxpr))
-    return Program(jaxpr=jaxpr, in_tree=in_tree, out_tree=out_tree[0], dynamic=dynamic)
+    if jaxpr.jaxpr.is_high:
+        with as_wide_as(jaxpr):
+            jaxpr = spelled_out(jaxpr)
+    return Program(
+        jaxpr=without_refs(jaxpr), in_tree=in_tree, out_tree=out_tree[0], dynamic=dynamic
+    )
 
 
 def _jaxpr(flat: Callable[..., list[Any]], arrays: Sequence[Any]) -> core.ClosedJaxpr:
