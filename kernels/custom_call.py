@@ -32,7 +32,7 @@ from kernels.arithmetic import Arithmetic
 from kernels.compiled import CHAIN, FUSED, SUMS
 from kernels.native_operands import BF16, FP16, FP32
 from kernels.operands import FRACTION_BITS
-from kernels.vectors import COMPILED, pointer
+from kernels.vectors import COMPILED, INLINED, pointer
 
 # Offsets in bytes. A call frame:
 _EXTENSION, _API, _CONTEXT, _ARGUMENTS, _RESULTS, _ATTRIBUTES = 8, 16, 24, 72, 112, 160
@@ -130,7 +130,7 @@ def _operands(job: int) -> Any:
     return _load(a + _DATA), _load(b + _DATA), _shape(a)[2], c, out
 
 
-@njit(**COMPILED)
+@njit(**INLINED)
 def _work(job: int) -> None:
     """Tiles of a job, as long as there are any that nobody has."""
     tiles = _load(job + 8 * _TILES)
@@ -149,7 +149,7 @@ def _work(job: int) -> None:
         number = _add(job + 8 * _NEXT, 1)
 
 
-@njit(**COMPILED)
+@njit(**INLINED)
 def _work_on_chains(job: int) -> None:
     """As `_work`."""
     tiles = _load(job + 8 * _TILES)

@@ -36,7 +36,7 @@ from kernels.native_extents import (
 )
 from kernels.native_operands import GROUP, address, bytes_of, decoded, read_doubles
 from kernels.native_steps import COLUMNS, EXPONENT, LEAST, NONE, PART, QUAD, ROWS
-from kernels.vectors import COMPILED, LANES, pointer
+from kernels.vectors import COMPILED, INLINED, LANES, pointer
 
 _BLOCK = 128  # products of a block, about
 _HEIGHT = 256  # rows of a tile
@@ -194,7 +194,7 @@ def _careful_part(operands: Any, c: int, steps: int, pause: Any, done: Any, scra
     """
     x, length, y, _, _, padded = operands
     out, other, terms, parts, needed = scratch
-    step, unknown, in_parts = 0, 0, False
+    step, unknown, in_parts = np.int64(0), 0, False
     while step < steps:
         again = unknown != 0  # the step that one way did not tell, the other way
         in_parts = not in_parts if again else pause[0] > 0
@@ -317,11 +317,11 @@ def _tile(
         _pack_rows(a, form, i0, rows, k, first * products, steps, shape, x, one_row)
         _pack_columns(b, form, j0, columns, k, n, first * products, steps, shape, y)
         for g in range(row_groups):
-            norm, least = extent_of_rows(x, g * length * ROWS, length, measured)
+            norm, least = extent_of_rows(at_x + 8 * g * length * ROWS, length, measured)
             extents[g, 0], extents[g, 1], extents[g, 2] = norm, least, 0
         x_known[:row_groups, 0], y_known[:column_groups, 0] = 0, 0
         for g in range(column_groups):
-            norm, least = extent_of_columns(y, g * _apart(length), length, measured)
+            norm, least = extent_of_columns(at_y + 8 * g * _apart(length), length, measured)
             h = row_groups + g
             extents[h, 0], extents[h, 1], extents[h, 2] = norm, least, 0
         for jg in range(column_groups):
@@ -430,7 +430,7 @@ def buffers_for(tile: tuple[int, int], products: int) -> Any:
     return _buffers(tile[0], tile[1], max(1, _BLOCK // padded) * padded, padded)
 
 
-@njit(**COMPILED)
+@njit(**INLINED)
 def compute(
     a: int,
     b: int,

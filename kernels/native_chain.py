@@ -52,7 +52,7 @@ from kernels.native_operands import (
     word_at,
 )
 from kernels.native_steps import EXPONENT, rows_of
-from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
+from kernels.vectors import COMPILED, INLINED, LANES, Emitter, Vector, inline, pointer
 
 _BLOCK = 256  # products of a block
 _PART = 32  # products of a part of it
@@ -161,12 +161,15 @@ def _sizes(emit: Emitter, words: Any, count: Any, least: Any, most: Any, zeros: 
 @njit(**COMPILED)
 def _extent(words: Any, start: int, count: int, found: Any) -> None:
     """What is known of a group at first, into `found`."""
-    low, (high, zeros) = np.empty(HALF, np.uint32), np.zeros((2, HALF), np.uint32)
-    low[:] = 0xFFFFFFFF
+    lanes = np.zeros(3 * HALF, np.uint32)
+    lanes[:HALF] = 0xFFFFFFFF
     vectors = count // HALF
-    at_least, at_most, at_zeros = address(low, 0), address(high, 0), address(zeros, 0)
-    _sizes((address(words, start), vectors, at_least, at_most, at_zeros))
-    least, most, zero = low.min(), high.max(), (zeros >> np.uint32(31)).max()
+    ends = address(lanes, 0), address(lanes, HALF), address(lanes, 2 * HALF)
+    _sizes((address(words, start), vectors, *ends))
+    least, most, zero = np.uint32(0xFFFFFFFF), np.uint32(0), np.uint32(0)
+    for i in range(HALF):
+        least, most = min(least, lanes[i]), max(most, lanes[HALF + i])
+        zero = max(zero, lanes[2 * HALF + i] >> np.uint32(31))
     for i in range(start + vectors * HALF, start + count):
         magnitude = np.uint32(words[i] & _MAGNITUDE)
         less = np.uint32(magnitude - np.uint32(1))  # 0 comes last
@@ -277,7 +280,7 @@ _LOW = -102  # where `low` serves, products are below 2^_LOW
 
 # What is known of a group of rows or columns in a block: whether any number is subnormal or 0, the
 # exponent of the largest finite one (-400 without any), and which copies are made.
-_SUBNORMAL, _ZERO, _MOST, _LIFTED, _SCALED, _RAISED, _DOUBLES, _ENDS, _KNOWN = range(9)
+_SUBNORMAL, _ZERO, _MOST, _LIFTED, _SCALED, _RAISED, _DOUBLES, _ENDS, _KNOWN = np.arange(9)
 _COPIES = _ENDS - _LIFTED + 2  # of as many words as a group has numbers; doubles take two
 _ROOM = 10  # exponents that `_own_scale` leaves to C and to sums on either side
 
@@ -639,10 +642,13 @@ def _sort(a: int, b: int, form: Any, sizes: Any, corner: Any, orders: Any) -> bo
 @njit(**COMPILED)
 def _put_in_order(exponents: Any, order: Any) -> bool:
     """Whether they were far apart, so that the order is by them."""
-    if exponents.max() - exponents.min() < _FAR_APART:
+    least = most = exponents[0]
+    for exponent in exponents:
+        least, most = min(least, exponent), max(most, exponent)
+    if most - least < _FAR_APART:
         return False
     place = 0
-    for exponent in range(exponents.min(), exponents.max() + 1):
+    for exponent in range(least, most + 1):
         for i in range(len(order)):
             if exponents[i] == exponent:
                 order[place] = i
@@ -656,7 +662,7 @@ def buffers_for(tile: tuple[int, int], products: int) -> Any:
     return _buffers(tile[0], tile[1], max(1, _BLOCK // products) * products)
 
 
-@njit(**COMPILED)
+@njit(**INLINED)
 def compute(
     a: int,
     b: int,

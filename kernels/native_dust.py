@@ -120,7 +120,7 @@ def split_rows(x: int, norm: float, steps: int, padded: int, parts: Any, measure
     """A group of rows in two parts, and what is known of it afterwards.
 
     Args:
-        x, measured: addresses, as of arrays for `extent_of_rows`.
+        x, measured: addresses, as for `extent_of_rows`.
         norm: a bound on the rows' norms.
         parts: addresses of what becomes the main part, the dust, its masks, and what is known.
     """
@@ -131,8 +131,8 @@ def split_rows(x: int, norm: float, steps: int, padded: int, parts: Any, measure
         found = carray(pointer(measured), (2 * LANES,), np.float64)
         _split_rows((x, length, steps, padded, _threshold(norm), *parts[:3]))
         for i in range(2):  # main parts and dust
-            part = carray(pointer(parts[i]), (ROWS * length,), np.float64)
-            known[MAIN + 2 * i], known[LEAST_MAIN + 2 * i] = extent_of_rows(part, 0, length, found)
+            at = 2 * i
+            known[MAIN + at], known[LEAST_MAIN + at] = extent_of_rows(parts[i], length, found)
         known[SPLIT] = _YES
 
 
@@ -146,10 +146,8 @@ def split_columns(y: int, norm: float, steps: int, padded: int, parts: Any, meas
         found = carray(pointer(measured), (2 * LANES,), np.float64)
         _split_columns((y, steps, padded, _threshold(norm), *parts[:3]))
         for i in range(2):  # main parts and dust
-            part = carray(pointer(parts[i]), (COLUMNS * length,), np.float64)
-            known[MAIN + 2 * i], known[LEAST_MAIN + 2 * i] = extent_of_columns(
-                part, 0, length, found
-            )
+            at = 2 * i
+            known[MAIN + at], known[LEAST_MAIN + at] = extent_of_columns(parts[i], length, found)
         known[SPLIT] = _YES
 
 

@@ -70,19 +70,20 @@ def _measured_columns(emit: Emitter, y: Any, length: Any, found: Any) -> None:
 
 
 @njit(**COMPILED)
-def extent_of_rows(x: Any, start: int, length: int, found: Any) -> tuple[float, float]:
-    """Of a group `x[ROWS, length]` from `start` on: a bound on the rows' Euclidean norms, none of
-    which is finite that has an infinity (a NaN may go unnoticed, for plain sums heed it), and a
-    power of two that is not above any size but 0.
+def extent_of_rows(x: int, length: int, found: Any) -> tuple[float, float]:
+    """Of a group `[ROWS, length]` at `x`: a bound on the rows' Euclidean norms, none of which is
+    finite that has an infinity (a NaN may go unnoticed, for plain sums heed it), and a power of two
+    that is not above any size but 0.
     """
-    _measured_rows((address(x, start), length, address(found, 0)))
+    _measured_rows((x, length, address(found, 0)))
     square, least = 0.0, _least(found)
+    numbers = carray(pointer(x), (ROWS * length,), np.float64)
     for lane in range(LANES):
         square += found[lane]
     for index in range(length // LANES * LANES, length):
         most = 0.0
         for i in range(ROWS):
-            size = abs(x[start + i * length + index])
+            size = abs(numbers[i * length + index])
             most = max(most, size) if size == size else np.inf
             least = min(least, size if size > 0 else np.inf)
         square += most * most
@@ -90,9 +91,9 @@ def extent_of_rows(x: Any, start: int, length: int, found: Any) -> tuple[float, 
 
 
 @njit(**COMPILED)
-def extent_of_columns(y: Any, start: int, length: int, found: Any) -> tuple[float, float]:
-    """As `extent_of_rows`, of the columns of `y[length, COLUMNS]`."""
-    _measured_columns((address(y, start), length, address(found, 0)))
+def extent_of_columns(y: int, length: int, found: Any) -> tuple[float, float]:
+    """As `extent_of_rows`, of the columns of `[length, COLUMNS]` at `y`."""
+    _measured_columns((y, length, address(found, 0)))
     square = 0.0
     for lane in range(LANES):
         square = max(square, found[lane]) if found[lane] == found[lane] else np.inf

@@ -19,8 +19,22 @@ from numba.extending import intrinsic
 
 LANES = 8
 
-COMPILED: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-"""How numba compiles the functions that use them: arithmetic as in C, no exceptions."""
+COMPILED: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "boundscheck": False,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+"""How numba compiles the functions that use them: arithmetic as in C, no exceptions, and for each
+other alone. Python must not call them: the wrappers by which it could would take a fifth of the
+time to compile.
+"""
+
+INLINED: dict[str, Any] = {**COMPILED, "inline": "always"}
+"""The same for a function that is called at one place and calls nearly all the others: as a
+function of its own, all of them would be optimised once more.
+"""
 
 _I64 = ir.IntType(64)
 _F64 = ir.DoubleType()

@@ -420,7 +420,7 @@ def told(x, y, c, out, done, call=call_directed):
     operands = x.ctypes.data, 16, y.ctypes.data, x_top.ctypes.data, y_top.ctypes.data
     # Of the products' sizes nothing is known.
     sizes = np.concatenate([np.full(16, np.inf), np.zeros(16)])
-    return call(operands, c, out, done, native_steps.constants(16, np.inf), sizes)
+    return call(operands, c, out, done, native_steps.constants.py_func(16, np.inf), sizes)
 
 
 def above(sizes):
