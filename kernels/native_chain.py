@@ -175,7 +175,7 @@ def _extent(words: Any, start: int, count: int, found: Any) -> None:
         less = np.uint32(magnitude - np.uint32(1))  # 0 comes last
         least, zero = min(least, less), max(zero, less >> np.uint32(31))
         most = max(most, magnitude if magnitude < np.uint32(_INFINITY) else np.uint32(0))
-    found[_SUBNORMAL] = least < np.uint32(_NORMAL - 1)
+    found[_SUBNORMAL], found[_LEAST] = least < np.uint32(_NORMAL - 1), int(least) + 1
     found[_ZERO] = zero
     found[_MOST] = _exponent(decoded(most)) if most > 0 else -400
 
@@ -211,10 +211,11 @@ def _lift(emit: Emitter, words: Any, target: Any, count: Any) -> None:
 
 
 @inline(result=False)
-def _scale(emit: Emitter, words: Any, target: Any, count: Any, scale: Any) -> None:
+def _scale(emit: Emitter, words: Any, target: Any, count: Any, scale: Any, dust: Any) -> None:
     """A copy of `count * LANES` numbers times 2^scale; those that would be below 2^-126 are that,
-    but zeros stay.
+    but zeros stay, and sizes whose word is less than `dust` are 0.
     """
+    limit = emit.builder.trunc(dust, ir.IntType(32))
     bits = emit.builder.trunc(emit.builder.shl(scale, emit.integer(23)), ir.IntType(32))
 
     def scaled(singles: Emitter, size: Vector) -> Vector:
@@ -226,7 +227,8 @@ def _scale(emit: Emitter, words: Any, target: Any, count: Any, scale: Any) -> No
         normal = singles.word(_NORMAL)
         found = moved.less_word(singles.word(_MOVED + _NORMAL)).where(normal, found)
         usual = (size.plus_words(singles.word(0xFFFFFFFF))).less_word(singles.word(_INFINITY - 1))
-        return usual.where(found, size)
+        is_dust = size.less_word(singles.all_words_equal(limit))
+        return is_dust.where(singles.word(0), usual.where(found, size))
 
     _map(emit, words, target, count, scaled)
 
@@ -279,9 +281,13 @@ _FAR_APART = 8  # exponents of rows or columns that are worth sorting
 _LOW = -102  # where `low` serves, products are below 2^_LOW
 
 # What is known of a group of rows or columns in a block: whether any number is subnormal or 0, the
-# exponent of the largest finite one (-400 without any), and which copies are made.
-_SUBNORMAL, _ZERO, _MOST, _LIFTED, _SCALED, _RAISED, _DOUBLES, _ENDS, _KNOWN = np.arange(9)
-_COPIES = _ENDS - _LIFTED + 2  # of as many words as a group has numbers; doubles take two
+# exponent of the largest finite one (-400 without any), the word of the least size but 0, and which
+# copies are made.
+_SUBNORMAL, _ZERO, _MOST, _LEAST, *_COPIED = np.arange(12)
+_LIFTED, _SCALED, _RAISED, _CLEARED, _DOUBLES, _ENDS, _CLEARED_ENDS, _KNOWN = _COPIED
+_COPIES = _KNOWN - _LIFTED + 1  # of as many words as a group has numbers; doubles take two
+_MADE = 1 << 10  # more than any exponent
+_NEAR = 16  # exponents in which copies of groups differ
 _ROOM = 10  # exponents that `_own_scale` leaves to C and to sums on either side
 
 
@@ -301,15 +307,38 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
         np.empty((column_groups, _KNOWN), np.int64),  # 6: of y
         np.empty(groups, np.int64),  # 7: of groups of C: whether care is needed
         np.empty(1, np.int64),  # 8: in how many parts some sums were small
-        np.empty(rows, np.int64),  # 9: in which order rows are computed
-        np.empty(columns, np.int64),  # 10: and columns
+        np.empty(1, np.int64),  # 9: how much oftener blocks without dust were refused than done
+        np.empty(rows, np.int64),  # 10: in which order rows are computed
+        np.empty(columns, np.int64),  # 11: and columns
     )
 
 
 @njit(**COMPILED)
-def _operand(words: int, known: int, copies: int, group: int, count: int, scale: int) -> Any:
+def _operand(
+    words: int, known: int, copies: int, group: int, count: int, scale: int, dust: int
+) -> Any:
     """Of a group, as for `_copy`, from where the first group's are."""
-    return words, known + 8 * group * _KNOWN, copies + 4 * _COPIES * group * count, count, scale
+    first_copy = copies + 4 * _COPIES * group * count
+    return words, known + 8 * group * _KNOWN, first_copy, count, scale, dust
+
+
+@njit(**COMPILED)
+def _dust(others: Any) -> int:
+    """The word of a power of two: products of less with numbers of these groups, of which this is
+    known, are below 2^-150, so they change no sum but a zero's sign.
+    """
+    most = -400
+    for known in others:
+        most = max(most, int(known[_MOST]))
+    exponent = min(-151 - most, 126)
+    if exponent < -126:
+        return 1 << (exponent + 149) if exponent >= -149 else 0
+    return (exponent + 127) << 23
+
+
+@njit(**COMPILED)
+def _has_dust(operand: Any) -> bool:
+    return _known(operand)[_LEAST] < operand[5]
 
 
 @njit(**COMPILED)
@@ -338,35 +367,45 @@ def _copy(operand: Any, kind: int) -> int:
 
     Args:
         operand: the address of its words and of what is known; where its copies are, a space of
-            `count` words for each, of twice as many for doubles, and then one for what `_ends`
-            makes; `count`; the exponent of the scale.
+            `count` words for each, of twice as many for doubles, and then two for what `_ends`
+            makes; `count`; the exponent of the scale; the word of the least size that is no dust.
     """
-    words, _, copies, count, scale = operand
+    words, _, copies, count, scale, dust = operand
     target = copies + 4 * count * (kind - _LIFTED)
     known = _known(operand)
     if known[kind] == 0:
         known[kind] = 1
         if kind == _LIFTED:
             _lift((words, target, count // LANES))
-        elif kind == _SCALED:
-            _scale((words, target, count // LANES, scale))
-        elif kind == _RAISED:
-            _scale((words, target, count // LANES, _own_scale(operand)))
-        else:
+        elif kind == _DOUBLES:
             read_doubles(words, _FLOATS, count, target, GROUP)
+        else:
+            _scale((words, target, count // LANES, scale, dust if kind == _CLEARED else 0))
     return target
 
 
 @njit(**COMPILED)
-def _ends(operand: Any, of_rows: bool, length: int) -> int:
-    """Where a group has for each product p + 277 such that its numbers, scaled, are multiples of
+def _raised(operand: Any, scale: int) -> int:
+    """As `_copy`, of a group times 2^scale."""
+    words, _, copies, count = operand[:4]
+    target, known = copies + 4 * count * (_RAISED - _LIFTED), _known(operand)
+    if known[_RAISED] != scale + _MADE:
+        known[_RAISED] = scale + _MADE
+        _scale((words, target, count // LANES, scale, 0))
+    return target
+
+
+@njit(**COMPILED)
+def _ends(operand: Any, kind: int, of_rows: bool, length: int) -> int:
+    """Where a group has for each product p + 277 such that the numbers of a copy are multiples of
     2^p; see `_copy`.
     """
-    _, _, copies, count, _ = operand
-    words, known = _copy(operand, _SCALED), _known(operand)
-    ends = copies + 4 * count * (_COPIES - 1)
-    if known[_ENDS] == 0:
-        known[_ENDS] = 1
+    copies, count = operand[2:4]
+    words, known = _copy(operand, kind), _known(operand)
+    which = _CLEARED_ENDS if kind == _CLEARED else _ENDS
+    ends = copies + 4 * count * (_COPIES + which - _KNOWN)
+    if known[which] == 0:
+        known[which] = 1
         if of_rows:
             _row_ends((words, ends, length))
         else:
@@ -403,13 +442,15 @@ def _flushing_part(x: Any, y: Any, x_at: int, y_at: int, c_and_sizes: Any, reach
         return steps_of.direct_half((x_at, y_at, *c_and_sizes, steps_of.UNDERFLOW)) != 0
     # Sums of 2 and more do not notice what is below 2^-25: neither a product of a number below
     # 2^-126 nor that of 2^-126 in its place.
-    kind, x_scale, y_scale = _RAISED, _own_scale(x), _own_scale(y)
+    x_scale, y_scale = _own_scale(x), _own_scale(y)
     if x_scale + y_scale < 0 or not _fit(x, y, reach, x_scale, y_scale):
-        kind, x_scale, y_scale = _LIFTED, 0, 0
-        x_matters = of_x[_SUBNORMAL] != 0 and of_y[_MOST] >= 100
-        if x_matters or (of_y[_SUBNORMAL] != 0 and of_x[_MOST] >= 100):
-            return True
-    x_at, y_at = x_at + _copy(x, kind), y_at + _copy(y, kind)
+        x_scale = y_scale = 0
+        if of_x[_MOST] > -400 and of_y[_MOST] > -400:  # x and y of about one size, sums as they are
+            x_scale = (of_y[_MOST] - of_x[_MOST]) // (2 * _NEAR) * _NEAR
+            y_scale = -x_scale
+            if max(of_x[_MOST] + x_scale, of_y[_MOST] + y_scale) >= 100:
+                return True
+    x_at, y_at = x_at + _raised(x, x_scale), y_at + _raised(y, y_scale)
     operands = x_at, y_at, *c_and_sizes, x_scale + y_scale
     if of_x[_ZERO] | of_y[_ZERO] == 0:
         return steps_of.firm(operands) != 0
@@ -463,19 +504,31 @@ def _sizes_of(x: Any, y: Any, found: int, length: int) -> Any:
 
 
 @njit(**COMPILED)
-def _whole(x: Any, y: Any, here: int, width: int, length: int) -> bool:
-    """A block for C[ROWS, COLUMNS] at `here`, if it has few steps that round; whether it has."""
+def _whole(x: Any, y: Any, here: int, width: int, length: int, refusals: Any) -> bool:
+    """A block for C[ROWS, COLUMNS] at `here`, if it has few steps that round; whether it has.
+    Without dust, unless that has been refused more often than it served.
+    """
     found = max(steps_of.kinds((here, width)), steps_of.kinds((here + 8 * HALF, width)))
     product, _, scalable = _sizes_of(x, y, found, length)
     if not scalable:
         return False
-    x_ends, y_ends = _ends(x, True, length), _ends(y, False, length)
-    count = _steps_not_whole(x_ends, y_ends, length)
-    if count > 0 and (product > _LOW or 2 * count > length):
-        return False
-    x_at, y_at = _copy(x, _SCALED), _copy(y, _SCALED)
-    steps_of.whole((x_at, y_at, here, width, length, length, x_ends, y_ends))
-    return True
+    # Without dust, zeros may have lost their sign.
+    cleared = (_has_dust(x) or _has_dust(y)) and refusals[0] <= 0
+    while True:
+        kind = _CLEARED if cleared else _SCALED
+        x_ends, y_ends = _ends(x, kind, True, length), _ends(y, kind, False, length)
+        count = _steps_not_whole(x_ends, y_ends, length)
+        if count == 0 or (product <= _LOW and 2 * count <= length):
+            x_at, y_at, refused = _copy(x, kind), _copy(y, kind), -1 if cleared else 0
+            ends = x_ends, y_ends, refused
+            failed = steps_of.whole((x_at, y_at, here, width, length, length, *ends)) != 0
+            if cleared:
+                refusals[0] += 1 if failed else -1
+            if not failed:
+                return True
+        if not cleared:
+            return False
+        cleared = False
 
 
 @njit(**COMPILED)
@@ -541,14 +594,15 @@ def _tile(
     row_order, column_order = orders
     rows, columns = len(row_order), len(column_order)
     products, unit, _ = options
-    c, x, y, x_copies, y_copies, of_rows, of_columns, care, slow = buffers[:9]
-    slow[0], asked = 0, False
+    c, x, y, x_copies, y_copies, of_rows, of_columns, care, slow, refusals = buffers[:10]
+    slow[0], refusals[0], asked = 0, 0, False
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     of_rows, of_columns = of_rows[:row_groups], of_columns[:column_groups]
     width = column_groups * COLUMNS
     number = -(-k // products) * products
     block = max(1, _BLOCK // products) * products
     keeps, narrow = unit & FLUSH == 0, unit & NARROW != 0
+    x_dust = y_dust = np.int64(0)
     at_c, at_x, at_y = address(c, 0), address(x, 0), address(y, 0)
     at_x_copies, at_y_copies = address(x_copies, 0), address(y_copies, 0)
     at_rows, at_columns = address(of_rows, 0), address(of_columns, 0)
@@ -570,6 +624,7 @@ def _tile(
                 _extent(x, ig * x_size, x_size, of_rows[ig])
             for jg in range(column_groups):
                 _extent(y, jg * y_size, y_size, of_columns[jg])
+            x_dust, y_dust = _dust(of_columns), _dust(of_rows)
         for jg in range(column_groups):
             for ig in range(row_groups):
                 group = ig * column_groups + jg
@@ -582,10 +637,10 @@ def _tile(
                 operands = xs, ys, here, width, length, length
                 if small == 0 and steps_of.direct((*operands, steps_of.UNDERFLOW)) == 0:
                     continue
-                left = _operand(xs, at_rows, at_x_copies, ig, x_size, steps_of.SCALE_X)
-                right = _operand(ys, at_columns, at_y_copies, jg, y_size, steps_of.SCALE_Y)
+                left = _operand(xs, at_rows, at_x_copies, ig, x_size, steps_of.SCALE_X, x_dust)
+                right = _operand(ys, at_columns, at_y_copies, jg, y_size, steps_of.SCALE_Y, y_dust)
                 before, care[group] = care[group], _SELDOM
-                if _whole(left, right, here, width, length):
+                if _whole(left, right, here, width, length, refusals):
                     continue
                 care[group] = _NONE
                 for half in range(COLUMNS // HALF):
@@ -691,7 +746,7 @@ def compute(
     a += matrix * m * k * bytes_of(form)
     b += matrix * k * n * bytes_of(form)
     before = steps_of.control(())
-    orders = buffers[9][: size[0]], buffers[10][: size[1]]
+    orders = buffers[10][: size[0]], buffers[11][: size[1]]
     for order in orders:
         for i in range(len(order)):
             order[i] = i

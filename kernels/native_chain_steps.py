@@ -206,17 +206,19 @@ def low_with_zeros(emit: Emitter, *operands: Any) -> None:
     _on_grid(emit, True, *operands)
 
 
-@inline(result=False)
-def whole(emit: Emitter, *operands: Any) -> None:
+@inline(result=True)
+def whole(emit: Emitter, *operands: Any) -> Any:
     """C[ROWS, COLUMNS] += x y, all times SCALE as for `low`. Only steps whose products may have
     bits below 2^-149 round as that does: a sum of multiples of 2^-149 is a number of FP32 if it is
-    below 2^-125, so that FP32 loses no bit but where it has to, whatever their sizes.
+    below 2^-125, so that FP32 loses no bit but where it has to, whatever their sizes. Not 0 if
+    nothing was done, as some sum would be 0 or none.
 
     Args:
-        operands: x, y, c, width, count, stride, x_ends, y_ends: as for `direct`, and of each step
-            what `native_chain` knows of x and y: together, it is less than `WHOLE` for those steps.
+        operands: x, y, c, width, count, stride, x_ends, y_ends, refused: as for `direct`; of each
+            step what `native_chain` knows of x and y: together, it is less than `WHOLE` for those
+            steps; and -1 if sums that are 0 or none are refused, else 0.
     """
-    x, y, c, width, count, stride, x_ends, y_ends = operands
+    x, y, c, width, count, stride, x_ends, y_ends, refused = operands
     builder, singles = emit.builder, emit.floats()
     rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
     ends = [builder.inttoptr(at, ir.IntType(32).as_pointer()) for at in (x_ends, y_ends)]
@@ -241,8 +243,13 @@ def whole(emit: Emitter, *operands: Any) -> None:
                         before = emit.get(variable)
                         total = left.times_plus(factor, before)
                         emit.put(variable, grid.found((left, factor), (before, total)))
-    for place, variable in sum(columns, []):
-        _store(emit, emit.get(variable), place, 1 / SCALE)
+    sums, zero = sum(columns, []), singles.number(0.0)
+    usual = functools.reduce(Vector.__and__, [zero < emit.get(total).size() for _, total in sums])
+    failed = builder.and_((~usual).bits(), refused)
+    with emit.unless(failed):
+        for place, variable in sums:
+            _store(emit, emit.get(variable), place, 1 / SCALE)
+    return failed
 
 
 @inline(result=True)

@@ -730,6 +730,62 @@ def test_large_operands_beside_subnormal_ones(exponent):
     check(b.T.copy(), np.tile(a.T, (1, 4)), np.tile(c.T, (1, 4)), FMA)
 
 
+@pytest.mark.parametrize("beside", [2.0**-120, 0.0])
+@pytest.mark.parametrize("after", [[], [2.0**-75]])
+def test_products_of_about_half_of_the_last_place(beside, after):
+    """Most are below: they change nothing, but may be the sign of a zero."""
+    factor = (2.0 - 2.0**-7) * 2.0**-60
+    sizes = [2.0**-90, 1.5 * 2.0**-91, 2.0**-91, (2.0 - 2.0**-7) * 2.0**-92, 2.0**-92, 2.0**-130]
+    starts = [0.0, 2.0**-149, 3 * 2.0**-149, 2.0**-126 - 2.0**-149, 2.0**-126, 2.0**-110]
+    products = [(s * size, start) for s in (1, -1) for size in sizes for start in starts]
+    cases = [
+        (sign * start, [size, *after, *[0.0] * 20], [factor, *[2.0**-74 for _ in after]])
+        for sign in (1, -1)
+        for size, start in products
+    ]
+    for dtype in (BF16, np.float32):
+        for first in range(0, len(cases), 48):
+            a, b, c = crowded(cases[first : first + 48], dtype, beside)
+            check(a, b, c, FMA)
+            check(b.T.copy(), a.T.copy(), c.T.copy(), FMA)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.4])
+def test_dust_among_whole_numbers_of_the_last_place(share):
+    """In more blocks than one, beside zeros of either sign, infinities and NaNs."""
+    rng = np.random.default_rng(9)
+    a, b = (rng.integers(-99, 100, s) * 2.0**-74 for s in ((9, 270), (270, 40)))
+    for x, dust in ((a, 2.0**-130), (b, -(2.0**-149))):
+        x[rng.random(x.shape) < share] = dust
+    a[3], a[5, 10:], b[:, 4], b[7:, 39] = 2.0**-140, -0.0, -(2.0**-133), 0.0
+    c = rng.integers(-3, 4, (9, 40)) * 2.0**-149
+    c[c == 0] = -0.0
+    for dtype in (BF16, np.float32):
+        left, right = (x.astype(np.float32).astype(dtype) for x in (a, b))
+        for start in (None, c.astype(np.float32)):
+            check(left, right, start, FMA)
+    a[2, 7], b[9, 30] = np.inf, np.nan
+    check(a.astype(np.float32), b.astype(np.float32), None, FMA)
+
+
+@pytest.mark.parametrize("center", [60, 116])
+@pytest.mark.parametrize("zeros", [0.0, 0.3])
+def test_large_numbers_times_subnormal_ones(center, zeros):
+    """In sums of ordinary size and in such that overflow."""
+    rng = np.random.default_rng(center)
+    a, b = rng.normal(size=(9, 80)), rng.normal(size=(80, 40))
+    a *= 2.0 ** rng.integers(center - 40, center + 1, a.shape)
+    b *= 2.0 ** rng.integers(-149, 1, b.shape)
+    a[4:6] *= 2.0**7
+    for x in (a, b):
+        x[rng.random(x.shape) < zeros] = 0.0
+    c = rng.normal(size=(9, 40)) * 2.0 ** rng.integers(-126, 100, (9, 40))
+    left, right, start = (x.astype(np.float32) for x in (a, b, c))
+    check(left, right, start, FMA)
+    check(right.T.copy(), left.T.copy(), start.T.copy(), FMA)
+    check(left.astype(BF16), right.astype(BF16), None, FMA)
+
+
 def test_what_is_flushed_adds_up():
     """Of 31 products of 2^-127 none comes near the smallest normal number; beside them, a subnormal
     operand.
@@ -822,14 +878,15 @@ def steps_that_round(x, y, length):
     y_copies = np.zeros(native_chain._COPIES * y.size, np.uint32)
     for i in range(len(x)):
         left = native_chain._operand(
-            x[i].ctypes.data, of_x.ctypes.data, x_copies.ctypes.data, i, x[i].size, 64
+            x[i].ctypes.data, of_x.ctypes.data, x_copies.ctypes.data, i, x[i].size, 64, 0
         )
         for j in range(len(y)):
             right = native_chain._operand(
-                y[j].ctypes.data, of_y.ctypes.data, y_copies.ctypes.data, j, y[j].size, 63
+                y[j].ctypes.data, of_y.ctypes.data, y_copies.ctypes.data, j, y[j].size, 63, 0
             )
-            ends = native_chain._ends(left, True, length), native_chain._ends(right, False, length)
-            found[i, j] = native_chain._steps_not_whole(ends[0], ends[1], length)
+            x_ends = native_chain._ends(left, native_chain._SCALED, True, length)
+            y_ends = native_chain._ends(right, native_chain._SCALED, False, length)
+            found[i, j] = native_chain._steps_not_whole(x_ends, y_ends, length)
     return found
 
 
