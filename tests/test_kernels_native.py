@@ -786,6 +786,20 @@ def test_large_numbers_times_subnormal_ones(center, zeros):
     check(left.astype(BF16), right.astype(BF16), None, FMA)
 
 
+def test_the_largest_sums_beside_a_subnormal_operand():
+    """Twice as large, they would be infinite; and 2^-126 in place of 2^-130 would count."""
+    cases = [
+        (0.0, [1.5 * 2.0**100, 2.0**100], [2.0**27, 2.0**-130]),
+        (4.0, [2.0**127, 0.0], [2.0**-130, 2.0**127]),
+    ]
+    for dtype in (BF16, np.float32):
+        a, b, c = crowded(cases, dtype, 2.0**10)
+        check(a, b, c, FMA)
+        check(b.T.copy(), a.T.copy(), c.T.copy(), FMA)
+        for case in cases:
+            check(*crowded([case], dtype, 2.0**10), FMA)
+
+
 def test_what_is_flushed_adds_up():
     """Of 31 products of 2^-127 none comes near the smallest normal number; beside them, a subnormal
     operand.
