@@ -79,7 +79,8 @@ def _elsewhere(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:
 
 @_product.def_impl
 def _eager(*operands: Array, arithmetic: Arithmetic) -> Array:
-    found: Array = jax.jit(partial(_product.bind, arithmetic=arithmetic))(*operands)
+    with jax.disable_jit(False):
+        found: Array = jax.jit(partial(_product.bind, arithmetic=arithmetic))(*operands)
     return found
 
 

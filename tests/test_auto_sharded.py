@@ -256,6 +256,17 @@ def test_products_and_bitwise_reductions_over_devices() -> None:
     np.testing.assert_array_equal(both[2][1], lax.reduce_xor(-words, (0,)))
 
 
+def test_weak_types_stay_weak() -> None:
+    mesh = em.cloudmatrix384().mesh(x=8)
+
+    def program(x: Any, factor: Any) -> Any:
+        return lax.with_sharding_constraint(x, NamedSharding(mesh, P("x"))), factor * 2
+
+    x, factor = em.emulate(program, em.cloudmatrix384())(jnp.ones(8, jnp.bfloat16), 2.0)
+    assert factor.weak_type
+    assert (x * factor).dtype == jnp.bfloat16
+
+
 def test_what_has_no_translation_is_named() -> None:
     def program(x: Any) -> Any:
         jax.debug.print("{}", x, ordered=True)

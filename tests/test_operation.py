@@ -158,3 +158,50 @@ def test_a_callers_rules_and_meshes_are_not_the_programs() -> None:
     auto = jax.make_mesh((1,), ("own",), axis_types=(AxisType.Auto,))
     around = jax.shard_map(emulated, mesh=auto, in_specs=(P("own"), P()), out_specs=P("own"))
     assert same_bits(jax.jit(around)(X, W), want[0])
+
+
+def test_derivatives_of_maps_are_the_programs_own() -> None:
+    """Rules for derivatives that a program has count, and sums over devices have derivatives."""
+
+    @jax.custom_vjp
+    def clipped(x: Any) -> Any:
+        return x * 1.0
+
+    clipped.defvjp(lambda x: (x * 1.0, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
+    emulated, x = em.emulate(clipped, MACHINE), jnp.ones((3, 2))
+
+    def total(mapped: Any) -> Any:
+        return jax.grad(lambda x: mapped(x).sum())(x)
+
+    for mapped in (jax.vmap(emulated), jax.vmap(jax.vmap(emulated)), jax.jit(jax.vmap(emulated))):
+        np.testing.assert_array_equal(total(mapped), np.full((3, 2), np.float32(0.1)))
+    np.testing.assert_array_equal(total(lambda x: lax.map(emulated, x)), total(jax.vmap(emulated)))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(jax.vmap(emulated), (x,), (x,))
+
+    xs = jnp.stack([X, 2 * X, -X])
+    loss = em.emulate(lambda x, w: _program(x, w).sum(), MACHINE)
+    each = em.emulate(jax.grad(lambda x, w: _program(x, w).sum()), MACHINE)
+    found = jax.grad(lambda xs: jax.vmap(loss, (0, None))(xs, W).sum())(xs)
+    assert same_bits(found, jnp.stack([each(x, W) for x in xs]))
+
+
+def test_references_from_outside_are_refused() -> None:
+    ref = jax.new_ref(jnp.zeros(3))
+
+    def adds(x: Any) -> Any:
+        ref[...] += x
+        return x * 2
+
+    with pytest.raises(NotImplementedError, match=r"from outside the program is a jax\.Ref"):
+        em.emulate(adds, MACHINE)(jnp.ones(3))
+    with pytest.raises(NotImplementedError, match=r"an argument is a jax\.Ref"):
+        em.emulate(lambda ref: ref[...], MACHINE)(ref)
+
+
+def test_an_error_while_tracing_names_the_function() -> None:
+    def chooses(x: Any, flag: Any) -> Any:
+        return x if flag else -x
+
+    with pytest.raises(jax.errors.TracerBoolConversionError, match="tracing the function chooses"):
+        em.emulate(chooses, MACHINE)(jnp.ones(3), True)

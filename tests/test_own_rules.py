@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import jax
@@ -87,3 +88,21 @@ def test_64_bit_types_are_kept_where_the_program_alone_has_them(cloud: Machine) 
     mapped = jax.shard_map(total, mesh=mesh, in_specs=PartitionSpec("x"), out_specs=PartitionSpec())
     summed = np.asarray(em.run(mapped, x, on=cloud, arithmetic="native").value)
     assert summed.dtype == np.float64 and abs(summed[0] - 4 - 6e-9) < 1e-14
+
+
+@pytest.mark.parametrize("setting", [jax.disable_jit, lambda: jax.enable_checks(True)])
+def test_what_helps_to_find_faults_changes_nothing(
+    setting: Callable[[], contextlib.AbstractContextManager[None]], cloud: Machine
+) -> None:
+    def summed(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.psum(step(a, b), "x")
+
+    specs = PartitionSpec("x"), PartitionSpec()
+    program = jax.shard_map(summed, mesh=cloud.mesh(x=4), in_specs=specs, out_specs=PartitionSpec())
+    a = jnp.asarray(np.random.default_rng(3).normal(size=(8, 16)), jnp.bfloat16)
+    expected = np.asarray(em.emulate(program, on=cloud)(a, a.T))
+    with setting():
+        found = em.emulate(lambda a, b: program(a, b), on=cloud)(a, a.T)
+        time_s = em.estimate(lambda a, b: program(a, b), a, a.T, on=cloud).time_s
+    assert np.asarray(found).tobytes() == expected.tobytes()
+    assert time_s > 0

@@ -270,7 +270,8 @@ def _on_cpu(x: Array, *, schedule: Schedule, cuts: int) -> Array:
 
 @_ordered_sums.def_impl
 def _eager(x: Array, **how: Any) -> Array:
-    found: Array = jax.jit(functools.partial(_ordered_sums.bind, **how))(x)
+    with jax.disable_jit(False):
+        found: Array = jax.jit(functools.partial(_ordered_sums.bind, **how))(x)
     return found
 
 

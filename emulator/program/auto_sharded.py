@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax._src.interpreters import partial_eval
+from jax._src.lax.lax import _convert_element_type
 from jax.extend import core
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -235,7 +236,8 @@ def _as(x: Any, kind: Any) -> Any:
         return jax.random.wrap_key_data(x, impl=kind.dtype._impl.name)
     if kind.dtype == jax.dtypes.float0:  # the gradient of integers, which XLA holds as Booleans
         return np.zeros(kind.shape, jax.dtypes.float0)
-    return x if x.shape == kind.shape else lax.slice(x, [0] * x.ndim, kind.shape)
+    x = x if x.shape == kind.shape else lax.slice(x, [0] * x.ndim, kind.shape)
+    return _convert_element_type(x, weak_type=True) if kind.weak_type else x
 
 
 def _asked(jaxpr: core.Jaxpr) -> Iterator[NamedSharding]:

@@ -117,7 +117,7 @@ def _spelled_out(*arrays: Any, operation: Operation) -> list[Any]:
 
 def _batched(arrays: Any, dims: Any, operation: Operation) -> Any:
     with operation.alone():
-        found, _ = jax.vmap(operation.compiled, in_axes=dims)(*arrays)
+        found, _ = jax.vmap(operation.differentiable, in_axes=dims)(*arrays)
     return found, [0] * len(found)
 
 

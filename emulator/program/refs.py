@@ -29,10 +29,14 @@ def without_refs(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
         NotImplementedError: a reference enters the program from outside.
     """
     if not contents(closed.jaxpr).refs:
-        if AbstractRef in map(type, closed.in_avals):
-            raise NotImplementedError(
-                "an argument is a jax.Ref: create it inside the program with jax.new_ref"
-            )
+        for what, variables in (
+            ("an argument", closed.jaxpr.invars),
+            ("a value from outside the program", closed.jaxpr.constvars),
+        ):
+            if AbstractRef in [type(v.aval) for v in variables]:
+                raise NotImplementedError(
+                    f"{what} is a jax.Ref: create it inside the program with jax.new_ref"
+                )
         return closed
     with as_wide_as(closed):
         jaxpr = _inner(closed.jaxpr)

@@ -10,7 +10,6 @@ with several bodies add a label: a `while` at "/5" has "/5.cond" and "/5.body", 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import linecache
 import traceback
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax._src.api_util import fun_sourceinfo
 from jax.api_util import debug_info, shaped_abstractify
 from jax.extend import core
 from jax.extend.linear_util import wrap_init
@@ -30,6 +30,8 @@ from emulator.program.wide_types import as_wide_as
 #: The name of the operation that `em.emulate` makes of a program, and of the jitted function in
 #: which it computes: not a program of the machine's.
 EMULATED = "cm384_emulated"
+#: What JAX notes of a function that it traces: without the names of arguments, which take long.
+_DEBUG_INFO = debug_info("cm384", lambda: None, (), {})._replace(arg_names=None)
 #: The name of the jitted function in which a program runs that XLA's partitioner has divided.
 DIVIDED = "cm384_divided"
 
@@ -117,7 +119,7 @@ def trace_leaves(fun: Callable[..., Any], leaves: Sequence[Any], in_tree: Any) -
         return outs
 
     try:
-        jaxpr = _jaxpr(flat, list(itertools.compress(leaves, dynamic)))
+        jaxpr = _jaxpr(flat, list(itertools.compress(leaves, dynamic)), fun)
     except ValueError as error:
         if "Non-hashable static arguments" not in str(error):
             raise
@@ -146,19 +148,16 @@ def trace_leaves(fun: Callable[..., Any], leaves: Sequence[Any], in_tree: Any) -
     )
 
 
-def _jaxpr(flat: Callable[..., list[Any]], arrays: Sequence[Any]) -> core.ClosedJaxpr:
+def _jaxpr(
+    flat: Callable[..., list[Any]], arrays: Sequence[Any], fun: Callable[..., Any]
+) -> core.ClosedJaxpr:
     """As `jax.make_jaxpr(flat)(*arrays)`, but without the `jax.jit` that this makes first, which
-    takes longer than tracing a small program does.
+    takes longer than tracing a small program does. JAX's messages speak of `fun`.
     """
-    traced = wrap_init(flat, debug_info=_debug_info(len(arrays)))
+    named = _DEBUG_INFO._replace(func_src_info=fun_sourceinfo(fun))
+    traced = wrap_init(flat, debug_info=named)
     jaxpr, _, consts = trace_to_jaxpr_dynamic(traced, list(map(shaped_abstractify, arrays)))
     return core.ClosedJaxpr(jaxpr, consts)
-
-
-@functools.lru_cache(maxsize=64)
-def _debug_info(arrays: int) -> Any:
-    """What JAX notes of a function of so many arrays, which it asks Python for each time."""
-    return debug_info("cm384", lambda *arrays: arrays, (None,) * arrays, {})
 
 
 def _check_result(fun: Any, result: Any) -> None:
