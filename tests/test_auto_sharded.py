@@ -256,6 +256,19 @@ def test_products_and_bitwise_reductions_over_devices() -> None:
     np.testing.assert_array_equal(both[2][1], lax.reduce_xor(-words, (0,)))
 
 
+def test_trips_of_loops_of_arrays_with_shardings_in_their_types() -> None:
+    machine = em.cloudmatrix384()
+    mesh = machine.mesh(x=8, axis_types=(AxisType.Explicit,))
+    shape = jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=NamedSharding(mesh, P("x")))
+
+    def program(length: int) -> Any:
+        return lambda a: lax.scan(lambda c, _: (c * 2, None), a, None, length=length)[0]
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        short, long = (em.estimate(program(n), shape, on=machine).time_s for n in (3, 30))
+    assert 9 < long / short < 11
+
+
 def test_weak_types_stay_weak() -> None:
     mesh = em.cloudmatrix384().mesh(x=8)
 

@@ -85,6 +85,7 @@ def partition(
     parameters = hlo.spmd_parameters_shardings or [None] * len(ins)
     with mlir.make_ir_context():
         parsed = ir.Module.parse(_jax.mlir.hlo_to_stablehlo(data))
+        _drop_copies(parsed.operation)
     return Partitioned(
         module=parsed,
         ins=tuple(_tiles(s, count) for s in parameters),
@@ -117,6 +118,19 @@ def _lower(
             lowering_platforms=("cpu",),
             _private_parameters=mlir.LoweringParameters(override_lowering_rules=rules),
         )
+
+
+def _drop_copies(op: Any) -> None:
+    """Takes what is copied for its copies, wherever in an operation: the partitioner makes some for
+    types with meshes, among them of a loop's counter.
+    """
+    for block in (block for region in op.regions for block in region.blocks):
+        for inner in [each.operation for each in block.operations]:
+            if inner.name.endswith(".copy"):
+                inner.results[0].replace_all_uses_with(inner.operands[0])
+                inner.erase()
+            else:
+                _drop_copies(inner)
 
 
 def _number(*, shape: tuple[int, ...]) -> tuple[Any, Any]:

@@ -91,8 +91,6 @@ _SAME: dict[str, _Rule] = {
     "atanh": lax.atanh,
     "cosh": lax.cosh,
     "sinh": lax.sinh,
-    # The same value.
-    "copy": lambda x: x,
 }
 _COMPARE: dict[str, _Rule] = {
     "EQ": lax.eq,
@@ -294,23 +292,13 @@ def combiner(op: Any, region: int = 0) -> str:
     "?" for anything else.
     """
     (block,) = op.regions[region].blocks
-    every = (o.operation for o in block.operations)
-    *inner, end = (o for o in every if not o.name.endswith(".copy"))
+    *inner, end = (o.operation for o in block.operations)
     given = list(block.arguments)
-    if not inner and [_behind_copies(v) for v in end.operands] == given[1:]:
+    if not inner and list(end.operands) == given[1:]:
         return ""
-    if len(inner) != 1 or len(given) != 2:
-        return "?"
-    if {_behind_copies(v) for v in inner[0].operands} != set(given):
+    if len(inner) != 1 or len(given) != 2 or set(inner[0].operands) != set(given):
         return "?"
     return inner[0].name.removeprefix("stablehlo.")
-
-
-def _behind_copies(value: Any) -> Any:
-    """What a value is a copy of."""
-    while not isinstance(value.owner, ir.Block) and value.owner.name.endswith(".copy"):
-        value = value.owner.operands[0]
-    return value
 
 
 _MONOIDS: dict[str, _Rule] = {
