@@ -245,8 +245,33 @@ def pod(devices: Any) -> Digest:
     return [digest(em.emulate(program, on=machine, devices=devices)(x, w))]
 
 
+def divided(devices: Any) -> Digest:
+    """Sums along a dimension that the caller has divided over this process's devices."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax import lax
+    from jax.sharding import Mesh, NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    import emulator as em
+
+    def program(x: Any) -> Any:
+        windows = lax.reduce_window(x, 0.0, lax.add, (64,), (1,), "SAME")
+        return jnp.cumsum(x), lax.cumlogsumexp(x), windows, jnp.cumsum(x.astype(jnp.bfloat16))
+
+    over = NamedSharding(Mesh(np.array(jax.devices()), ("all",)), P("all"))
+    x = jax.random.normal(jax.random.key(0), (480,))
+    found = []
+    for given in (None, devices):
+        run = em.emulate(program, on=em.cloudmatrix384(), devices=given)
+        for outs in (None, over):
+            found.append(digest(jax.jit(run, in_shardings=over, out_shardings=outs)(x)))
+    return found
+
+
 PROGRAMS: dict[str, Callable[[Any], Digest]] = {
-    f.__name__: f for f in (step, gradient, movement, control, pod)
+    f.__name__: f for f in (step, gradient, movement, control, pod, divided)
 }
 
 

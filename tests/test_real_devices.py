@@ -62,9 +62,9 @@ def on_one(name: str) -> Any:
     [
         (1, "movement,control,pod"),
         (2, "pod"),
-        (3, "movement,control,pod"),
+        (3, "movement,control,pod,divided"),
         (5, "control"),  # does not divide the mesh: all repeat the same work
-        (8, "step,gradient,movement,control,pod"),
+        (8, "step,gradient,movement,control,pod,divided"),
         (384, "pod"),
     ],
 )

@@ -16,15 +16,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax._src.core import trace_state_clean
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, Sharding
 
 from emulator.program.contents import contents
 from emulator.program.folded import Folded
 from emulator.program.outside import NO_MESH, typed_over
 from emulator.program.own_rules import own_rules
+from emulator.program.real_devices import real_mesh
 from emulator.program.trace import EMULATED
 from emulator.program.values import Evaluator, Settings
 from emulator.program.wide_types import as_wide_as
@@ -76,12 +78,16 @@ class Operation:
 
     @functools.cached_property
     def compiled(self) -> Values:
+        devices = self.settings.devices or ()
+        whole = NamedSharding(real_mesh(devices), PartitionSpec()) if len(devices) > 1 else None
+
         def values(*flat: Any) -> tuple[list[Any], Any]:
             n_consts = len(self.jaxpr.constvars)
             evaluator = Evaluator(settings=self.settings)
-            closed = core.ClosedJaxpr(self.jaxpr, list(flat[:n_consts]))
-            outs = evaluator.jaxpr(closed, [Folded(x) for x in flat[n_consts:]], "")
-            return [jnp.asarray(v.array) for v in outs], evaluator.counts
+            arrays = _on_each(flat, whole)
+            closed = core.ClosedJaxpr(self.jaxpr, arrays[:n_consts])
+            outs = evaluator.jaxpr(closed, [Folded(x) for x in arrays[n_consts:]], "")
+            return _on_each([jnp.asarray(v.array) for v in outs], whole), evaluator.counts
 
         values.__name__ = values.__qualname__ = EMULATED
         return jax.jit(values)
@@ -110,9 +116,26 @@ def _types(*_: Any, operation: Operation) -> list[Any]:
     return [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in results]
 
 
-def _spelled_out(*arrays: Any, operation: Operation) -> list[Any]:
+def _spelled_out(*arrays: Any, operation: Operation, whole: Sharding | None = None) -> list[Any]:
     with operation.alone():
-        return operation.compiled(*arrays)[0]
+        return _on_each(operation.compiled(*_on_each(arrays, whole))[0], whole)
+
+
+def _on_each(arrays: Sequence[Any], whole: Sharding | None) -> list[Any]:
+    """Arrays whole on each real device, if these are several: where XLA's partitioner divides them,
+    sums along a divided dimension come out otherwise.
+    """
+    return [x if whole is None else lax.with_sharding_constraint(x, whole) for x in arrays]
+
+
+def _lowered(context: Any, *operands: Any, operation: Operation) -> Any:
+    count, whole = getattr(context.module_context.axis_context, "num_devices", 1), None
+    if count > 1:
+        whole = NamedSharding(AbstractMesh((count,), ("all",)), PartitionSpec())
+    spelled_out = functools.partial(_spelled_out, whole=whole)
+    return mlir.lower_fun(spelled_out, multiple_results=True)(
+        context, *operands, operation=operation
+    )
 
 
 def _batched(arrays: Any, dims: Any, operation: Operation) -> Any:
@@ -138,4 +161,4 @@ def _derivative(primals: Sequence[Any], tangents: Sequence[Any], operation: Oper
 
 ad.primitive_jvps[_emulated] = _derivative
 batching.primitive_batchers[_emulated] = _batched
-mlir.register_lowering(_emulated, mlir.lower_fun(_spelled_out, multiple_results=True))
+mlir.register_lowering(_emulated, _lowered)
