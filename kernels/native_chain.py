@@ -17,7 +17,8 @@ for more products at once, where no part before has failed there):
 Where products are small, there are quicker ones, for whole blocks: all is times a power of two, by
 which all numbers are normal ones, and what is below 2^-126 is rounded to a multiple of 2^-149:
 
-- whole, all columns at once: if in most steps all products are such multiples anyway;
+- whole, all columns at once: if in most steps all products are such multiples anyway, or so small
+  that they change no sum;
 - seldom, if few sums are below 2^-126, as the first part tells or the block before;
 - low, if many are; and deep, if all are below 2^-127.
 

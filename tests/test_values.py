@@ -883,6 +883,23 @@ def test_arguments_of_the_wrong_kind_are_named() -> None:
         assert em.compare(chosen, one, n, on=[PACKAGE]).columns[0].rel_rms == 0
 
 
+def test_donated_arguments_of_pmap_are_memory_for_results() -> None:
+    def program(state: Any, x: Any, factor: int) -> Any:
+        return {"sum": state["sum"] + x * factor}, x.sum()
+
+    state, x = {"sum": jnp.ones((8, 1 << 16))}, jnp.ones((8, 1 << 16))
+    how: dict[str, Any] = {"on": PACKAGE, "static_broadcasted_argnums": 2}
+    kept, donated = em.pmap(program, **how), em.pmap(program, donate_argnums=0, **how)
+    values = [f(state, x, 3) for f in (kept, donated)]
+    jax.tree.map(np.testing.assert_array_equal, *values)
+    peaks = [em.estimate(f, state, x, 3, on=PACKAGE).memory.peak_bytes for f in (kept, donated)]
+    assert peaks[0] - peaks[1] == 4 << 16
+    with pytest.raises(ValueError, match="donate_argnums names argument 5, but the call has 3"):
+        em.pmap(program, donate_argnums=5, **how)(state, x, 3)
+    with pytest.raises(ValueError, match="argument 2 is in static_broadcasted_argnums and in don"):
+        em.pmap(program, donate_argnums=(0, -1), **how)(state, x, 3)
+
+
 def test_what_wraps_an_emulated_function_is_another_function() -> None:
     """Wrappers, those of JAX among them, copy a function's attributes."""
     x = np.arange(6.0, dtype=np.float32).reshape(2, 3)

@@ -36,6 +36,7 @@ def pmap(
     out_axes: Any = 0,
     static_broadcasted_argnums: int | tuple[int, ...] = (),
     axis_size: int | None = None,
+    donate_argnums: int | tuple[int, ...] = (),
     arithmetic: Any = None,
     algorithms: Mapping[str, Any] | None = None,
     vector: str = "exact",
@@ -51,41 +52,51 @@ def pmap(
         in_axes, out_axes: as in `jax.pmap`: an int, None, or a pytree prefix of them.
         static_broadcasted_argnums: positions of arguments that are Python values, to be hashed.
         axis_size: the number of devices when no argument is mapped.
+        donate_argnums: positions of arguments whose memory results may take, as the memory of an
+            estimate does; the arrays given stay as they are.
         arithmetic, algorithms, vector, tiling, devices: as in `em.emulate`.
 
     Raises:
-        ValueError: mapped axes differ in size, or the machine has fewer devices; a static argument
-            is not there.
+        ValueError: mapped axes differ in size, or the machine has fewer devices; a static or a
+            donated argument is not there, or one is both.
     """
     if not callable(fun):
         raise TypeError(f"pmap: fun must be callable, got {type(fun).__name__}")
     name = str(axis_name) if axis_name is not None else "<pmap axis>"
     if axis_name is not None and not isinstance(axis_name, str):
         raise TypeError(f"pmap: axis_name must be a string, got {axis_name!r}")
-    static = (
-        (static_broadcasted_argnums,)
-        if isinstance(static_broadcasted_argnums, int)
-        else static_broadcasted_argnums
-    )
+    numbers = {
+        "static_broadcasted_argnums": static_broadcasted_argnums,
+        "donate_argnums": donate_argnums,
+    }
+    named = {what: (n,) if isinstance(n, int) else tuple(n) for what, n in numbers.items()}
 
-    def positions(args: tuple[Any, ...]) -> set[int]:
-        for i in static:
-            if not -len(args) <= i < len(args):
-                raise ValueError(
-                    f"pmap: static_broadcasted_argnums names argument {i}, but the call has "
-                    f"{len(args)} positional ones; name one of them"
-                )
-        return {i % len(args) for i in static}
+    def positions(args: tuple[Any, ...]) -> tuple[set[int], set[int]]:
+        """Of static arguments and of donated ones."""
+        for what, given in named.items():
+            for i in given:
+                if not -len(args) <= i < len(args):
+                    raise ValueError(
+                        f"pmap: {what} names argument {i}, but the call has {len(args)} positional "
+                        "ones; name one of them"
+                    )
+        fixed, donated = ({i % len(args) for i in given} for given in named.values())
+        if both := fixed & donated:
+            raise ValueError(
+                f"pmap: argument {min(both)} is in static_broadcasted_argnums and in "
+                "donate_argnums; a static one has no memory to donate"
+            )
+        return fixed, donated
 
     def hold(args: tuple[Any, ...]) -> tuple[Any, ...]:
-        fixed = positions(args)
+        fixed, _ = positions(args)
         return tuple(
             _Static(type(a), a) if i in fixed and not isinstance(a, _Static) else a
             for i, a in enumerate(args)
         )
 
     def program(*args: Any, **kwargs: Any) -> Any:
-        fixed = positions(args)
+        fixed, donated = positions(args)
         args = tuple(a.value if isinstance(a, _Static) else a for a in args)
         moving = [i for i in range(len(args)) if i not in fixed]
         axes = in_axes if isinstance(in_axes, (tuple, list)) else (in_axes,) * len(args)
@@ -127,6 +138,10 @@ def pmap(
             out_specs=PartitionSpec(name),
             check_vma=False,
         )
+        if donated:
+            whose = [i for i in moving for _ in jax.tree.leaves(args[i])]
+            leaves = tuple(at for at, i in enumerate(whose) if i in donated)
+            sharded = jax.jit(sharded, donate_argnums=leaves)
         outs = sharded(*flat)
         out_tree, leaf_axes = structure
         placed = [
@@ -137,7 +152,7 @@ def pmap(
 
     functools.update_wrapper(program, fun)
     settings = make_settings(on, arithmetic, algorithms, vector, tiling=tiling, devices=devices)
-    return emulated_with(settings, program, hold if static else None)
+    return emulated_with(settings, program, hold if named["static_broadcasted_argnums"] else None)
 
 
 def _axis_size(flat: list[Any], axes: list[Any], given: int | None) -> int:
