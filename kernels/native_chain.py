@@ -308,7 +308,7 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
         np.empty((column_groups, _KNOWN), np.int64),  # 6: of y
         np.empty(groups, np.int64),  # 7: of groups of C: whether care is needed
         np.empty(1, np.int64),  # 8: in how many parts some sums were small
-        np.empty(1, np.int64),  # 9: how much oftener blocks without dust were refused than done
+        np.empty(1, np.int64),  # 9: how much oftener blocks without dust failed than served
         np.empty(rows, np.int64),  # 10: in which order rows are computed
         np.empty(columns, np.int64),  # 11: and columns
     )
@@ -507,7 +507,7 @@ def _sizes_of(x: Any, y: Any, found: int, length: int) -> Any:
 @njit(**COMPILED)
 def _whole(x: Any, y: Any, here: int, width: int, length: int, refusals: Any) -> bool:
     """A block for C[ROWS, COLUMNS] at `here`, if it has few steps that round; whether it has.
-    Without dust, unless that has been refused more often than it served.
+    Without dust, unless that has failed more often than it served.
     """
     found = max(steps_of.kinds((here, width)), steps_of.kinds((here + 8 * HALF, width)))
     product, _, scalable = _sizes_of(x, y, found, length)
@@ -518,17 +518,15 @@ def _whole(x: Any, y: Any, here: int, width: int, length: int, refusals: Any) ->
     while True:
         kind = _CLEARED if cleared else _SCALED
         x_ends, y_ends = _ends(x, kind, True, length), _ends(y, kind, False, length)
-        count = _steps_not_whole(x_ends, y_ends, length)
+        count, done = _steps_not_whole(x_ends, y_ends, length), False
         if count == 0 or (product <= _LOW and 2 * count <= length):
             x_at, y_at, refused = _copy(x, kind), _copy(y, kind), -1 if cleared else 0
             ends = x_ends, y_ends, refused
-            failed = steps_of.whole((x_at, y_at, here, width, length, length, *ends)) != 0
-            if cleared:
-                refusals[0] += 1 if failed else -1
-            if not failed:
-                return True
-        if not cleared:
-            return False
+            done = steps_of.whole((x_at, y_at, here, width, length, length, *ends)) == 0
+        if done or not cleared:
+            refusals[0] -= cleared
+            return done
+        refusals[0] += 1
         cleared = False
 
 
