@@ -201,17 +201,6 @@ def _map(emit: Emitter, words: Any, target: Any, count: Any, function: Any) -> N
 
 
 @inline(result=False)
-def _lift(emit: Emitter, words: Any, target: Any, count: Any) -> None:
-    """A copy of `count * LANES` numbers in which those below 2^-126 are that; zeros stay."""
-
-    def lifted(singles: Emitter, size: Vector) -> Vector:
-        normal = singles.word(_NORMAL)
-        return size.same_words(singles.word(0)).where(size, size.larger_word(normal))
-
-    _map(emit, words, target, count, lifted)
-
-
-@inline(result=False)
 def _scale(emit: Emitter, words: Any, target: Any, count: Any, scale: Any, dust: Any) -> None:
     """A copy of `count * LANES` numbers times 2^scale; those that would be below 2^-126 are that,
     but zeros stay, and sizes whose word is less than `dust` are 0.
@@ -284,9 +273,9 @@ _LOW = -102  # where `low` serves, products are below 2^_LOW
 # What is known of a group of rows or columns in a block: whether any number is subnormal or 0, the
 # exponent of the largest finite one (-400 without any), the word of the least size but 0, and which
 # copies are made.
-_SUBNORMAL, _ZERO, _MOST, _LEAST, *_COPIED = np.arange(12)
-_LIFTED, _SCALED, _RAISED, _CLEARED, _DOUBLES, _ENDS, _CLEARED_ENDS, _KNOWN = _COPIED
-_COPIES = _KNOWN - _LIFTED + 1  # of as many words as a group has numbers; doubles take two
+_SUBNORMAL, _ZERO, _MOST, _LEAST, *_COPIED = np.arange(11)
+_SCALED, _RAISED, _CLEARED, _DOUBLES, _ENDS, _CLEARED_ENDS, _KNOWN = _COPIED
+_COPIES = _KNOWN - _SCALED + 1  # of as many words as a group has numbers; doubles take two
 _MADE = 1 << 10  # more than any exponent
 _NEAR = 16  # exponents in which copies of groups differ
 _ROOM = 10  # exponents that `_own_scale` leaves to C and to sums on either side
@@ -372,13 +361,11 @@ def _copy(operand: Any, kind: int) -> int:
             makes; `count`; the exponent of the scale; the word of the least size that is no dust.
     """
     words, _, copies, count, scale, dust = operand
-    target = copies + 4 * count * (kind - _LIFTED)
+    target = copies + 4 * count * (kind - _SCALED)
     known = _known(operand)
     if known[kind] == 0:
         known[kind] = 1
-        if kind == _LIFTED:
-            _lift((words, target, count // LANES))
-        elif kind == _DOUBLES:
+        if kind == _DOUBLES:
             read_doubles(words, _FLOATS, count, target, GROUP)
         else:
             _scale((words, target, count // LANES, scale, dust if kind == _CLEARED else 0))
@@ -389,7 +376,7 @@ def _copy(operand: Any, kind: int) -> int:
 def _raised(operand: Any, scale: int) -> int:
     """As `_copy`, of a group times 2^scale."""
     words, _, copies, count = operand[:4]
-    target, known = copies + 4 * count * (_RAISED - _LIFTED), _known(operand)
+    target, known = copies + 4 * count * (_RAISED - _SCALED), _known(operand)
     if known[_RAISED] != scale + _MADE:
         known[_RAISED] = scale + _MADE
         _scale((words, target, count // LANES, scale, 0))
@@ -552,7 +539,7 @@ def _careful_half(
     while first < length:
         x_at, y_at = 4 * first, 4 * (first * COLUMNS + half * HALF)
         if found & steps_of.SETTLED != 0:  # then what is finite might as well be another number
-            x_part, y_part = _copy(x, _LIFTED) + x_at, _copy(y, _LIFTED) + y_at
+            x_part, y_part = _raised(x, 0) + x_at, _raised(y, 0) + y_at
             steps_of.direct_half((x_part, y_part, here, width, length - first, length, 0))
             return _NONE
         count = min(size, length - first)
