@@ -198,6 +198,14 @@ def test_references_from_outside_are_refused() -> None:
     with pytest.raises(NotImplementedError, match=r"an argument is a jax\.Ref"):
         em.emulate(lambda ref: ref[...], MACHINE)(ref)
 
+    def has_one_of_its_own(x: Any) -> Any:
+        own = jax.new_ref(x)
+        own[...] += ref[...]
+        return own[...]
+
+    with pytest.raises(NotImplementedError, match=r"from outside the program is a jax\.Ref"):
+        em.emulate(has_one_of_its_own, MACHINE)(jnp.ones(3))
+
 
 def test_an_error_while_tracing_names_the_function() -> None:
     def chooses(x: Any, flag: Any) -> Any:

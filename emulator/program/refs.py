@@ -28,15 +28,15 @@ def without_refs(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
     Raises:
         NotImplementedError: a reference enters the program from outside.
     """
+    for what, variables in (
+        ("an argument", closed.jaxpr.invars),
+        ("a value from outside the program", closed.jaxpr.constvars),
+    ):
+        if AbstractRef in [type(v.aval) for v in variables]:
+            raise NotImplementedError(
+                f"{what} is a jax.Ref: create it inside the program with jax.new_ref"
+            )
     if not contents(closed.jaxpr).refs:
-        for what, variables in (
-            ("an argument", closed.jaxpr.invars),
-            ("a value from outside the program", closed.jaxpr.constvars),
-        ):
-            if AbstractRef in [type(v.aval) for v in variables]:
-                raise NotImplementedError(
-                    f"{what} is a jax.Ref: create it inside the program with jax.new_ref"
-                )
         return closed
     with as_wide_as(closed):
         jaxpr = _inner(closed.jaxpr)

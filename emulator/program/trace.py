@@ -30,10 +30,10 @@ from emulator.program.wide_types import as_wide_as
 #: The name of the operation that `em.emulate` makes of a program, and of the jitted function in
 #: which it computes: not a program of the machine's.
 EMULATED = "cm384_emulated"
-#: What JAX notes of a function that it traces: without the names of arguments, which take long.
-_DEBUG_INFO = debug_info("cm384", lambda: None, (), {})._replace(arg_names=None)
 #: The name of the jitted function in which a program runs that XLA's partitioner has divided.
 DIVIDED = "cm384_divided"
+#: What JAX notes of a function that it traces: without the names of arguments, which take long.
+_DEBUG_INFO = debug_info("cm384", lambda: None, (), {})._replace(arg_names=None)
 
 
 class Program(NamedTuple):
