@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -174,63 +175,98 @@ Sums = dict[tuple[int, int], Vector]
 Variables = dict[tuple[int, int], ir.Value]
 
 
-def _settled(
+def _told(
     emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector, none_counts: bool
 ) -> tuple[Variables, Any]:
     """Sums that are the least or, if they differ, between that and the most, rounded to FP32; and
-    bits for the elements where the two do not tell. If neither is a number, nor is the sum if that
-    `none_counts`.
+    bits for the elements where the two are not the same in FP32. If neither is a number, nor is the
+    sum if that `none_counts`.
 
     All elements of a step are looked at together: one branch is foreseen where many would not be.
     """
-    builder, singles = emit.builder, emit.floats(LANES)
-    zero, magnitude = emit.number(0.0), singles.word(0x7FFFFFFF)
+    found, unsure = _as_normal(emit, leasts, mosts, limit, none_counts)
+    with _if_any(emit, unsure) as unknown:
+        for at, least in leasts.items():
+            low, high = (to_subnormal(emit, bound) for bound in (least, mosts[at]))
+            told = (least.size() < emit.number(LEAST)) & low.equals(high)
+            emit.put(found[at], told.where(low, emit.get(found[at])))
+            if none_counts:
+                told = told | _is_infinite(emit, least, mosts[at]) | ~least.equals(least)
+            unsure[at] = unsure[at] & ~told
+        emit.builder.store(_bits_of(emit, unsure), unknown)
+    return found, emit.builder.load(unknown)
+
+
+def _told_of_odd(
+    emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector, none_counts: bool
+) -> tuple[Variables, Any]:
+    """As `_told`, with more effort.
+
+    Where the least and the most differ, the sum is neither. An odd place between them and the sum,
+    or on it, is no tie: one further up or down, or the bound itself.
+    """
+    lows, highs = {}, {}
+    for at, least in leasts.items():
+        one, most = emit.word(1), mosts[at]
+        differ = ~least.equals(most)
+        low = least.words().plus_words(least.words().signs()) | one
+        high = most.words().plus_words(~most.words().signs()) | one
+        lows[at] = differ.where(low.numbers(), least)
+        highs[at] = differ.where(high.numbers(), most)
+    found, unsure = _as_normal(emit, lows, highs, limit, none_counts)
+    with _if_any(emit, unsure) as unknown:
+        for at, least in leasts.items():
+            low, high = (_rounded(emit, bound, limit) for bound in (lows[at], highs[at]))
+            none, infinite = ~least.equals(least), _is_infinite(emit, least, mosts[at])
+            emit.put(found[at], (infinite | none).where(least, low))
+            told = low.equals(high) | infinite
+            unsure[at] = ~(told | none if none_counts else told)
+        emit.builder.store(_bits_of(emit, unsure), unknown)
+    return found, emit.builder.load(unknown)
+
+
+def _as_normal(
+    emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector, none_counts: bool
+) -> tuple[Variables, Sums]:
+    """As `_told`, of sums that are normal numbers of FP32; answers where they are not, or not seen
+    to be.
+    """
+    singles, magnitude = emit.floats(LANES), emit.floats(LANES).word(0x7FFFFFFF)
     last = limit.floats().words()
     if none_counts:
         last = last.same_words(singles.word(_INFINITY)).where(magnitude, last)
     minus_normal = singles.word((1 << 32) - _NORMAL)
     reach = last.plus_words(minus_normal).plus_words(singles.word(1))
-
-    def is_told(first: Vector, second: Vector) -> Vector:
-        """Whether both are the same in FP32, not below its normal numbers nor beyond the limit."""
+    found, unsure = {}, {}
+    for at, least in leasts.items():
+        first = least.floats()
         above = (first.words() & magnitude).plus_words(minus_normal)
-        return first.words().same_words(second.words()) & above.less_word(reach)
+        same = first.words().same_words(mosts[at].floats().words())
+        found[at] = emit.variable(first.doubles())
+        unsure[at] = ~(same & above.less_word(reach))
+    return found, unsure
 
-    def any_of(answers: list[Vector]) -> Any:
-        return functools.reduce(Vector.__or__, answers).bits()
 
-    unknown = emit.integer_variable(0)
-    firsts = {at: least.floats() for at, least in leasts.items()}
-    found = {at: emit.variable(first.doubles()) for at, first in firsts.items()}
-    unsure = [~is_told(first, mosts[at].floats()) for at, first in firsts.items()]
-    with emit.when(any_of(unsure)):
-        # Where they differ, the sum is neither. An odd place between them and the sum, or on it,
-        # is no tie: one further up or down, or the bound itself.
-        odd, unsure = {}, []
-        for at, least in leasts.items():
-            one, most = emit.word(1), mosts[at]
-            differ = ~least.equals(most)
-            low = least.words().plus_words(least.words().signs()) | one
-            high = most.words().plus_words(~most.words().signs()) | one
-            low = differ.where(low.numbers(), least)
-            high = differ.where(high.numbers(), most)
-            odd[at] = low, high
-            first = low.floats()
-            nothing = least.equals(zero) & most.equals(zero)
-            unsure.append(~(is_told(first, high.floats()) | nothing))
-            emit.put(found[at], nothing.where(zero, first.doubles()))
-        with emit.when(any_of(unsure)):
-            for index, (at, bounds) in enumerate(odd.items()):
-                least = leasts[at]
-                low, high = (_rounded(emit, bound, limit) for bound in bounds)
-                infinite = least.equals(mosts[at]) & least.size().equals(emit.number(math.inf))
-                none = ~least.equals(least)
-                emit.put(found[at], (infinite | none).where(least, low))
-                told = low.equals(high) | infinite
-                told = told | none if none_counts else told
-                bits = builder.shl((~told).bits(), emit.integer(LANES * index))
-                builder.store(builder.or_(builder.load(unknown), bits), unknown)
-    return found, builder.load(unknown)
+@contextmanager
+def _if_any(emit: Emitter, answers: Sums) -> Iterator[Any]:
+    """What is done if there is any, and a variable that is 0 if not."""
+    variable = emit.integer_variable(0)
+    emit.builder.store(emit.integer(0), variable)
+    with emit.when(functools.reduce(Vector.__or__, answers.values()).bits()):
+        yield variable
+
+
+def _is_infinite(emit: Emitter, least: Vector, most: Vector) -> Vector:
+    return least.equals(most) & least.size().equals(emit.number(math.inf))
+
+
+def _bits_of(emit: Emitter, answers: Sums) -> Any:
+    """An integer with a bit for each element."""
+    found = emit.integer(0)
+    for index, answer in enumerate(answers.values()):
+        bits = emit.builder.shl(answer.bits(), emit.integer(LANES * index))
+        found = emit.builder.or_(found, bits)
+    return found
 
 
 def told_steps(
@@ -253,7 +289,7 @@ def told_steps(
     builder, c, out = emit.builder, emit.at(c), emit.at(out)
     done = builder.inttoptr(done, steps.type.as_pointer())
     builder.store(steps, done)
-    unknown = emit.integer_variable(0)
+    unknown, rest = emit.integer_variable(0), emit.integer_variable(0)
     places = {(i, j): emit.place(c, i * COLUMNS + j) for i, j in ELEMENTS}
     now = {at: emit.variable(emit.load(place)) for at, place in places.items()}
     last = {at: emit.variable(emit.get(value)) for at, value in now.items()}
@@ -262,32 +298,52 @@ def told_steps(
         for (i, j), variable in variables.items():
             emit.store(emit.get(variable), emit.place(pointer, i * COLUMNS + j))
 
+    def is_few(bits: Any) -> Any:
+        """Not 0 if there are any, and few enough for `otherwise`."""
+        if otherwise is None:
+            return emit.integer(0)
+        less_one = builder.sub(builder.ctpop(bits), emit.integer(1))
+        few = builder.icmp_unsigned("<", less_one, emit.integer(_FEW))
+        return builder.zext(few, bits.type)
+
     def try_otherwise(step: Any, bits: Any) -> None:
         assert otherwise is not None
         write(now, c)
         write(last, out)
         builder.store(emit.integer(0), unknown)
-        with emit.loop(emit.integer(len(ELEMENTS))) as index:
-            first = emit.times(index, LANES)
-            here = builder.and_(builder.lshr(bits, first), emit.integer((1 << LANES) - 1))
-            with emit.when(here):
-                value, more = otherwise(step, index)
-                place = emit.place(out, first)
-                emit.store(emit.answer(here).where(value, emit.load(place)), place)
-                more = builder.shl(builder.and_(more, here), first)
-                builder.store(builder.or_(builder.load(unknown), more), unknown)
+        builder.store(bits, rest)
+        with emit.loop_with_end(emit.integer(len(ELEMENTS))) as (_, end):
+            lowest = builder.cttz(builder.load(rest), ir.Constant(ir.IntType(1), 1))
+            index = builder.udiv(lowest, emit.integer(LANES))
+            first, lanes = emit.times(index, LANES), emit.integer((1 << LANES) - 1)
+            here = builder.and_(builder.lshr(bits, first), lanes)
+            value, more = otherwise(step, index)
+            place = emit.place(out, first)
+            emit.store(emit.answer(here).where(value, emit.load(place)), place)
+            more = builder.shl(builder.and_(more, here), first)
+            builder.store(builder.or_(builder.load(unknown), more), unknown)
+            others = builder.not_(builder.shl(lanes, first))
+            builder.store(builder.and_(builder.load(rest), others), rest)
+            with emit.unless(builder.load(rest)):
+                end()
         for (i, j), variable in last.items():
             emit.put(variable, emit.load(emit.place(out, i * COLUMNS + j)))
 
     with emit.loop_with_end(steps) as (step, end):
-        found, bits = _settled(emit, *bounds(step, _values(emit, now)), limit, none_counts)
+        sums = bounds(step, _values(emit, now))
+        found, bits = _told(emit, *sums, limit, none_counts)
         for at in ELEMENTS:
             emit.put(last[at], emit.get(found[at]))
         with emit.when(bits):
             builder.store(bits, unknown)
+            with emit.unless(is_few(bits)):
+                values, bits = _told_of_odd(emit, *sums, limit, none_counts)
+                for at in ELEMENTS:
+                    emit.put(last[at], emit.get(values[at]))
+                builder.store(bits, unknown)
             if otherwise is not None:
-                few = builder.icmp_unsigned("<=", builder.ctpop(bits), emit.integer(_FEW))
-                with builder.if_then(few):
+                bits = builder.load(unknown)
+                with emit.when(is_few(bits)):
                     try_otherwise(step, bits)
             with emit.when(builder.load(unknown)):
                 builder.store(step, done)
@@ -435,8 +491,9 @@ def directed(
         before = emit.load(emit.place(emit.at(c), emit.times(index, LANES)))
         factors = _factors(emit, [row], emit.place(y, j), step, quads, [0])
         of_one = {(0, 0): before}, {(0, 0): left * right}
-        told, bits = _settled(emit, *_bounds_in_parts(emit, *of_one, scale, factors), limit, False)
-        return emit.get(told[0, 0]), bits
+        of_one = _bounds_in_parts(emit, *of_one, scale, factors)
+        told, unsure = _told_of_odd(emit, *of_one, limit, False)
+        return emit.get(told[0, 0]), unsure
 
     return told_steps(emit, c, steps, out, done, limit, True, bounds, otherwise)
 
