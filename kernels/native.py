@@ -360,7 +360,7 @@ def _tile(
                 if before == at_nothing:
                     c[index * ROWS * COLUMNS : (index + 1) * ROWS * COLUMNS] = 0
                 left_over = -1
-                if found == 0 and reach < 2.0**127 and tried < _TRIES + 4 * served:
+                if found == 0 and tried < _TRIES + 4 * served:
                     of_x = ig * length * ROWS, ig * steps * ROWS, ig
                     of_y = jg * _apart(length), jg * steps * COLUMNS, jg
                     left = xs, extents[ig, 0], _parts(x_split, of_x)

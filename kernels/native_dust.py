@@ -1,15 +1,14 @@
 """Ordinary numbers among which some are so small that only ties notice: their products apart.
 
 For `kernels.native`. Of a group of rows or columns, what is at least a share of the largest numbers
-is its main part, and all else but 0 is dust. A step has then three sums: products of main parts,
-products of one with dust of the other, and of dust with dust. Each is exact in FP64 where the
-operands' exponents prove it, though all together would not be.
+is its main part, and all else but 0 is dust. A step has then four sums: products of main parts, of
+dust of either operand with main parts of the other, and of dust with dust. Each is exact in FP64
+where the operands' exponents prove it, though all together would not be.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -179,15 +178,17 @@ def proof_of_parts(x_parts: Any, y_parts: Any, sums: Any) -> tuple[float, float]
     if x[SPLIT] != _YES or y[SPLIT] != _YES:
         return 0.0, 0.0
     grid = min(c_grid, x[LEAST_MAIN] * y[LEAST_MAIN] * last_place)
-    mixed = x[MAIN] * y[DUST] + x[DUST] * y[MAIN]
-    mixed_grid = min(x[LEAST_MAIN] * y[LEAST_DUST], x[LEAST_DUST] * y[LEAST_MAIN]) * last_place
+    left, left_grid = x[DUST] * y[MAIN], x[LEAST_DUST] * y[LEAST_MAIN] * last_place
+    right, right_grid = x[MAIN] * y[DUST], x[LEAST_MAIN] * y[LEAST_DUST] * last_place
     both, both_grid = x[DUST] * y[DUST], x[LEAST_DUST] * y[LEAST_DUST] * last_place
-    exact = reach <= 2.0**50 * grid and mixed <= 2.0**53 * mixed_grid
-    exact = exact and both < mixed_grid and both <= 2.0**53 * both_grid
-    if not exact or 2 * (mixed + both) >= grid:
+    exact = reach <= 2.0**50 * grid and both <= 2.0**53 * both_grid
+    exact = exact and left <= 2.0**53 * left_grid and right <= 2.0**53 * right_grid
+    # The sum of left and right is rounded, but its sign is right, and it is 0 only if that is.
+    exact = exact and both < min(left_grid, right_grid)
+    if not exact or 2 * (left + right + both) >= grid:
         return 0.0, 0.0
     # So it is below a quarter of a last place; also of 2^-149, that of sums below 2^-126.
-    return grid, 2.0**27 * (mixed + both)
+    return grid, 2.0**27 * (left + right + both)
 
 
 @inline(result=True)
@@ -207,7 +208,8 @@ def with_dust(
     subnormal: Any,
 ) -> Any:
     """The steps of a block: C[PART, COLUMNS] += x y, rounded to FP32 after each; C stays as it was,
-    and the result is not 0, if dust makes a difference to a sum that is no tie.
+    and the result is not 0, if dust makes a difference to a sum that is no tie, or if a sum might
+    be beyond FP32's numbers.
 
     A sum of main parts is a multiple of a grid (`proof_of_parts`), beside which it has some bits to
     spare. Where there is dust, it moves by a last place or two: a tie is none then, and nothing
@@ -230,22 +232,23 @@ def with_dust(
     sums = {at: emit.variable(emit.load(place)) for at, place in places.items()}
     failed = emit.integer_variable(0)
 
-    def add(step: Any, kinds: Sequence[tuple[list[Any], Any, Variables]]) -> None:
+    def add(step: Any, *kinds: tuple[list[Any], Any, Variables]) -> None:
         """Products of rows and columns to sums."""
         with emit.loop(padded) as product:
             index = builder.add(emit.times(step, padded), product)
-            for left, right, to in kinds:
-                at = emit.place(right, emit.times(index, COLUMNS))
+            for rows, columns, to in kinds:
+                at = emit.place(columns, emit.times(index, COLUMNS))
                 factors = {j: emit.load(emit.place(at, j)) for j in HALVES}
-                for i, row in enumerate(left):
+                for i, row in enumerate(rows):
                     number = emit.load_all_equal(emit.place(row, index))
                     for j, factor in factors.items():
                         emit.put(to[i, j], number.times_plus(factor, emit.get(to[i, j])))
 
     with emit.loop(steps) as step:
-        dust = {at: emit.variable(zero) for at in ELEMENTS}
-        add(step, [(rows, y, sums), (rows, y_dust, dust), (dusty_rows, y, dust)])
-        doubts, lost = {}, emit.integer(0)
+        left, right = ({at: emit.variable(zero) for at in ELEMENTS} for _ in range(2))
+        add(step, (rows, y, sums), (rows, y_dust, right), (dusty_rows, y, left))
+        dust = {at: emit.variable(emit.get(left[at]) + emit.get(right[at])) for at in ELEMENTS}
+        doubts, lost = {}, []
         for i, j in ELEMENTS:
             bits = emit.load_all_equal(emit.place(x_masks, emit.times(step, ROWS), i)).words()
             columns = emit.load(emit.place(y_masks, emit.times(step, COLUMNS), j)).words()
@@ -254,12 +257,13 @@ def with_dust(
             tie = (total.words() & emit.word(_BELOW_FP32)).same_words(emit.word(_HALF_OF_IT))
             tie = tie | (total.size() < emit.number(LEAST))  # other places count there
             doubts[i, j] = some & tie & mixed.equals(zero)
-            small = total.size() < least
-            lost = builder.or_(lost, (small & (some | ~mixed.equals(zero))).bits())
-        builder.store(builder.or_(builder.load(failed), lost), failed)
+            small = (total.size() < least) & (some | ~mixed.equals(zero))
+            lost.append(small | (total.size() >= emit.number(2.0**127)))
+        bits = functools.reduce(Vector.__or__, lost).bits()
+        builder.store(builder.or_(builder.load(failed), bits), failed)
         with emit.when(functools.reduce(Vector.__or__, doubts.values()).bits()):
             both = {at: emit.variable(zero) for at in ELEMENTS}
-            add(step, [(dusty_rows, y_dust, both)])
+            add(step, (dusty_rows, y_dust, both))
             for at, doubt in doubts.items():
                 emit.put(dust[at], doubt.where(emit.get(both[at]), emit.get(dust[at])))
         for at, variable in sums.items():
