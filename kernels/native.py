@@ -180,11 +180,11 @@ def _careful_steps(in_parts: bool, operands: Any, c: int, first: int, steps: int
     x, stride, y, tops, sizes, padded = operands
     out, done, needed = ends
     k = 8 * first * padded
-    of_steps = x + k, stride, y + k * COLUMNS, tops[0] + 8 * first * ROWS
-    others = tops[1] + 8 * first * COLUMNS, c, steps, out, done, padded // QUAD, needed
-    if in_parts:
-        return int(steps_of.two_parts((*of_steps, *others, sizes[0] + k, sizes[1] + k)))
-    return int(steps_of.directed((*of_steps, *others)))
+    of_steps = x + k, stride, y + k * COLUMNS, c, steps, out, done, padded // QUAD, needed
+    if not in_parts:
+        return int(steps_of.directed(of_steps))
+    bounds = tops[0] + 8 * first * ROWS, tops[1] + 8 * first * COLUMNS, sizes[0] + k, sizes[1] + k
+    return int(steps_of.two_parts((*of_steps, *bounds)))
 
 
 @njit(**COMPILED)

@@ -414,11 +414,23 @@ def _steps_not_whole(x_ends: int, y_ends: int, length: int) -> int:
 
 
 @njit(**COMPILED)
-def _any_zero(words: int, count: int, apart: int) -> bool:
-    found = False
-    for i in range(count):
-        found |= carray(pointer(words + 4 * i * apart), (1,), np.uint32)[0] & _MAGNITUDE == 0
+def _ends_in_zero(words: int, lines: int, apart: int, count: int, further: int) -> int:
+    """Of lines of numbers, so many words `apart` and each `further`: 2 if one ends in a zero after
+    others, 1 if one is all zeros, else 0.
+    """
+    found = 0
+    for i in range(lines):
+        line, k = words + 4 * i * apart, count
+        while k > 0 and _is_zero(line + 4 * (k - 1) * further):
+            k -= 1
+        if k < count:
+            found = max(found, 2 if k > 0 else 1)
     return found
+
+
+@njit(**COMPILED)
+def _is_zero(word: int) -> bool:
+    return carray(pointer(word), (1,), np.uint32)[0] & _MAGNITUDE == 0
 
 
 @njit(**COMPILED)
@@ -451,8 +463,12 @@ def _low_part(operands: Any, found: int) -> None:
     x, y, here, width, count, length = operands
     last = count - 1
     x_last, y_last = x + 4 * last, y + 4 * last * COLUMNS
-    if _any_zero(x_last, ROWS, length) or _any_zero(y_last, HALF, 1):
-        steps_of.low_with_zeros(operands)
+    of_x, of_y = _ends_in_zero(x, ROWS, length, count, 1), _ends_in_zero(y, HALF, 1, count, COLUMNS)
+    # C that is +0 stays that, whatever zeros are added.
+    stays = max(of_x, of_y) == 0 or (max(of_x, of_y) == 1 and found & steps_of.MINUS_ZERO == 0)
+    if not stays:
+        if found >= _DEEP or steps_of.deep_with_zeros(operands) != 0:
+            steps_of.low_with_zeros(operands)
     elif found < _DEEP and steps_of.deep((x, y, here, width, last, length)) == 0:
         steps_of.low((x_last, y_last, here, width, 1, length))  # a zero's sign
     else:

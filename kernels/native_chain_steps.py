@@ -22,7 +22,7 @@ _KEEPING = 0x1F80  # to nearest; nothing interrupts
 _FLUSHING = 0x9FC0  # also, subnormal operands and results are zeros
 UNDERFLOW = 0x10  # a result has been flushed
 
-TINY, SETTLED = 1, 2  # see `kinds`
+TINY, SETTLED, MINUS_ZERO = 1, 2, 4  # see `kinds`
 
 SCALE_X, SCALE_Y = 64, 63  # exponents
 SCALE = 2.0 ** (SCALE_X + SCALE_Y)  # of products and sums
@@ -286,27 +286,31 @@ def seldom(emit: Emitter, *operands: Any) -> Any:
     return builder.load(times)
 
 
-@inline(result=True)
-def deep(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any) -> Any:
-    """As `low`, but zeros lose their sign; C stays as it was, and the result is not 0, if it or a
-    sum reaches half of `_ONCE`.
-
-    Added onto 1.5 times `_ONCE`, all others are rounded where they have to be.
-    """
+def _deep(
+    emit: Emitter, signs: bool, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any
+) -> Any:
     builder, singles = emit.builder, emit.floats()
-    rows, y = rows_of(singles, x, stride, ROWS), singles.at(y)
+    rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
     middle, once = singles.number(1.5 * _ONCE), singles.number(_ONCE).words()
     _set_control(emit, emit.integer(_FLUSHING))
     sums = _sums(emit, emit.at(c), width, SCALE)
+    lasts = [emit.variable(emit.get(variable)) for _, variable in sums]  # with the right signs
     moved = []  # bits in which sums have differed from `_ONCE`
     for _, variable in sums:
         start = emit.get(variable) + middle
         emit.put(variable, start)
         moved.append(emit.variable(start.words() ^ once))
+
+    def without_middle(variable: Any, last: Any) -> Vector:
+        found = emit.get(variable) - middle
+        return grid.with_sign(found, emit.get(last)) if signs else found
+
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
-        for i, ((_, variable), bits) in enumerate(zip(sums, moved, strict=True)):
+        for i, ((_, variable), last, bits) in enumerate(zip(sums, lasts, moved, strict=True)):
             left = singles.load_all_equal(singles.place(rows[i], k))
+            if signs:
+                emit.put(last, left.times_plus(right, without_middle(variable, last)))
             total = left.times_plus(right, emit.get(variable))
             emit.put(variable, total)
             emit.put(bits, emit.get(bits) | (total.words() ^ once))
@@ -314,9 +318,25 @@ def deep(emit: Emitter, x: Any, y: Any, c: Any, width: Any, count: Any, stride: 
     for bits in moved:
         failed = builder.or_(failed, singles.word(_FRACTION).less_word(emit.get(bits)).bits())
     with emit.unless(failed):
-        for place, variable in sums:
-            _store(emit, emit.get(variable) - middle, place, 1 / SCALE)
+        for (place, variable), last in zip(sums, lasts, strict=True):
+            _store(emit, without_middle(variable, last), place, 1 / SCALE)
     return failed
+
+
+@inline(result=True)
+def deep(emit: Emitter, *operands: Any) -> Any:
+    """As `low`, but zeros lose their sign; C stays as it was, and the result is not 0, if it or a
+    sum reaches half of `_ONCE`.
+
+    Added onto 1.5 times `_ONCE`, all others are rounded where they have to be.
+    """
+    return _deep(emit, False, *operands)
+
+
+@inline(result=True)
+def deep_with_zeros(emit: Emitter, *operands: Any) -> Any:
+    """As `deep`; zeros have their sign."""
+    return _deep(emit, True, *operands)
 
 
 def _power_of_two(emit: Emitter, exponent: ir.Value) -> Vector:
@@ -444,19 +464,28 @@ def wide_odd(emit: Emitter, *operands: Any) -> None:
 @inline(result=True)
 def kinds(emit: Emitter, c: Any, width: Any) -> Any:
     """Of C[ROWS, HALF]: the word of a double, the size of the largest finite element, whose last
-    bits are free: `TINY` if an element is subnormal, `SETTLED` if none is finite.
+    bits are free: `TINY` if an element is subnormal, `SETTLED` if none is finite, `MINUS_ZERO` if
+    one is that.
     """
     c, builder = emit.at(c), emit.builder
-    tiny, finite = emit.integer(0), emit.integer(0)
+    none = emit.integer(0)
+    tiny, finite, minus_zero = none, none, none
     zero, least, infinity = emit.number(0.0), emit.number(LEAST), emit.number(math.inf)
     top = zero
     for i in range(ROWS):
         for j in range(0, HALF, LANES):
-            size = emit.load(emit.place(c, emit.times(width, i), j)).size()
+            number = emit.load(emit.place(c, emit.times(width, i), j))
+            size = number.size()
             tiny = builder.or_(tiny, ((zero < size) & (size < least)).bits())
             finite = builder.or_(finite, (size < infinity).bits())
+            is_minus_zero = number.words().same_words(emit.word(1 << 63))
+            minus_zero = builder.or_(minus_zero, is_minus_zero.bits())
             top = (size < infinity).where(top.larger(size), top)
-    none = emit.integer(0)
-    tiny = builder.select(builder.icmp_unsigned("!=", tiny, none), emit.integer(TINY), none)
-    settled = builder.select(builder.icmp_unsigned("==", finite, none), emit.integer(SETTLED), none)
-    return builder.or_(top.words().largest_word(), builder.or_(tiny, settled))
+
+    def flag(value: int, holds: Any) -> Any:
+        return builder.select(holds, emit.integer(value), none)
+
+    found = top.words().largest_word()
+    found = builder.or_(found, flag(TINY, builder.icmp_unsigned("!=", tiny, none)))
+    found = builder.or_(found, flag(SETTLED, builder.icmp_unsigned("==", finite, none)))
+    return builder.or_(found, flag(MINUS_ZERO, builder.icmp_unsigned("!=", minus_zero, none)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -175,32 +174,34 @@ Sums = dict[tuple[int, int], Vector]
 Variables = dict[tuple[int, int], ir.Value]
 
 
-def _told(
-    emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector, none_counts: bool
-) -> tuple[Variables, Any]:
-    """Sums that are the least or, if they differ, between that and the most, rounded to FP32; and
-    bits for the elements where the two are not the same in FP32. If neither is a number, nor is the
-    sum if that `none_counts`.
-
-    All elements of a step are looked at together: one branch is foreseen where many would not be.
+def _as_subnormal(
+    emit: Emitter,
+    leasts: Sums,
+    mosts: Sums,
+    unsure: Sums,
+    found: Variables,
+    none_counts: bool,
+) -> Any:
+    """As `_told_of_odd`, of sums for which `_as_normal` gave these answers and found these, if they
+    are below FP32's normal numbers or not finite.
     """
-    found, unsure = _as_normal(emit, leasts, mosts, limit, none_counts)
-    with _if_any(emit, unsure) as unknown:
-        for at, least in leasts.items():
-            low, high = (to_subnormal(emit, bound) for bound in (least, mosts[at]))
-            told = (least.size() < emit.number(LEAST)) & low.equals(high)
-            emit.put(found[at], told.where(low, emit.get(found[at])))
-            if none_counts:
-                told = told | _is_infinite(emit, least, mosts[at]) | ~least.equals(least)
-            unsure[at] = unsure[at] & ~told
-        emit.builder.store(_bits_of(emit, unsure), unknown)
-    return found, emit.builder.load(unknown)
+    still = {}
+    for at, least in leasts.items():
+        low, high = (to_subnormal(emit, bound) for bound in (least, mosts[at]))
+        told = (least.size() < emit.number(LEAST)) & low.equals(high)
+        emit.put(found[at], told.where(low, emit.get(found[at])))
+        if none_counts:
+            told = told | _is_infinite(emit, least, mosts[at]) | ~least.equals(least)
+        still[at] = unsure[at] & ~told
+    return _bits_of(emit, still)
 
 
 def _told_of_odd(
     emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector, none_counts: bool
 ) -> tuple[Variables, Any]:
-    """As `_told`, with more effort.
+    """Sums that are the least or, if they differ, between that and the most, rounded to FP32; and
+    bits for the elements where the two do not tell. If neither is a number, nor is the sum if that
+    `none_counts`.
 
     Where the least and the most differ, the sum is neither. An odd place between them and the sum,
     or on it, is no tie: one further up or down, or the bound itself.
@@ -214,7 +215,9 @@ def _told_of_odd(
         lows[at] = differ.where(low.numbers(), least)
         highs[at] = differ.where(high.numbers(), most)
     found, unsure = _as_normal(emit, lows, highs, limit, none_counts)
-    with _if_any(emit, unsure) as unknown:
+    unknown = emit.integer_variable(0)
+    emit.builder.store(emit.integer(0), unknown)
+    with emit.when(_any_of(unsure)):
         for at, least in leasts.items():
             low, high = (_rounded(emit, bound, limit) for bound in (lows[at], highs[at]))
             none, infinite = ~least.equals(least), _is_infinite(emit, least, mosts[at])
@@ -228,8 +231,10 @@ def _told_of_odd(
 def _as_normal(
     emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector, none_counts: bool
 ) -> tuple[Variables, Sums]:
-    """As `_told`, of sums that are normal numbers of FP32; answers where they are not, or not seen
-    to be.
+    """As `_told_of_odd`, of sums that are the same normal numbers of FP32 as least and as most;
+    answers where they are not.
+
+    All elements of a step are looked at together: one branch is foreseen where many would not be.
     """
     singles, magnitude = emit.floats(LANES), emit.floats(LANES).word(0x7FFFFFFF)
     last = limit.floats().words()
@@ -247,13 +252,8 @@ def _as_normal(
     return found, unsure
 
 
-@contextmanager
-def _if_any(emit: Emitter, answers: Sums) -> Iterator[Any]:
-    """What is done if there is any, and a variable that is 0 if not."""
-    variable = emit.integer_variable(0)
-    emit.builder.store(emit.integer(0), variable)
-    with emit.when(functools.reduce(Vector.__or__, answers.values()).bits()):
-        yield variable
+def _any_of(answers: Sums) -> Any:
+    return functools.reduce(Vector.__or__, answers.values()).bits()
 
 
 def _is_infinite(emit: Emitter, least: Vector, most: Vector) -> Vector:
@@ -298,13 +298,16 @@ def told_steps(
         for (i, j), variable in variables.items():
             emit.store(emit.get(variable), emit.place(pointer, i * COLUMNS + j))
 
-    def is_few(bits: Any) -> Any:
-        """Not 0 if there are any, and few enough for `otherwise`."""
-        if otherwise is None:
-            return emit.integer(0)
-        less_one = builder.sub(builder.ctpop(bits), emit.integer(1))
-        few = builder.icmp_unsigned("<", less_one, emit.integer(_FEW))
-        return builder.zext(few, bits.type)
+    # Then what is not finite is among the unknown at first, which is not for `otherwise`.
+    is_limited = builder.icmp_unsigned(
+        "!=", (limit < emit.number(math.inf)).bits(), emit.integer(0)
+    )
+
+    def are_more() -> Any:
+        """Whether more elements are unknown than `otherwise` is for."""
+        count = builder.ctpop(builder.load(unknown))
+        few = emit.integer(0 if otherwise is None else _FEW)
+        return builder.icmp_unsigned(">", count, few)
 
     def try_otherwise(step: Any, bits: Any) -> None:
         assert otherwise is not None
@@ -331,20 +334,22 @@ def told_steps(
 
     with emit.loop_with_end(steps) as (step, end):
         sums = bounds(step, _values(emit, now))
-        found, bits = _told(emit, *sums, limit, none_counts)
+        found, unsure = _as_normal(emit, *sums, limit, none_counts)
         for at in ELEMENTS:
             emit.put(last[at], emit.get(found[at]))
-        with emit.when(bits):
-            builder.store(bits, unknown)
-            with emit.unless(is_few(bits)):
-                values, bits = _told_of_odd(emit, *sums, limit, none_counts)
-                for at in ELEMENTS:
-                    emit.put(last[at], emit.get(values[at]))
+        with emit.when(_any_of(unsure)):
+            builder.store(_bits_of(emit, unsure), unknown)
+            with builder.if_then(builder.or_(are_more(), is_limited)):
+                bits = _as_subnormal(emit, *sums, unsure, last, none_counts)
                 builder.store(bits, unknown)
+                with builder.if_then(are_more()):
+                    found, bits = _told_of_odd(emit, *sums, limit, none_counts)
+                    for at in ELEMENTS:
+                        emit.put(last[at], emit.get(found[at]))
+                    builder.store(bits, unknown)
             if otherwise is not None:
-                bits = builder.load(unknown)
-                with emit.when(is_few(bits)):
-                    try_otherwise(step, bits)
+                with emit.when(builder.load(unknown)), builder.if_then(builder.not_(are_more())):
+                    try_otherwise(step, builder.load(unknown))
             with emit.when(builder.load(unknown)):
                 builder.store(step, done)
                 end()
@@ -389,7 +394,7 @@ def _bounds_in_parts(
     tops: Sums,
     scale: Vector,
     products: Iterator[tuple[Any, _Factors]],
-    sizes: Callable[[Any], tuple[Any, Any]] | None = None,
+    sizes: Callable[[Any], tuple[Any, Any]],
 ) -> tuple[Sums, Sums]:
     """Of the sums of a step, whose terms are below `tops`: a first sum takes of every term what is
     a multiple of a power of two that it holds exactly, the rests' sums are rounded down and up.
@@ -425,9 +430,6 @@ def _bounds_in_parts(
     nothing = emit.scalar_times(least_start.least_word(), 2.0**-54)
     whole = emit.scalar_times(most_start.largest_word(), 2.0**-52)
     for number, factors in products:
-        if sizes is None:
-            both(factors)
-            continue
         most, least = sizes(number)
         with builder.if_else(builder.fcmp_ordered("<", most, nothing)) as (small, other):
             with small:
@@ -447,14 +449,32 @@ def _bounds_in_parts(
     return with_rests(False, leasts), with_rests(True, mosts)
 
 
+def _bounds_with_rests(
+    emit: Emitter, c: Vector, products: Iterator[tuple[Any, _Factors]]
+) -> tuple[Sums, Sums]:
+    """Of the sum of a step of one vector: of what each rounding drops, sums are rounded down and
+    up.
+    """
+    zero = emit.number(0.0)
+    total, low, high = emit.variable(c), emit.variable(zero), emit.variable(zero)
+    for _, ((at, left, right),) in products:
+        before = emit.get(total)
+        after = left.times_plus(right, before)
+        part = after - before
+        rest = (before - (after - part)) + left.times_plus(right, -part)  # Knuth's, as above
+        emit.put(total, after)
+        emit.put(low, emit.bound(False, rest, emit.get(low)))
+        emit.put(high, emit.bound(True, rest, emit.get(high)))
+    least = emit.bound(False, emit.get(total), emit.get(low))
+    return {at: least}, {at: emit.bound(True, emit.get(total), emit.get(high))}
+
+
 @inline(result=True)
 def directed(
     emit: Emitter,
     x: Any,
     stride: Any,
     y: Any,
-    x_top: Any,
-    y_top: Any,
     c: Any,
     steps: Any,
     out: Any,
@@ -462,18 +482,16 @@ def directed(
     quads: Any,
     constants: Any,
 ) -> Any:
-    """Steps by sums that are rounded down and up, and a few elements in two parts; see
-    `told_steps`.
+    """Steps by sums that are rounded down and up, and a few elements by all that a sum's roundings
+    drop; see `told_steps`.
 
     Args:
         x: `[PART, steps products]`, with rows `stride` apart.
         y: `[steps products, COLUMNS]`.
-        x_top, y_top: `[steps, ROWS]` and `[steps, COLUMNS]`, what sizes are below.
         quads: of a step.
     """
-    rows, constants = rows_of(emit, x, stride, PART), emit.at(constants)
-    y, x_top, y_top = emit.at(y), emit.at(x_top), emit.at(y_top)
-    limit, scale = (emit.load_all_equal(emit.place(constants, i)) for i in range(2))
+    rows, y = rows_of(emit, x, stride, PART), emit.at(y)
+    limit = emit.load_all_equal(emit.at(constants))
 
     def bounds(step: Any, c: Sums) -> tuple[Sums, Sums]:
         leasts = {at: emit.variable(value) for at, value in c.items()}
@@ -486,12 +504,9 @@ def directed(
         builder, halves = emit.builder, emit.integer(len(HALVES))
         i, j = builder.udiv(index, halves), emit.times(builder.urem(index, halves), LANES)
         row = emit.place(emit.at(x), emit.times(stride, i))
-        left = emit.load_all_equal(emit.place(x_top, emit.times(step, ROWS), i))
-        right = emit.load(emit.place(y_top, emit.times(step, COLUMNS), j))
         before = emit.load(emit.place(emit.at(c), emit.times(index, LANES)))
         factors = _factors(emit, [row], emit.place(y, j), step, quads, [0])
-        of_one = {(0, 0): before}, {(0, 0): left * right}
-        of_one = _bounds_in_parts(emit, *of_one, scale, factors)
+        of_one = _bounds_with_rests(emit, before, factors)
         told, unsure = _told_of_odd(emit, *of_one, limit, False)
         return emit.get(told[0, 0]), unsure
 
@@ -504,20 +519,21 @@ def two_parts(
     x: Any,
     stride: Any,
     y: Any,
-    x_top: Any,
-    y_top: Any,
     c: Any,
     steps: Any,
     out: Any,
     done: Any,
     quads: Any,
     constants: Any,
+    x_top: Any,
+    y_top: Any,
     x_sizes: Any,
     y_sizes: Any,
 ) -> Any:
     """As `directed`, all in two parts. What is no number is not told.
 
     Args:
+        x_top, y_top: `[steps, ROWS]` and `[steps, COLUMNS]`, what sizes are below.
         x_sizes, y_sizes: of the products of x and y: powers of two above all, and, `stride`
             further, what all are multiples of.
     """

@@ -400,16 +400,16 @@ def test_doubles_rounded_to_24_bits():
 
 
 @numba.njit
-def call_directed(operands, c, out, done, constants, sizes):
+def call_directed(operands, c, out, done, constants, tops, sizes):
     ends = c.ctypes.data, 1, out.ctypes.data, done.ctypes.data, 4
     return native_steps.directed((*operands, *ends, constants.ctypes.data))
 
 
 @numba.njit
-def call_two_parts(operands, c, out, done, constants, sizes):
+def call_two_parts(operands, c, out, done, constants, tops, sizes):
     ends = c.ctypes.data, 1, out.ctypes.data, done.ctypes.data, 4
-    both = sizes.ctypes.data, sizes.ctypes.data
-    return native_steps.two_parts((*operands, *ends, constants.ctypes.data, *both))
+    bounds = tops[0], tops[1], sizes.ctypes.data, sizes.ctypes.data
+    return native_steps.two_parts((*operands, *ends, constants.ctypes.data, *bounds))
 
 
 def told(x, y, c, out, done, call=call_directed):
@@ -417,10 +417,11 @@ def told(x, y, c, out, done, call=call_directed):
     x_top, y_top = np.zeros((1, native_steps.ROWS)), np.zeros((1, native_steps.COLUMNS))
     x_top[0, : native_steps.PART] = above(abs(x).max(1))
     y_top[0] = above(abs(y).max(0))
-    operands = x.ctypes.data, 16, y.ctypes.data, x_top.ctypes.data, y_top.ctypes.data
+    tops = x_top.ctypes.data, y_top.ctypes.data
     # Of the products' sizes nothing is known.
     sizes = np.concatenate([np.full(16, np.inf), np.zeros(16)])
-    return call(operands, c, out, done, native_steps.constants.py_func(16, np.inf), sizes)
+    constants = native_steps.constants.py_func(16, np.inf)
+    return call((x.ctypes.data, 16, y.ctypes.data), c, out, done, constants, tops, sizes)
 
 
 def above(sizes):
@@ -482,9 +483,9 @@ def test_what_two_parts_tell_is_right():
 
 
 @pytest.mark.parametrize("few", [1, 3, 4, 64])
-def test_ties_of_which_some_are_told_in_parts(few):
+def test_ties_of_which_a_few_are_told(few):
     """Half way between two numbers but for terms of either sign far below, which directed sums
-    round both ways: in a few elements, these are told alone.
+    round both ways: in a few elements, what is dropped tells.
     """
     rng = np.random.default_rng(few)
     shape = native_steps.PART, native_steps.COLUMNS
@@ -504,6 +505,43 @@ def test_ties_of_which_some_are_told_in_parts(few):
     assert done[0] == (few <= 3) and np.array_equal(c, out if few <= 3 else before)
     known = ~ties if few > 3 else np.ones(64, bool)
     assert np.array_equal(out.reshape(-1)[known], expected.reshape(-1)[known])
+
+
+@pytest.mark.parametrize("scale", [1, 2.0**-60, 2.0**-126, 2.0**-140])
+def test_what_rests_tell_is_right(scale):
+    """Three elements that are half way but for what is far below, of either sign or nothing, with
+    the large number in C or among the products, in any order.
+    """
+    rng = np.random.default_rng(12)
+    shape, far = (native_steps.PART, native_steps.COLUMNS), 2.0**-70
+    out, done = np.empty(shape), np.zeros(1, np.int64)
+    half = max(2.0**-24 * scale, 2.0**-150) / far
+    for case in range(100):
+        x, y, c = np.zeros((shape[0], 16)), np.zeros((16, shape[1])), np.zeros(shape)
+        places = rng.permutation(16)[:4]
+        x[:3, places] = far
+        y[places[0]] = scale / far * rng.choice([-1, 1], shape[1])
+        dust = rng.choice([-1, 1]) * 2.0 ** -rng.integers(30, 50) * half
+        y[places[1:], 0] = half, dust, rng.choice([0, -1, -0.5, -2, 1]) * dust
+        if case % 2:
+            c[:3, 0], y[places[0], 0] = y[places[0], 0] * far, 0
+        a, b = x.astype(BF16), y.astype(BF16)
+        expected = kernels.reference.matmul(a, b, c.astype(np.float32), arithmetic=ASCEND)
+        assert told(x, y, c, out, done) == 0 and np.array_equal(out, expected), case
+
+
+@pytest.mark.parametrize("overflow", ["inf", "saturate"])
+@pytest.mark.parametrize("where", ["c", "a"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_one_element_that_is_not_finite(value, where, overflow):
+    """Among others that need care: a single one is no tie."""
+    rng = np.random.default_rng(13)
+    a, b = (spread(rng, shape, 30).astype(BF16) for shape in ((8, 48), (48, 32)))
+    c = rng.normal(size=(8, 32)).astype(np.float32)
+    (c if where == "c" else a)[5, 7] = value
+    record = dataclasses.replace(ASCEND, overflow=overflow)
+    check(a, b, c, record)
+    check(a, np.where(np.arange(32) == 9, b, 0), c, record)
 
 
 @pytest.mark.parametrize("before", range(16))
