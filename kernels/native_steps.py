@@ -452,12 +452,12 @@ def _bounds_in_parts(
 def _bounds_with_rests(
     emit: Emitter, c: Vector, products: Iterator[tuple[Any, _Factors]]
 ) -> tuple[Sums, Sums]:
-    """Of the sum of a step of one vector: of what each rounding drops, sums are rounded down and
+    """Of the sum of a step of one vector of C: what each rounding drops is added, rounded down and
     up.
     """
     zero = emit.number(0.0)
     total, low, high = emit.variable(c), emit.variable(zero), emit.variable(zero)
-    for _, ((at, left, right),) in products:
+    for _, ((_, left, right),) in products:
         before = emit.get(total)
         after = left.times_plus(right, before)
         part = after - before
@@ -465,8 +465,9 @@ def _bounds_with_rests(
         emit.put(total, after)
         emit.put(low, emit.bound(False, rest, emit.get(low)))
         emit.put(high, emit.bound(True, rest, emit.get(high)))
-    least = emit.bound(False, emit.get(total), emit.get(low))
-    return {at: least}, {at: emit.bound(True, emit.get(total), emit.get(high))}
+    bounds = ((up, emit.get(rests)) for up, rests in ((False, low), (True, high)))
+    least, most = (emit.bound(up, emit.get(total), rests) for up, rests in bounds)
+    return {(0, 0): least}, {(0, 0): most}
 
 
 @inline(result=True)

@@ -1096,3 +1096,32 @@ def test_fp16_operands_are_flushed_before_they_are_wider():
     a, b = (rng.normal(size=s) * 2.0**-13 for s in ((5, 20), (20, 7)))
     check(a.astype(FP16), b.astype(FP16), None, record)
     check(a.astype(FP16), b.astype(FP16), None, dataclasses.replace(FMA, dtypes=("float16",)))
+
+
+@pytest.mark.parametrize("zeros", ["scattered", "last", "columns", "rows"])
+@pytest.mark.parametrize("before", ["none", "either zero", "small"])
+def test_deep_chains_with_zeros_keep_their_signs(before, zeros):
+    """Sums below 2^-127, many of them so small that they are rounded to a zero of their sign, which
+    a product that is -0 keeps and +0 does not.
+    """
+    rng = np.random.default_rng(14)
+    for case in range(3):
+        a, b = rng.normal(size=(16, 96)) * 2.0**-60, rng.normal(size=(96, 40))
+        a *= 2.0 ** rng.integers(-8, 9, (16, 1))
+        b *= 2.0 ** -rng.integers(72, 94, (1, 40))
+        if case == 0:  # where products with zeros are all -0
+            a, b = (abs(x) if zeros == kind else x for x, kind in ((a, "columns"), (b, "rows")))
+        for x, axis, kind in ((a, 1, "rows"), (b, 0, "columns")):
+            line = (len(x), 1) if axis else (1, x.shape[1])
+            where = {
+                "scattered": rng.random(x.shape) < 0.3,
+                "last": (np.indices(x.shape)[axis] > 80 - case) & (rng.random(line) < 0.5),
+                kind: np.broadcast_to(rng.random(line) < 0.4, x.shape),
+            }.get(zeros, np.zeros(x.shape, bool))
+            x[where] = rng.choice([0.0, -0.0] if case % 2 else [-0.0], where.sum())
+        c = None
+        if before != "none":
+            c = rng.choice([0.0, -0.0], (16, 40)).astype(np.float32)
+        if before == "small":
+            c[rng.random(c.shape) < 0.5] = 2.0**-149
+        check(a.astype(BF16), b.astype(BF16), c, kernels.FP32_FMA_CHAIN)
