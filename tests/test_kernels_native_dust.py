@@ -188,6 +188,29 @@ def test_sums_of_dust_only_are_left_to_others(of_dust):
     check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16))
 
 
+@pytest.mark.parametrize("shift", [0, 30, 60, -60])
+@pytest.mark.parametrize("cancels", [False, True])
+def test_dust_of_one_operand_far_above_the_other_s(shift, cancels):
+    """Ties that products of the larger dust decide or, if these cancel, those of the smaller."""
+    rng = np.random.default_rng(5)
+    a, b = (rng.choice([-1.0, 1.0], shape) for shape in ((ROWS, 32), (32, COLUMNS)))
+    a, b = a * 2.0**shift, b * 2.0**-shift
+    a[:, 3], b[5] = 2.0**-130, rng.choice([-1, 1], COLUMNS) * 2.0**-130
+    a[:, 5:7] = 2.0**shift
+    if cancels:
+        b[6] = -b[5]
+        a[:, 19], b[21], a[:, 21:23] = a[:, 3], b[5], a[:, 5:7]
+        b[22] = -b[21]
+    c = np.where(np.indices((PART, COLUMNS)).sum(0) % 2, 2.0**24 + 2, 2.0**25)
+    out, grid, failed = added(a, b, c)
+    assert grid > 0 and failed == 0
+    x, y = a.astype(np.float32), b.astype(np.float32)
+    expected = kernels.reference.matmul(
+        x[:PART].astype(BF16), y.astype(BF16), c.astype(np.float32), arithmetic=ASCEND
+    )
+    assert np.array_equal(out, expected)
+
+
 @numba.njit
 def proof_of(x, y, proof):
     at = x.ctypes.data, y.ctypes.data
@@ -207,6 +230,7 @@ KNOWN = [2, 2.0**2, 2.0**-10, 2.0**-125, 2.0**-130]
         ({}, {}, {1: 2.0**-47}),  # of C's
         ({}, {3: 2.0**-99}, {}),  # sums of main parts with dust
         ({4: 2.0**-160}, {}, {}),
+        ({}, {4: 2.0**-160}, {}),
         (  # of dust alone, which are as large as the last places of those
             {1: 1, 2: 1, 3: 2.0**-17, 4: 2.0**-53},
             {1: 1, 2: 1, 3: 2.0**-17, 4: 2.0**-17},
@@ -240,7 +264,7 @@ def test_parts_whose_sums_might_be_rounded_are_left_to_others(wide):
         a[0, 0], b[0, 0] = 2.0**12, 2.0**12
         a[1, 1], b[1, 1] = 2.0**-6, 2.0**-6
     elif wide == "mixed":
-        b[9] = 2.0**-80
+        b[9], b[10] = 2.0**-80, 2.0**-133
     elif wide == "both":
         a[0, 6], b[10, 0] = 2.0**-112, 2.0**-112
         a[0, 7], b[11, 0] = 2.0**-133, 2.0**-133
