@@ -211,6 +211,18 @@ def test_dust_of_one_operand_far_above_the_other_s(shift, cancels):
     assert np.array_equal(out, expected)
 
 
+@pytest.mark.parametrize("overflow", ["inf", "saturate"])
+def test_sums_beside_dust_that_may_be_beyond_fp32(overflow):
+    rng = np.random.default_rng(6)
+    a, b = (rng.choice([-1.0, 1.0], shape) * 2.0**62 for shape in ((ROWS, 48), (48, COLUMNS)))
+    a[:, 3], b[20] = 2.0**-130, 2.0**-130
+    a[2, 33:], b[33:] = 2.0**62, 2.0**62
+    record = dataclasses.replace(ASCEND, overflow=overflow)
+    c = (rng.choice([-1, 1], (ROWS, COLUMNS)) * 3e38).astype(np.float32)
+    for before in (None, c):
+        check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16), before, record)
+
+
 @numba.njit
 def proof_of(x, y, proof):
     at = x.ctypes.data, y.ctypes.data
@@ -229,8 +241,8 @@ KNOWN = [2, 2.0**2, 2.0**-10, 2.0**-125, 2.0**-130]
         ({}, {}, {0: 2.0**17}),  # sums of 2^50 main parts' grids and more
         ({}, {}, {1: 2.0**-47}),  # of C's
         ({}, {3: 2.0**-99}, {}),  # sums of main parts with dust
-        ({4: 2.0**-160}, {}, {}),
-        ({}, {4: 2.0**-160}, {}),
+        ({4: 2.0**-156}, {}, {}),
+        ({}, {4: 2.0**-156}, {}),
         (  # of dust alone, which are as large as the last places of those
             {1: 1, 2: 1, 3: 2.0**-17, 4: 2.0**-53},
             {1: 1, 2: 1, 3: 2.0**-17, 4: 2.0**-17},
