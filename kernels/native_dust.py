@@ -175,7 +175,7 @@ def proof_of_parts(x_parts: Any, y_parts: Any, sums: Any) -> tuple[float, float]
     """
     reach, c_grid, last_place = sums
     x, y = _known(x_parts), _known(y_parts)
-    if x[SPLIT] != _YES or y[SPLIT] != _YES:
+    if x[SPLIT] != _YES or y[SPLIT] != _YES or x[DUST] + y[DUST] == 0:
         return 0.0, 0.0
     grid = min(c_grid, x[LEAST_MAIN] * y[LEAST_MAIN] * last_place)
     left, left_grid = x[DUST] * y[MAIN], x[LEAST_DUST] * y[LEAST_MAIN] * last_place
