@@ -174,24 +174,15 @@ Sums = dict[tuple[int, int], Vector]
 Variables = dict[tuple[int, int], ir.Value]
 
 
-def _as_subnormal(
-    emit: Emitter,
-    leasts: Sums,
-    mosts: Sums,
-    unsure: Sums,
-    found: Variables,
-    none_counts: bool,
-) -> Any:
+def _as_subnormal(emit: Emitter, leasts: Sums, mosts: Sums, unsure: Sums, found: Variables) -> Any:
     """As `_told_of_odd`, of sums for which `_as_normal` gave these answers and found these, if they
-    are below FP32's normal numbers or not finite.
+    are the same below FP32's normal numbers.
     """
     still = {}
     for at, least in leasts.items():
         low, high = (to_subnormal(emit, bound) for bound in (least, mosts[at]))
         told = (least.size() < emit.number(LEAST)) & low.equals(high)
         emit.put(found[at], told.where(low, emit.get(found[at])))
-        if none_counts:
-            told = told | _is_infinite(emit, least, mosts[at]) | ~least.equals(least)
         still[at] = unsure[at] & ~told
     return _bits_of(emit, still)
 
@@ -298,16 +289,16 @@ def told_steps(
         for (i, j), variable in variables.items():
             emit.store(emit.get(variable), emit.place(pointer, i * COLUMNS + j))
 
-    # Then what is not finite is among the unknown at first, which is not for `otherwise`.
+    few = emit.integer(0 if otherwise is None else _FEW)
+    # Below infinity, `_as_normal` does not tell what is not finite, nor does `otherwise`.
     is_limited = builder.icmp_unsigned(
         "!=", (limit < emit.number(math.inf)).bits(), emit.integer(0)
     )
+    few_at_first = builder.select(is_limited, emit.integer(0), few)
 
-    def are_more() -> Any:
-        """Whether more elements are unknown than `otherwise` is for."""
-        count = builder.ctpop(builder.load(unknown))
-        few = emit.integer(0 if otherwise is None else _FEW)
-        return builder.icmp_unsigned(">", count, few)
+    def are_more(few: Any) -> Any:
+        """Whether more elements are unknown."""
+        return builder.icmp_unsigned(">", builder.ctpop(builder.load(unknown)), few)
 
     def try_otherwise(step: Any, bits: Any) -> None:
         assert otherwise is not None
@@ -339,16 +330,16 @@ def told_steps(
             emit.put(last[at], emit.get(found[at]))
         with emit.when(_any_of(unsure)):
             builder.store(_bits_of(emit, unsure), unknown)
-            with builder.if_then(builder.or_(are_more(), is_limited)):
-                bits = _as_subnormal(emit, *sums, unsure, last, none_counts)
-                builder.store(bits, unknown)
-                with builder.if_then(are_more()):
+            with builder.if_then(are_more(few_at_first)):
+                builder.store(_as_subnormal(emit, *sums, unsure, last), unknown)
+                with builder.if_then(are_more(few_at_first)):
                     found, bits = _told_of_odd(emit, *sums, limit, none_counts)
                     for at in ELEMENTS:
                         emit.put(last[at], emit.get(found[at]))
                     builder.store(bits, unknown)
             if otherwise is not None:
-                with emit.when(builder.load(unknown)), builder.if_then(builder.not_(are_more())):
+                some, many = builder.load(unknown), are_more(few)
+                with emit.when(some), builder.if_then(builder.not_(many)):
                     try_otherwise(step, builder.load(unknown))
             with emit.when(builder.load(unknown)):
                 builder.store(step, done)
