@@ -290,14 +290,9 @@ def told_steps(
             emit.store(emit.get(variable), emit.place(pointer, i * COLUMNS + j))
 
     few = emit.integer(0 if otherwise is None else _FEW)
-    # Below infinity, `_as_normal` does not tell what is not finite, nor does `otherwise`.
-    is_limited = builder.icmp_unsigned(
-        "!=", (limit < emit.number(math.inf)).bits(), emit.integer(0)
-    )
-    few_at_first = builder.select(is_limited, emit.integer(0), few)
 
-    def are_more(few: Any) -> Any:
-        """Whether more elements are unknown."""
+    def are_more() -> Any:
+        """Whether more elements are unknown than `otherwise` is for."""
         return builder.icmp_unsigned(">", builder.ctpop(builder.load(unknown)), few)
 
     def try_otherwise(step: Any, bits: Any) -> None:
@@ -330,15 +325,15 @@ def told_steps(
             emit.put(last[at], emit.get(found[at]))
         with emit.when(_any_of(unsure)):
             builder.store(_bits_of(emit, unsure), unknown)
-            with builder.if_then(are_more(few_at_first)):
+            with builder.if_then(are_more()):
                 builder.store(_as_subnormal(emit, *sums, unsure, last), unknown)
-                with builder.if_then(are_more(few_at_first)):
+                with builder.if_then(are_more()):
                     found, bits = _told_of_odd(emit, *sums, limit, none_counts)
                     for at in ELEMENTS:
                         emit.put(last[at], emit.get(found[at]))
                     builder.store(bits, unknown)
             if otherwise is not None:
-                some, many = builder.load(unknown), are_more(few)
+                some, many = builder.load(unknown), are_more()
                 with emit.when(some), builder.if_then(builder.not_(many)):
                     try_otherwise(step, builder.load(unknown))
             with emit.when(builder.load(unknown)):
@@ -456,8 +451,10 @@ def _bounds_with_rests(
         emit.put(total, after)
         emit.put(low, emit.bound(False, rest, emit.get(low)))
         emit.put(high, emit.bound(True, rest, emit.get(high)))
+    found = emit.get(total)
+    finite = found.size() < emit.number(math.inf)  # else it is the sum
     bounds = ((up, emit.get(rests)) for up, rests in ((False, low), (True, high)))
-    least, most = (emit.bound(up, emit.get(total), rests) for up, rests in bounds)
+    least, most = (finite.where(emit.bound(up, found, rests), found) for up, rests in bounds)
     return {(0, 0): least}, {(0, 0): most}
 
 
@@ -499,7 +496,7 @@ def directed(
         before = emit.load(emit.place(emit.at(c), emit.times(index, LANES)))
         factors = _factors(emit, [row], emit.place(y, j), step, quads, [0])
         of_one = _bounds_with_rests(emit, before, factors)
-        told, unsure = _told_of_odd(emit, *of_one, limit, False)
+        told, unsure = _told_of_odd(emit, *of_one, limit, True)
         return emit.get(told[0, 0]), unsure
 
     return told_steps(emit, c, steps, out, done, limit, True, bounds, otherwise)

@@ -527,7 +527,23 @@ def test_what_rests_tell_is_right(scale):
             c[:3, 0], y[places[0], 0] = y[places[0], 0] * far, 0
         a, b = x.astype(BF16), y.astype(BF16)
         expected = kernels.reference.matmul(a, b, c.astype(np.float32), arithmetic=ASCEND)
-        assert told(x, y, c, out, done) == 0 and np.array_equal(out, expected), case
+        unknown = told(x, y, c, out, done)
+        known = np.array([unknown >> i & 1 == 0 for i in range(out.size)]).reshape(shape)
+        assert np.array_equal(out[known], expected[known]), case
+        # A processor that does not round up and down tells none of them.
+        assert known.all() or "NUMBA_CPU_FEATURES" in os.environ, case
+
+
+@pytest.mark.parametrize("overflow", ["inf", "saturate"])
+def test_two_nans_of_one_sum(overflow):
+    """Which of their words an instruction passes on is no difference between two bounds."""
+    rng = np.random.default_rng(15)
+    a, b = (spread(rng, shape, 30).astype(BF16) for shape in ((8, 48), (48, 32)))
+    c = rng.normal(size=(8, 32)).astype(np.float32)
+    words(c)[5, 7], a.view(np.uint16)[5, 3] = 0x7FA01234, 0xFFC1
+    b.view(np.uint16)[4, 9], b.view(np.uint16)[3, 11] = 0x7FD5, 0xFFA2
+    a[2, 20], a[2, 21], b[20, 15], b[21, 15] = np.inf, np.inf, 1, -1
+    check(a, b, c, dataclasses.replace(ASCEND, overflow=overflow))
 
 
 @pytest.mark.parametrize("overflow", ["inf", "saturate"])
