@@ -11,9 +11,8 @@ from typing import Any
 from llvmlite import ir
 
 from kernels.native_steps import LEAST, rows_of, sum_and_rest, to_odd
-from kernels.vectors import LANES, Emitter, Vector, inline
+from kernels.vectors import LANES, ROWS, Emitter, Vector, inline
 
-ROWS = 8
 COLUMNS = 4 * LANES
 HALF = 2 * LANES  # columns at once on the careful ways
 
@@ -29,7 +28,7 @@ SCALE = 2.0 ** (SCALE_X + SCALE_Y)  # of products and sums
 _ONCE = 2.0**-126 * SCALE
 _AT_LEAST_TWO = 1 << 30  # the bit that tells of a word of FP32; and `_ONCE` is 2
 _FRACTION = (1 << 23) - 1
-_TOGETHER = 4
+_TOGETHER = ROWS // 2
 WHOLE = 2 * 277 + SCALE_X + SCALE_Y - 149  # see `whole`
 
 

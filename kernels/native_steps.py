@@ -16,10 +16,9 @@ import numpy as np
 from llvmlite import ir
 from numba import njit
 
-from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline
+from kernels.vectors import COMPILED, LANES, ROWS, Emitter, Vector, inline
 
-ROWS = 8
-PART = 4  # rows at once where one sum does not do
+PART = ROWS // 2  # rows at once where one sum does not do
 COLUMNS = 2 * LANES
 QUAD = 4  # products of a round of a loop; steps are filled up to whole ones
 

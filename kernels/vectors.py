@@ -15,9 +15,18 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-LANES = 8
+_PROCESSOR, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()
+""" What numba compiles for, as LLVM names it."""
+
+_HAS_512_BITS = "+avx512f" in FEATURES
+_IS_X86 = _PROCESSOR.startswith(("x86", "i686"))
+
+LANES = 8 if _HAS_512_BITS else 4 if _IS_X86 else 2  # doubles of a register
+REGISTERS = 16 if _IS_X86 and not _HAS_512_BITS else 32  # which hold vectors
+ROWS = 8 if REGISTERS == 32 else 6  # of elements that are computed together, two registers each
 
 COMPILED: dict[str, Any] = {
     "nogil": True,
