@@ -189,11 +189,14 @@ def _exponent(size: float) -> int:
 
 
 def _map(emit: Emitter, words: Any, target: Any, count: Any, function: Any) -> None:
-    """`function` of sizes and signs, so many times LANES words of FP32."""
-    singles = emit.floats(LANES)
+    """`function` of sizes and signs, of so many words of FP32, LANES or more."""
+    builder, singles = emit.builder, emit.floats(LANES)
     words, target = singles.at(words), singles.at(target)
-    with emit.loop(count) as index:
+    last = builder.sub(count, emit.integer(LANES))
+    vectors = builder.udiv(builder.add(count, emit.integer(LANES - 1)), emit.integer(LANES))
+    with emit.loop(vectors) as index:
         place = emit.times(index, LANES)
+        place = builder.select(builder.icmp_unsigned("<", place, last), place, last)
         word = singles.load(singles.place(words, place)).words()
         size = word & singles.word(0x7FFFFFFF)
         found = function(singles, size) | (word & singles.word(1 << 31))
@@ -202,7 +205,7 @@ def _map(emit: Emitter, words: Any, target: Any, count: Any, function: Any) -> N
 
 @inline(result=False)
 def _scale(emit: Emitter, words: Any, target: Any, count: Any, scale: Any, dust: Any) -> None:
-    """A copy of `count * LANES` numbers times 2^scale; those that would be below 2^-126 are that,
+    """A copy of `count` numbers times 2^scale; those that would be below 2^-126 are that,
     but zeros stay, and sizes whose word is less than `dust` are 0.
     """
     limit = emit.builder.trunc(dust, ir.IntType(32))
@@ -368,7 +371,7 @@ def _copy(operand: Any, kind: int) -> int:
         if kind == _DOUBLES:
             read_doubles(words, _FLOATS, count, target, GROUP)
         else:
-            _scale((words, target, count // LANES, scale, dust if kind == _CLEARED else 0))
+            _scale((words, target, count, scale, dust if kind == _CLEARED else 0))
     return target
 
 
@@ -379,7 +382,7 @@ def _raised(operand: Any, scale: int) -> int:
     target, known = copies + 4 * count * (_RAISED - _SCALED), _known(operand)
     if known[_RAISED] != scale + _MADE:
         known[_RAISED] = scale + _MADE
-        _scale((words, target, count // LANES, scale, 0))
+        _scale((words, target, count, scale, 0))
     return target
 
 

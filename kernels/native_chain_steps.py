@@ -10,8 +10,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from kernels.native_steps import LEAST, rows_of, sum_and_rest, to_odd
-from kernels.vectors import LANES, ROWS, Emitter, Vector, inline
+from kernels.native_steps import LEAST, rows_of, to_odd
+from kernels.vectors import LANES, ROUNDS_BY_INSTRUCTION, ROWS, Emitter, Vector, inline
 
 COLUMNS = 4 * LANES
 HALF = 2 * LANES  # columns at once on the careful ways
@@ -32,31 +32,14 @@ _TOGETHER = ROWS // 2
 WHOLE = 2 * 277 + SCALE_X + SCALE_Y - 149  # see `whole`
 
 
-def _set_control(emit: Emitter, word: ir.Value) -> None:
-    _control(emit, "llvm.x86.sse.ldmxcsr", word)
-
-
-def _get_control(emit: Emitter) -> ir.Value:
-    return _control(emit, "llvm.x86.sse.stmxcsr", emit.integer(0))
-
-
-def _control(emit: Emitter, name: str, word: ir.Value) -> ir.Value:
-    """The processor's control word, set or read by way of memory."""
-    place = emit.integer_variable(0)
-    emit.builder.store(word, place)
-    byte = ir.IntType(8).as_pointer()
-    emit.call(name, ir.VoidType(), emit.builder.bitcast(place, byte))
-    return emit.builder.load(place)
-
-
 @inline(result=True)
 def control(emit: Emitter) -> Any:
-    return _get_control(emit)
+    return emit.control()
 
 
 @inline(result=False)
 def restore(emit: Emitter, word: Any) -> None:
-    _set_control(emit, word)
+    emit.set_control(word)
 
 
 def _direct(
@@ -72,7 +55,7 @@ def _direct(
 ) -> Any:
     singles = emit.floats()
     rows, y, c = rows_of(singles, x, stride, ROWS), singles.at(y), emit.at(c)
-    _set_control(emit, emit.integer(_FLUSHING))
+    emit.set_control(emit.integer(_FLUSHING))
     parts = range(0, columns, 2 * LANES)
     places = [[emit.place(c, emit.times(width, i), j) for j in parts] for i in range(ROWS)]
     sums = [[emit.variable(_floats_at(emit, place)) for place in row] for row in places]
@@ -83,7 +66,7 @@ def _direct(
             left = singles.load_all_equal(singles.place(rows[i], k))
             for total, factor in zip(row, right, strict=True):
                 emit.put(total, left.times_plus(factor, emit.get(total)))
-    raised = emit.builder.and_(_get_control(emit), refused)
+    raised = emit.builder.and_(emit.control(), refused)
     with emit.unless(raised):
         for row, row_places in zip(sums, places, strict=True):
             for total, place in zip(row, row_places, strict=True):
@@ -169,7 +152,7 @@ def _on_grid(
 ) -> None:
     singles = emit.floats()
     rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
-    _set_control(emit, emit.integer(_FLUSHING))
+    emit.set_control(emit.integer(_FLUSHING))
     sums = _sums(emit, emit.at(c), width, SCALE)
     halves = [emit.variable(grid.signed_half(emit.get(variable))) for _, variable in sums]
     with emit.loop(count) as k:
@@ -222,7 +205,7 @@ def whole(emit: Emitter, *operands: Any) -> Any:
     rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
     ends = [builder.inttoptr(at, ir.IntType(32).as_pointer()) for at in (x_ends, y_ends)]
     parts = range(0, COLUMNS, HALF)
-    _set_control(emit, emit.integer(_FLUSHING))
+    emit.set_control(emit.integer(_FLUSHING))
     columns = [_sums(emit, emit.place(emit.at(c), j), width, SCALE) for j in parts]
     with emit.loop(count) as k:
         ys = singles.place(y, emit.times(k, COLUMNS))
@@ -261,7 +244,7 @@ def seldom(emit: Emitter, *operands: Any) -> Any:
     rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
     minus_one, bit, zero = (singles.word(x) for x in (0xFFFFFFFF, _AT_LEAST_TWO, 0))
     times = emit.integer_variable(0)
-    _set_control(emit, emit.integer(_FLUSHING))
+    emit.set_control(emit.integer(_FLUSHING))
     sums = _sums(emit, emit.at(c), width, SCALE)
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
@@ -291,7 +274,7 @@ def _deep(
     builder, singles = emit.builder, emit.floats()
     rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
     middle, once = singles.number(1.5 * _ONCE), singles.number(_ONCE).words()
-    _set_control(emit, emit.integer(_FLUSHING))
+    emit.set_control(emit.integer(_FLUSHING))
     sums = _sums(emit, emit.at(c), width, SCALE)
     lasts = [emit.variable(emit.get(variable)) for _, variable in sums]  # with the right signs
     moved = []  # bits in which sums have differed from `_ONCE`
@@ -362,7 +345,7 @@ def _firm(
         """Of one less, the bit is not set below 2 and there, but for zeros."""
         return total.words().plus_words(minus_one) if zeros else total.words()
 
-    _set_control(emit, emit.integer(_FLUSHING))
+    emit.set_control(emit.integer(_FLUSHING))
     sums = _sums(emit, emit.at(c), width, _power_of_two(emit, scale))
     start = functools.reduce(Vector.__and__, [told(emit.get(total)) for _, total in sums])
     # Of all sums. One variable would wait for itself too often.
@@ -377,7 +360,7 @@ def _firm(
     large = functools.reduce(Vector.__and__, map(emit.get, bits)) & bit
     failed = large.same_words(singles.word(0)).bits()
     if zeros:
-        flushed = builder.and_(_get_control(emit), emit.integer(UNDERFLOW))
+        flushed = builder.and_(emit.control(), emit.integer(UNDERFLOW))
         failed = builder.or_(failed, flushed)
     with emit.unless(failed):
         back = _power_of_two(emit, builder.neg(scale))
@@ -410,7 +393,7 @@ def _in_float64(
     rows, y, c = rows_of(emit, x, stride, ROWS), emit.at(y), emit.at(c)
     offsets = range(0, HALF, LANES)
     places = [[emit.place(c, emit.times(width, i), j) for j in offsets] for i in range(ROWS)]
-    _set_control(emit, emit.integer(_KEEPING))
+    emit.set_control(emit.integer(_KEEPING))
     sums = [[emit.variable(emit.load(place)) for place in row] for row in places]
     with emit.loop(count) as k:
         right = [emit.load(emit.place(y, emit.times(k, COLUMNS), j)) for j in offsets]
@@ -432,8 +415,8 @@ def _product_and_sum_to_odd(emit: Emitter, x: Vector, y: Vector, z: Vector) -> V
     """`x y + z` rounded to odd; the product is exact. Of two numbers beside each other one is odd,
     and a zero is -0 only if it is on both sides.
     """
-    if not emit.rounds_up_and_down():
-        return to_odd(emit, *sum_and_rest(x * y, z))
+    if not ROUNDS_BY_INSTRUCTION:
+        return to_odd(emit, *(x * y).sum_and_rest(z))
     down, up = (emit.bound(is_up, x, y, z) for is_up in (False, True))
     even = (down.words() & emit.word(1)).same_words(emit.word(0))
     return even.where(up, down)

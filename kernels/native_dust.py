@@ -246,7 +246,9 @@ def with_dust(
 
     with emit.loop(steps) as step:
         left, right = ({at: emit.variable(zero) for at in ELEMENTS} for _ in range(2))
-        add(step, (rows, y, sums), (rows, y_dust, right), (dusty_rows, y, left))
+        # Two of these sums at once, as all do not fit in every processor's registers.
+        add(step, (rows, y, sums))
+        add(step, (rows, y_dust, right), (dusty_rows, y, left))
         dust = {at: emit.variable(emit.get(left[at]) + emit.get(right[at])) for at in ELEMENTS}
         doubts, lost = {}, []
         for i, j in ELEMENTS:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit
 
-from kernels.vectors import COMPILED, LANES, ROWS, Emitter, Vector, inline
+from kernels.vectors import COMPILED, LANES, ROUNDS_BY_MODE, ROWS, Emitter, Vector, inline
 
 PART = ROWS // 2  # rows at once where one sum does not do
 COLUMNS = 2 * LANES
@@ -61,13 +62,6 @@ def to_subnormal(emit: Emitter, x: Vector) -> Vector:
     """A double below FP32's normal numbers, to FP32. A zero is +0."""
     grid = emit.number(_TO_SUBNORMAL)
     return (x + grid) - grid
-
-
-def sum_and_rest(x: Vector, y: Vector) -> tuple[Vector, Vector]:
-    """Knuth's sum of two numbers and what its rounding dropped."""
-    total = x + y
-    part = total - x
-    return total, (x - (total - part)) + (y - part)
 
 
 def to_odd(emit: Emitter, total: Vector, rest: Vector) -> Vector:
@@ -366,11 +360,61 @@ def _factors(
             yield emit.builder.add(first, emit.integer(k)), factors
 
 
-def _add_to_bounds(emit: Emitter, factors: _Factors, leasts: Variables, mosts: Variables) -> None:
-    """A product of each element, to sums that are rounded down and up."""
-    for at, left, right in factors:
-        for up, sums in ((False, leasts), (True, mosts)):
-            emit.put(sums[at], emit.bound(up, left, right, emit.get(sums[at])))
+class _Bounds:
+    """Sums that are rounded down and up, of values to begin with and of terms.
+
+    In a processor that rounds by mode all are rounded up: those that are to be rounded down are
+    sums of the opposite terms.
+    """
+
+    def __init__(self, emit: Emitter, starts: Sums) -> None:
+        self._emit = emit
+        self._sides = [
+            (up, {at: emit.variable(self._of_side(up, value)) for at, value in starts.items()})
+            for up in (False, True)
+        ]
+
+    def _of_side(self, up: bool, value: Vector) -> Vector:
+        return -value if ROUNDS_BY_MODE and not up else value
+
+    def add(self, at: tuple[int, int], *factors: Vector) -> None:
+        """To one element: a number, or the product of two."""
+        first, *others = factors
+        for up, sums in self._sides:
+            before = self._emit.get(sums[at])
+            if ROUNDS_BY_MODE:
+                term = self._of_side(up, first)
+                after = term.times_plus(*others, before) if others else term + before
+            else:
+                after = self._emit.bound(up, *factors, before)
+            self._emit.put(sums[at], after)
+
+    def add_rest(self, at: tuple[int, int], left: Vector, right: Vector, part: Vector) -> None:
+        """To one element: what a sum did not take of a product.
+
+        A processor that rounds by mode may have rounded that sum up too, and the rest may be no
+        double: then it is rounded as well.
+        """
+        if not ROUNDS_BY_MODE:
+            self.add(at, left.times_plus(right, -part))
+            return
+        for up, sums in self._sides:
+            rest = self._of_side(up, left).times_plus(right, self._of_side(not up, part))
+            self._emit.put(sums[at], rest + self._emit.get(sums[at]))
+
+    def rounding(self, *others: Variables) -> Any:
+        """`with bounds.rounding():` where terms are added, and these variables computed with."""
+        if not ROUNDS_BY_MODE:
+            return nullcontext()
+        sums = *(sums for _, sums in self._sides), *others
+        return self._emit.rounding_up(x for variables in sums for x in variables.values())
+
+    def least_and_most(self) -> tuple[Sums, Sums]:
+        least, most = (
+            {at: self._of_side(up, self._emit.get(value)) for at, value in sums.items()}
+            for up, sums in self._sides
+        )
+        return least, most
 
 
 def _bounds_in_parts(
@@ -387,26 +431,28 @@ def _bounds_in_parts(
     `sizes` of a product, by its number: what all elements' terms are below, and multiples of. So
     products that have no part in one of the sums are known.
     """
-    starts, highs, leasts, mosts = {}, {}, {}, {}
+    starts, highs, rests = {}, {}, {}
     for at, value in c.items():
         starts[at] = tops[at].larger(_power(emit, value)) * scale
         high = starts[at] + value
-        rest = value - (high - starts[at])
+        rests[at] = value - (high - starts[at])
         highs[at] = emit.variable(high)
-        leasts[at], mosts[at] = emit.variable(rest), emit.variable(rest)
+    bounds = _Bounds(emit, rests)
 
     def first_only(factors: _Factors) -> None:
         for at, left, right in factors:
             emit.put(highs[at], left.times_plus(right, emit.get(highs[at])))
 
+    def rests_only(factors: _Factors) -> None:
+        for at, left, right in factors:
+            bounds.add(at, left, right)
+
     def both(factors: _Factors) -> None:
         for at, left, right in factors:
             before = emit.get(highs[at])
             after = left.times_plus(right, before)
-            rest = left.times_plus(right, -(after - before))
             emit.put(highs[at], after)
-            for up, sums in ((False, leasts), (True, mosts)):
-                emit.put(sums[at], emit.bound(up, rest, emit.get(sums[at])))
+            bounds.add_rest(at, left, right, after - before)
 
     builder = emit.builder
     least_start = functools.reduce(Vector.smaller_word, [x.words() for x in starts.values()])
@@ -414,24 +460,26 @@ def _bounds_in_parts(
     # A last place of the first sums is above 2^-53 of where they start, and at most 2^-52 of it.
     nothing = emit.scalar_times(least_start.least_word(), 2.0**-54)
     whole = emit.scalar_times(most_start.largest_word(), 2.0**-52)
-    for number, factors in products:
-        most, least = sizes(number)
-        with builder.if_else(builder.fcmp_ordered("<", most, nothing)) as (small, other):
-            with small:
-                _add_to_bounds(emit, factors, leasts, mosts)
-            with other:
-                is_whole = builder.fcmp_ordered(">=", least, whole)
-                with builder.if_else(is_whole) as (large, any_size):
-                    with large:
-                        first_only(factors)
-                    with any_size:
-                        both(factors)
+    with bounds.rounding(highs):
+        for number, factors in products:
+            most, least = sizes(number)
+            with builder.if_else(builder.fcmp_ordered("<", most, nothing)) as (small, other):
+                with small:
+                    rests_only(factors)
+                with other:
+                    is_whole = builder.fcmp_ordered(">=", least, whole)
+                    with builder.if_else(is_whole) as (large, any_size):
+                        with large:
+                            first_only(factors)
+                        with any_size:
+                            both(factors)
     found = {at: emit.get(high) - starts[at] for at, high in highs.items()}
 
-    def with_rests(up: bool, sums: Variables) -> Sums:
-        return {at: emit.bound(up, found[at], emit.get(rest)) for at, rest in sums.items()}
+    def with_rests(up: bool, sums: Sums) -> Sums:
+        return {at: emit.bound(up, found[at], rest) for at, rest in sums.items()}
 
-    return with_rests(False, leasts), with_rests(True, mosts)
+    least, most = bounds.least_and_most()
+    return with_rests(False, least), with_rests(True, most)
 
 
 def _bounds_with_rests(
@@ -482,11 +530,12 @@ def directed(
     limit = emit.load_all_equal(emit.at(constants))
 
     def bounds(step: Any, c: Sums) -> tuple[Sums, Sums]:
-        leasts = {at: emit.variable(value) for at, value in c.items()}
-        mosts = {at: emit.variable(value) for at, value in c.items()}
-        for _, factors in _factors(emit, rows, y, step, quads, HALVES):
-            _add_to_bounds(emit, factors, leasts, mosts)
-        return _values(emit, leasts), _values(emit, mosts)
+        sums = _Bounds(emit, c)
+        with sums.rounding():
+            for _, factors in _factors(emit, rows, y, step, quads, HALVES):
+                for at, left, right in factors:
+                    sums.add(at, left, right)
+        return sums.least_and_most()
 
     def otherwise(step: Any, index: Any) -> tuple[Vector, Any]:
         builder, halves = emit.builder, emit.integer(len(HALVES))
@@ -634,7 +683,7 @@ def sum_of_parts(
         for j in HALVES:
             upper = emit.place(parts, emit.times(index, COLUMNS), j)
             lower = emit.place(upper, COLUMNS)
-            total, dropped = sum_and_rest(emit.load(upper), emit.load(lower))
+            total, dropped = emit.load(upper).sum_and_rest(emit.load(lower))
             emit.store(total, upper)
             emit.store(dropped, lower)
     with emit.loop(last) as k:

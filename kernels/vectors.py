@@ -8,7 +8,7 @@ has shorter vectors, LLVM splits these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,15 +18,23 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-_PROCESSOR, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()
-""" What numba compiles for, as LLVM names it."""
-
-_HAS_512_BITS = "+avx512f" in FEATURES
+_PROCESSOR, _, _FEATURES = cpu_target.target_context.codegen().magic_tuple()  # in LLVM's words
 _IS_X86 = _PROCESSOR.startswith(("x86", "i686"))
+_HAS_512_BITS = "+avx512f" in _FEATURES
 
 LANES = 8 if _HAS_512_BITS else 4 if _IS_X86 else 2  # doubles of a register
-REGISTERS = 16 if _IS_X86 and not _HAS_512_BITS else 32  # which hold vectors
-ROWS = 8 if REGISTERS == 32 else 6  # of elements that are computed together, two registers each
+ROWS = 6 if _IS_X86 and not _HAS_512_BITS else 8  # two sums of each in half the registers or more
+
+ROUNDS_BY_INSTRUCTION = _HAS_512_BITS
+"""Whether an instruction can say that it rounds up or down."""
+
+_UPWARDS = {"x86_64": 0x4000, "aarch64": 0x400000}  # bits of the control word: round up
+_REGISTERS = {"x86_64": "x", "aarch64": "w"}  # that hold vectors
+_ARCHITECTURE = _PROCESSOR.partition("-")[0]
+ROUNDS_BY_MODE = not _HAS_512_BITS and (
+    "+avx" in _FEATURES.split(",") if _IS_X86 else _ARCHITECTURE in _UPWARDS
+)
+"""If not, whether `Emitter.rounding_up` is there."""
 
 COMPILED: dict[str, Any] = {
     "nogil": True,
@@ -58,8 +66,7 @@ _PLACES = ir.VectorType(_I32, LANES)
 # How an instruction of AVX-512 rounds (Intel 64 manual, volume 1, 15.6.4); no exceptions.
 _DOWN, _UP = 0x9, 0xA
 
-_MORE = 2.0**-52  # of a number: more than its rounding
-_FAR = 2.0**1000  # beyond all finite sums: an infinity moves by no more than that
+_PLACE = 2.0**-52  # of a number: one or two last places
 
 
 class Vector:
@@ -139,6 +146,12 @@ class Vector:
     def floats(self) -> Vector:
         """Of doubles."""
         return self._new(self.builder.fptrunc(self.value, _FLOATS))
+
+    def sum_and_rest(self, other: Vector) -> tuple[Vector, Vector]:
+        """Knuth's sum of two numbers and what its rounding dropped."""
+        total = self + other
+        part = total - self
+        return total, (self - (total - part)) + (other - part)
 
     def to_float32(self) -> Vector:
         """Rounded to FP32's 24 bits; for numbers in its normal range."""
@@ -239,31 +252,26 @@ class Emitter:
     """
 
     def __init__(
-        self,
-        builder: ir.IRBuilder,
-        element: ir.Type = _F64,
-        lanes: int = LANES,
-        features: str = "",
+        self, builder: ir.IRBuilder, element: ir.Type = _F64, lanes: int = LANES
     ) -> None:
         self.builder, self.element = builder, element
         self.vector = ir.VectorType(element, lanes)
-        self._features = features  # of the processor, as LLVM names them
 
     def floats(self, lanes: int = 2 * LANES) -> Emitter:
         return Emitter(self.builder, _F32, lanes)
 
     def bound(self, up: bool, *operands: Vector) -> Vector:
-        """Of doubles: a number on that side of `x + y` or `x y + z`, or the result itself. So if a
-        sum's two bounds, one from the other on either side, are the same, they are the exact sum,
-        and it is between them if not.
-
-        AVX-512's instructions can round up and down; elsewhere what is rounded to nearest is moved.
+        """Of doubles: the next number on that side of `x + y` or `x y + z`, whose product is exact,
+        or the one after it; or the result itself. So if a sum's two bounds, one from the other on
+        either side, are the same, they are the exact sum, and it is between them if not.
         """
-        if not self.rounds_up_and_down():
-            x, *others = operands
-            found = x + others[0] if len(others) == 1 else x.times_plus(*others)
-            size = found.size().smaller(self.number(_FAR)) * self.number(_MORE)
-            return found + size if up else found - size
+        if not ROUNDS_BY_INSTRUCTION:
+            x, y = operands if len(operands) == 2 else (operands[0] * operands[1], operands[2])
+            found, rest = x.sum_and_rest(y)
+            zero, size = self.number(0.0), found.size() * self.number(_PLACE)
+            if up:
+                return (zero < rest).where(found + size, found)
+            return (rest < zero).where(found - size, found)
         name = "add" if len(operands) == 2 else "vfmadd"
         kind = ir.FunctionType(_DOUBLES, [_DOUBLES] * len(operands) + [_I32])
         function = cgutils.get_or_insert_function(
@@ -273,9 +281,59 @@ class Emitter:
         values = [*(x.value for x in operands), mode]
         return Vector(self.builder, self.builder.call(function, values))
 
-    def rounds_up_and_down(self) -> bool:
-        """Whether `bound` is the next number on that side."""
-        return "+avx512f" in self._features
+    @contextmanager
+    def rounding_up(self, variables: Iterable[ir.Value]) -> Iterator[None]:
+        """The processor rounds up what is computed from these variables and put into them, where it
+        `ROUNDS_BY_MODE`.
+        """
+        variables = list(variables)
+        before = self.control()
+        self._change(variables, self.builder.or_(before, self.integer(_UPWARDS[_ARCHITECTURE])))
+        yield
+        self._change(variables, before)
+
+    def _change(self, variables: list[ir.Value], control: ir.Value) -> None:
+        """The control word; what was put into variables before is computed under the old one, and
+        nothing from them is that comes after.
+        """
+        self._held(variables)
+        self.set_control(control)
+        self._held(variables)
+
+    def _held(self, variables: list[ir.Value]) -> None:
+        """LLVM knows nothing of control words, but it leaves the order of assembler's lines as it
+        is, even if these are empty.
+        """
+        for variable in variables:
+            value = self.builder.load(variable)
+            kind = ir.FunctionType(value.type, [value.type])
+            constraint = f"={_REGISTERS[_ARCHITECTURE]},0"
+            self.put(variable, Vector(self.builder, self._asm(kind, "", constraint, value)))
+
+    def control(self) -> ir.Value:
+        """The processor's control word: MXCSR (Intel 64 manual, volume 1, 10.2.3) or FPCR (Arm
+        Architecture Reference Manual, C5.2).
+        """
+        if _IS_X86:
+            return self._mxcsr("llvm.x86.sse.stmxcsr", self.integer(0))
+        return self._asm(ir.FunctionType(_I64, []), "mrs $0, fpcr", "=r")
+
+    def set_control(self, word: ir.Value) -> None:
+        if _IS_X86:
+            self._mxcsr("llvm.x86.sse.ldmxcsr", word)
+        else:
+            self._asm(ir.FunctionType(ir.VoidType(), [_I64]), "msr fpcr, $0", "r", word)
+
+    def _mxcsr(self, name: str, word: ir.Value) -> ir.Value:
+        """Set or read by way of memory."""
+        place = self.integer_variable(0)
+        self.builder.store(word, place)
+        byte = ir.IntType(8).as_pointer()
+        self.call(name, ir.VoidType(), self.builder.bitcast(place, byte))
+        return self.builder.load(place)
+
+    def _asm(self, kind: ir.FunctionType, line: str, operands: str, *values: ir.Value) -> ir.Value:
+        return self.builder.asm(kind, line, operands, values, side_effect=True)
 
     def number(self, value: float) -> Vector:
         return Vector(self.builder, ir.Constant(self.vector, [value] * self.vector.count))
@@ -415,8 +473,7 @@ def inline(result: bool) -> Callable[[Callable[..., Any]], Any]:
         def compiled(context: Any, operands: Any) -> Any:
             def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
                 values = cgutils.unpack_tuple(builder, arguments[0], len(operands))
-                features = context.codegen().magic_tuple()[2]
-                found = function(Emitter(builder, features=features), *values)
+                found = function(Emitter(builder), *values)
                 return found if result else context.get_dummy_value()
 
             return (types.int64 if result else types.void)(operands), emit

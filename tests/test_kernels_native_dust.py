@@ -65,8 +65,9 @@ def test_dust_is_added_apart(share, padded, scale):
     """Also where sums of main parts are subnormal numbers of FP32."""
     rng = np.random.default_rng(padded)
     record = dataclasses.replace(ASCEND, products=padded)
-    a, b = (dusty(rng, shape, share, scale=scale) for shape in ((ROWS, 256), (256, COLUMNS)))
-    c = (rng.normal(size=(PART, COLUMNS)) * scale**2).astype(np.float32)
+    a, b = (dusty(rng, shape, share, scale=scale) for shape in ((8, 256), (256, 16)))
+    c = (rng.normal(size=(4, 16)) * scale**2).astype(np.float32)
+    a, b, c = a[:ROWS], b[:, :COLUMNS], c[:PART, :COLUMNS]  # the same numbers for each processor
     out, grid, failed = added(a, b, c, padded)
     assert grid > 0 and failed == 0
     expected = kernels.reference.matmul(a[:PART], b, c, arithmetic=record)
