@@ -483,10 +483,10 @@ def _low_half(x: int, y: int, here: int, width: int, length: int, found: int, ca
     """A block for C[ROWS, HALF], of which `kinds` found this, where `low` serves; the care that is
     needed after it.
     """
-    first = 0
+    first, size = 0, _PART
     tried = care == _SELDOM  # whether it is known how often sums are small
     while first < length:
-        count = length - first if tried and found >= _DEEP else min(_PART, length - first)
+        count = length - first if tried and found >= _DEEP else min(size, length - first)
         operands = x + 4 * first, y + 4 * first * COLUMNS, here, width, count, length
         if found < _DEEP or (tried and care == _OFTEN):
             _low_part(operands, found)
@@ -497,6 +497,7 @@ def _low_half(x: int, y: int, here: int, width: int, length: int, found: int, ca
             tried, care = True, few if times <= count * _FEW else _OFTEN
         found = steps_of.kinds((here, width))
         first += count
+        size = 2 * size if found < _DEEP else _PART
     return care
 
 

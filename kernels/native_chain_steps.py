@@ -277,11 +277,16 @@ def _deep(
     emit.set_control(emit.integer(_FLUSHING))
     sums = _sums(emit, emit.at(c), width, SCALE)
     lasts = [emit.variable(emit.get(variable)) for _, variable in sums]  # with the right signs
-    moved = []  # bits in which sums have differed from `_ONCE`
-    for _, variable in sums:
-        start = emit.get(variable) + middle
-        emit.put(variable, start)
-        moved.append(emit.variable(start.words() ^ once))
+    # Bits in which sums have differed from `_ONCE`: one variable would wait for itself too often.
+    moved = [emit.variable(singles.word(0)) for _ in range(2)]
+
+    def look_at(index: int, total: Vector) -> None:
+        bits = moved[index % len(moved)]
+        emit.put(bits, emit.get(bits) | (total.words() ^ once))
+
+    for i, (_, variable) in enumerate(sums):
+        emit.put(variable, emit.get(variable) + middle)
+        look_at(i, emit.get(variable))
 
     def without_middle(variable: Any, last: Any) -> Vector:
         found = emit.get(variable) - middle
@@ -289,16 +294,15 @@ def _deep(
 
     with emit.loop(count) as k:
         right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
-        for i, ((_, variable), last, bits) in enumerate(zip(sums, lasts, moved, strict=True)):
+        for i, ((_, variable), last) in enumerate(zip(sums, lasts, strict=True)):
             left = singles.load_all_equal(singles.place(rows[i], k))
             if signs:
                 emit.put(last, left.times_plus(right, without_middle(variable, last)))
             total = left.times_plus(right, emit.get(variable))
             emit.put(variable, total)
-            emit.put(bits, emit.get(bits) | (total.words() ^ once))
-    failed = emit.integer(0)
-    for bits in moved:
-        failed = builder.or_(failed, singles.word(_FRACTION).less_word(emit.get(bits)).bits())
+            look_at(i, total)
+    bits = functools.reduce(Vector.__or__, map(emit.get, moved))
+    failed = singles.word(_FRACTION).less_word(bits).bits()
     with emit.unless(failed):
         for (place, variable), last in zip(sums, lasts, strict=True):
             _store(emit, without_middle(variable, last), place, 1 / SCALE)
