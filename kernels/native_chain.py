@@ -6,8 +6,8 @@ own, but where numbers are subnormal it takes a hundred times as long; unless it
 then it is as quick as ever and tells that it did. So every `ROWS x COLUMNS` elements of a tile run
 through a block of k flushing. A unit that flushes is done. For one that does not, a block counts if
 its operands are normal numbers or 0 and nothing was flushed. Others go in parts of `_PART` products
-and half as many columns, for each of which the quickest of these ways is taken (the first two also
-for more products at once, where no part before has failed there):
+and `CAREFUL` columns, for each of which the quickest of these ways is taken (the first two also for
+more products at once, where no part before has failed there):
 
 - direct, if operands are normal numbers or 0, and again nothing was flushed;
 - firm, if some are subnormal, but no sum is small: all is times a power of two by which they are
@@ -40,7 +40,7 @@ from numba import carray, njit
 
 from kernels import native
 from kernels import native_chain_steps as steps_of
-from kernels.native_chain_steps import COLUMNS, HALF, ROWS
+from kernels.native_chain_steps import CAREFUL, COLUMNS, ROWS
 from kernels.native_operands import (
     FP32,
     GROUP,
@@ -55,6 +55,7 @@ from kernels.native_operands import (
 from kernels.native_steps import EXPONENT, rows_of
 from kernels.vectors import COMPILED, INLINED, LANES, Emitter, Vector, inline, pointer
 
+_VECTOR = 2 * LANES  # words
 _BLOCK = 256  # products of a block
 _PART = 32  # products of a part of it
 
@@ -140,15 +141,15 @@ def _pack_columns(
 
 @inline(result=False)
 def _sizes(emit: Emitter, words: Any, count: Any, least: Any, most: Any, zeros: Any) -> None:
-    """Of so many times HALF words of FP32 into HALF words each: the least magnitudes less 1, and
-    the largest finite ones; also, bit 31 of `zeros` is set if one is 0.
+    """Of so many times _VECTOR words of FP32 into _VECTOR words each: the least magnitudes less 1,
+    and the largest finite ones; also, bit 31 of `zeros` is set if one is 0.
     """
     singles = emit.floats()
     words, *places = (singles.at(x) for x in (words, least, most, zeros))
     low, high, any_zero = (emit.variable(singles.load(x)) for x in places)
     infinity, minus_one = singles.word(_INFINITY), singles.word(0xFFFFFFFF)
     with emit.loop(count) as index:
-        word = singles.load(singles.place(words, emit.times(index, HALF))).words()
+        word = singles.load(singles.place(words, emit.times(index, _VECTOR))).words()
         size = word & singles.word(0x7FFFFFFF)
         finite = size.less_word(infinity).where(size, singles.word(0))
         less = size.plus_words(minus_one)
@@ -162,16 +163,16 @@ def _sizes(emit: Emitter, words: Any, count: Any, least: Any, most: Any, zeros: 
 @njit(**COMPILED)
 def _extent(words: Any, start: int, count: int, found: Any) -> None:
     """What is known of a group at first, into `found`."""
-    lanes = np.zeros(3 * HALF, np.uint32)
-    lanes[:HALF] = 0xFFFFFFFF
-    vectors = count // HALF
-    ends = address(lanes, 0), address(lanes, HALF), address(lanes, 2 * HALF)
+    lanes = np.zeros(3 * _VECTOR, np.uint32)
+    lanes[:_VECTOR] = 0xFFFFFFFF
+    vectors = count // _VECTOR
+    ends = address(lanes, 0), address(lanes, _VECTOR), address(lanes, 2 * _VECTOR)
     _sizes((address(words, start), vectors, *ends))
     least, most, zero = np.uint32(0xFFFFFFFF), np.uint32(0), np.uint32(0)
-    for i in range(HALF):
-        least, most = min(least, lanes[i]), max(most, lanes[HALF + i])
-        zero = max(zero, lanes[2 * HALF + i] >> np.uint32(31))
-    for i in range(start + vectors * HALF, start + count):
+    for i in range(_VECTOR):
+        least, most = min(least, lanes[i]), max(most, lanes[_VECTOR + i])
+        zero = max(zero, lanes[2 * _VECTOR + i] >> np.uint32(31))
+    for i in range(start + vectors * _VECTOR, start + count):
         magnitude = np.uint32(words[i] & _MAGNITUDE)
         less = np.uint32(magnitude - np.uint32(1))  # 0 comes last
         least, zero = min(least, less), max(zero, less >> np.uint32(31))
@@ -438,11 +439,11 @@ def _is_zero(word: int) -> bool:
 
 @njit(**COMPILED)
 def _flushing_part(x: Any, y: Any, x_at: int, y_at: int, c_and_sizes: Any, reach: int) -> bool:
-    """A part for C[ROWS, HALF] on the flushing way that may serve; whether it has failed."""
+    """A part for C[ROWS, CAREFUL] on the flushing way that may serve; whether it has failed."""
     of_x, of_y = _known(x), _known(y)
     if of_x[_SUBNORMAL] == 0 and of_y[_SUBNORMAL] == 0:
         x_at, y_at = x_at + x[0], y_at + y[0]
-        return steps_of.direct_half((x_at, y_at, *c_and_sizes, steps_of.UNDERFLOW)) != 0
+        return steps_of.direct_careful((x_at, y_at, *c_and_sizes, steps_of.UNDERFLOW)) != 0
     # Sums of 2 and more do not notice what is below 2^-25: neither a product of a number below
     # 2^-126 nor that of 2^-126 in its place.
     x_scale, y_scale = _own_scale(x), _own_scale(y)
@@ -462,11 +463,14 @@ def _flushing_part(x: Any, y: Any, x_at: int, y_at: int, c_and_sizes: Any, reach
 
 @njit(**COMPILED)
 def _low_part(operands: Any, found: int) -> None:
-    """A part for C[ROWS, HALF], of which `kinds` found this, where `low` serves."""
+    """A part for C[ROWS, CAREFUL], of which `kinds` found this, where `low` serves."""
     x, y, here, width, count, length = operands
     last = count - 1
     x_last, y_last = x + 4 * last, y + 4 * last * COLUMNS
-    of_x, of_y = _ends_in_zero(x, ROWS, length, count, 1), _ends_in_zero(y, HALF, 1, count, COLUMNS)
+    of_x, of_y = (
+        _ends_in_zero(x, ROWS, length, count, 1),
+        _ends_in_zero(y, CAREFUL, 1, count, COLUMNS),
+    )
     # C that is +0 stays that, whatever zeros are added.
     stays = max(of_x, of_y) == 0 or (max(of_x, of_y) == 1 and found & steps_of.MINUS_ZERO == 0)
     if not stays:
@@ -479,9 +483,9 @@ def _low_part(operands: Any, found: int) -> None:
 
 
 @njit(**COMPILED)
-def _low_half(x: int, y: int, here: int, width: int, length: int, found: int, care: int) -> int:
-    """A block for C[ROWS, HALF], of which `kinds` found this, where `low` serves; the care that is
-    needed after it.
+def _low_block(x: int, y: int, here: int, width: int, length: int, found: int, care: int) -> int:
+    """A block for C[ROWS, CAREFUL], of which `kinds` found this, where `low` serves; the care that
+    is needed after it.
     """
     first, size = 0, _PART
     tried = care == _SELDOM  # whether it is known how often sums are small
@@ -512,11 +516,21 @@ def _sizes_of(x: Any, y: Any, found: int, length: int) -> Any:
 
 
 @njit(**COMPILED)
+def _kinds(here: int, width: int) -> int:
+    """Of C[ROWS, COLUMNS], the largest word of `kinds`, and whether any says `TINY`."""
+    most = tiny = 0
+    for first in range(0, COLUMNS, CAREFUL):
+        found = steps_of.kinds((here + 8 * first, width))
+        most, tiny = max(most, found), tiny | found & steps_of.TINY
+    return most | tiny
+
+
+@njit(**COMPILED)
 def _whole(x: Any, y: Any, here: int, width: int, length: int, refusals: Any) -> bool:
     """A block for C[ROWS, COLUMNS] at `here`, if it has few steps that round; whether it has.
     Without dust, unless that has failed more often than it served.
     """
-    found = max(steps_of.kinds((here, width)), steps_of.kinds((here + 8 * HALF, width)))
+    found = _kinds(here, width)
     product, _, scalable = _sizes_of(x, y, found, length)
     if not scalable:
         return False
@@ -538,10 +552,10 @@ def _whole(x: Any, y: Any, here: int, width: int, length: int, refusals: Any) ->
 
 
 @njit(**COMPILED)
-def _careful_half(
-    x: Any, y: Any, half: int, c: Any, length: int, narrow: bool, care: int, slow: Any
+def _careful(
+    x: Any, y: Any, column: int, c: Any, length: int, narrow: bool, care: int, slow: Any
 ) -> int:
-    """A block for C[ROWS, HALF], whatever there is; the care that is needed after it.
+    """A block for C[ROWS, CAREFUL], whatever there is; the care that is needed after it.
 
     Args:
         x, y: as for `_copy`.
@@ -553,14 +567,14 @@ def _careful_half(
     product, reach, scalable = _sizes_of(x, y, found, length)
     if scalable and product <= _LOW and found & steps_of.SETTLED == 0:
         slow[0] += -(-length // _PART)
-        x_at, y_at = _copy(x, _SCALED), _copy(y, _SCALED) + 4 * half * HALF
-        return _low_half(x_at, y_at, here, width, length, found, care)
+        x_at, y_at = _copy(x, _SCALED), _copy(y, _SCALED) + 4 * column
+        return _low_block(x_at, y_at, here, width, length, found, care)
     first, size, failed = 0, _PART if found >> 52 == 0 else length, False
     while first < length:
-        x_at, y_at = 4 * first, 4 * (first * COLUMNS + half * HALF)
+        x_at, y_at = 4 * first, 4 * (first * COLUMNS + column)
         if found & steps_of.SETTLED != 0:  # then what is finite might as well be another number
             x_part, y_part = _raised(x, 0) + x_at, _raised(y, 0) + y_at
-            steps_of.direct_half((x_part, y_part, here, width, length - first, length, 0))
+            steps_of.direct_careful((x_part, y_part, here, width, length - first, length, 0))
             return _NONE
         count = min(size, length - first)
         failed = found & steps_of.TINY != 0 or _flushing_part(
@@ -615,8 +629,8 @@ def _tile(
     for ig in range(row_groups):
         for jg in range(column_groups):
             here = at_c + 8 * (ig * ROWS * width + jg * COLUMNS)
-            found = steps_of.kinds((here, width)) | steps_of.kinds((here + 8 * HALF, width))
-            care[ig * column_groups + jg] = _NONE if found & steps_of.TINY == 0 else _SELDOM
+            is_tiny = _kinds(here, width) & steps_of.TINY != 0
+            care[ig * column_groups + jg] = _SELDOM if is_tiny else _NONE
     for first in range(0, number, block):
         length = min(block, number - first)
         _pack_rows(a, form, corner[0], row_order, k, first, length, products, x)
@@ -649,11 +663,11 @@ def _tile(
                 if _whole(left, right, here, width, length, refusals):
                     continue
                 care[group] = _NONE
-                for half in range(COLUMNS // HALF):
-                    of_c = here + 8 * half * HALF, width
-                    after = _careful_half(left, right, half, of_c, length, narrow, before, slow)
+                for column in range(0, COLUMNS, CAREFUL):
+                    of_c = here + 8 * column, width
+                    after = _careful(left, right, column, of_c, length, narrow, before, slow)
                     care[group] = max(care[group], after)
-            parts = (jg + 1) * row_groups * (COLUMNS // HALF) * -(-length // _PART)
+            parts = (jg + 1) * row_groups * (COLUMNS // CAREFUL) * -(-length // _PART)
             if first == 0 and not (is_sorted or asked) and 4 * slow[0] > parts:
                 asked = True
                 if _sort(a, b, form, sizes, corner, orders):

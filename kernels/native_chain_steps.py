@@ -14,7 +14,8 @@ from kernels.native_steps import LEAST, rows_of, to_odd
 from kernels.vectors import LANES, ROUNDS_BY_INSTRUCTION, ROWS, Emitter, Vector, inline
 
 COLUMNS = 4 * LANES
-HALF = 2 * LANES  # columns at once on the careful ways
+CAREFUL = 2 * LANES if LANES == 8 else COLUMNS  # columns at once on the careful ways
+_VECTOR = 2 * LANES  # columns of one vector
 
 # The processor's control word, MXCSR (Intel 64 manual, volume 1, 10.2.3).
 _KEEPING = 0x1F80  # to nearest; nothing interrupts
@@ -28,7 +29,6 @@ SCALE = 2.0 ** (SCALE_X + SCALE_Y)  # of products and sums
 _ONCE = 2.0**-126 * SCALE
 _AT_LEAST_TWO = 1 << 30  # the bit that tells of a word of FP32; and `_ONCE` is 2
 _FRACTION = (1 << 23) - 1
-_TOGETHER = ROWS // 2
 WHOLE = 2 * 277 + SCALE_X + SCALE_Y - 149  # see `whole`
 
 
@@ -54,23 +54,17 @@ def _direct(
     refused: Any,
 ) -> Any:
     singles = emit.floats()
-    rows, y, c = rows_of(singles, x, stride, ROWS), singles.at(y), emit.at(c)
+    rows, y = rows_of(singles, x, stride, ROWS), singles.at(y)
     emit.set_control(emit.integer(_FLUSHING))
-    parts = range(0, columns, 2 * LANES)
-    places = [[emit.place(c, emit.times(width, i), j) for j in parts] for i in range(ROWS)]
-    sums = [[emit.variable(_floats_at(emit, place)) for place in row] for row in places]
+    sums = _sums(emit, emit.at(c), width, 1.0, columns)
     with emit.loop(count) as k:
-        ys = singles.place(y, emit.times(k, COLUMNS))
-        right = [singles.load(singles.place(ys, j)) for j in parts]
-        for i, row in enumerate(sums):
-            left = singles.load_all_equal(singles.place(rows[i], k))
-            for total, factor in zip(row, right, strict=True):
-                emit.put(total, left.times_plus(factor, emit.get(total)))
+        factors = _factors(singles, rows, y, k, columns)
+        for (_, total), (left, right) in zip(sums, factors, strict=True):
+            emit.put(total, left.times_plus(right, emit.get(total)))
     raised = emit.builder.and_(emit.control(), refused)
     with emit.unless(raised):
-        for row, row_places in zip(sums, places, strict=True):
-            for total, place in zip(row, row_places, strict=True):
-                _store(emit, emit.get(total), place)
+        for place, total in sums:
+            _store(emit, emit.get(total), place)
     return raised
 
 
@@ -88,9 +82,9 @@ def direct(emit: Emitter, *operands: Any) -> Any:
 
 
 @inline(result=True)
-def direct_half(emit: Emitter, *operands: Any) -> Any:
-    """As `direct`, where of y's and C's rows HALF numbers count."""
-    return _direct(emit, HALF, *operands)
+def direct_careful(emit: Emitter, *operands: Any) -> Any:
+    """As `direct`, where of y's and C's rows CAREFUL numbers count."""
+    return _direct(emit, CAREFUL, *operands)
 
 
 def _floats_at(emit: Emitter, place: ir.Value, scale: float | Vector = 1.0) -> Vector:
@@ -106,10 +100,25 @@ def _store(emit: Emitter, row: Vector, place: ir.Value, scale: float | Vector = 
         emit.store(half * factor, emit.place(place, start))
 
 
-def _sums(emit: Emitter, c: Any, width: Any, scale: float | Vector) -> list[tuple[Any, Any]]:
-    """Of C[ROWS, HALF]: where a row is, and a variable with its floats times `scale`."""
-    places = [emit.place(c, emit.times(width, i)) for i in range(ROWS)]
+def _sums(
+    emit: Emitter, c: Any, width: Any, scale: float | Vector, columns: int = CAREFUL
+) -> list[tuple[Any, Any]]:
+    """Of C[ROWS, columns], vectors along rows: where one is, and a variable with its floats times
+    `scale`.
+    """
+    starts = range(0, columns, _VECTOR)
+    places = [emit.place(c, emit.times(width, i), j) for i in range(ROWS) for j in starts]
     return [(place, emit.variable(_floats_at(emit, place, scale))) for place in places]
+
+
+def _factors(
+    singles: Emitter, rows: list[Any], y: Any, k: Any, columns: int = CAREFUL
+) -> list[tuple[Vector, Vector]]:
+    """Of step k: what is multiplied for each of `_sums`."""
+    ys = singles.place(y, singles.times(k, COLUMNS))
+    right = [singles.load(singles.place(ys, j)) for j in range(0, columns, _VECTOR)]
+    left = [singles.load_all_equal(singles.place(row, k)) for row in rows]
+    return [(x, factor) for x in left for factor in right]
 
 
 class _Grid:
@@ -156,9 +165,8 @@ def _on_grid(
     sums = _sums(emit, emit.at(c), width, SCALE)
     halves = [emit.variable(grid.signed_half(emit.get(variable))) for _, variable in sums]
     with emit.loop(count) as k:
-        right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
-        for i, ((_, variable), half) in enumerate(zip(sums, halves, strict=True)):
-            left = singles.load_all_equal(singles.place(rows[i], k))
+        factors = _factors(singles, rows, y, k)
+        for (_, variable), half, (left, right) in zip(sums, halves, factors, strict=True):
             before = emit.get(variable)
             total = left.times_plus(right, before)
             signed = grid.signed_half(total)
@@ -171,10 +179,10 @@ def _on_grid(
 
 @inline(result=False)
 def low(emit: Emitter, *operands: Any) -> None:
-    """C[ROWS, HALF] += x y, where products are below 2^-102; the last product of none is 0.
+    """C[ROWS, CAREFUL] += x y, where products are below 2^-102; the last product of none is 0.
 
     Args:
-        operands: x, y, c, width, count, stride: as for `direct_half`, but x and y are normal
+        operands: x, y, c, width, count, stride: as for `direct_careful`, but x and y are normal
             numbers and SCALE times as large together. So are C and sums here: 2^-126 is `_ONCE`.
 
     Zeros lose their sign, until another product comes.
@@ -204,28 +212,22 @@ def whole(emit: Emitter, *operands: Any) -> Any:
     builder, singles = emit.builder, emit.floats()
     rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
     ends = [builder.inttoptr(at, ir.IntType(32).as_pointer()) for at in (x_ends, y_ends)]
-    parts = range(0, COLUMNS, HALF)
     emit.set_control(emit.integer(_FLUSHING))
-    columns = [_sums(emit, emit.place(emit.at(c), j), width, SCALE) for j in parts]
+    sums = _sums(emit, emit.at(c), width, SCALE, COLUMNS)
     with emit.loop(count) as k:
-        ys = singles.place(y, emit.times(k, COLUMNS))
-        right = [singles.load(singles.place(ys, j)) for j in parts]
+        factors = _factors(singles, rows, y, k, COLUMNS)
         end = builder.add(*(builder.load(emit.place(at, k)) for at in ends))
         is_whole = builder.icmp_unsigned(">=", end, ir.Constant(end.type, WHOLE))
         with builder.if_else(is_whole, likely=True) as (quick, careful):
             with quick:
-                for i, row in enumerate(zip(*columns, strict=True)):
-                    left = singles.load_all_equal(singles.place(rows[i], k))
-                    for (_, variable), factor in zip(row, right, strict=True):
-                        emit.put(variable, left.times_plus(factor, emit.get(variable)))
+                for (_, variable), (left, right) in zip(sums, factors, strict=True):
+                    emit.put(variable, left.times_plus(right, emit.get(variable)))
             with careful:
-                for i, row in enumerate(zip(*columns, strict=True)):
-                    left = singles.load_all_equal(singles.place(rows[i], k))
-                    for (_, variable), factor in zip(row, right, strict=True):
-                        before = emit.get(variable)
-                        total = left.times_plus(factor, before)
-                        emit.put(variable, grid.found((left, factor), (before, total)))
-    sums, zero = sum(columns, []), singles.number(0.0)
+                for (_, variable), (left, right) in zip(sums, factors, strict=True):
+                    before = emit.get(variable)
+                    total = left.times_plus(right, before)
+                    emit.put(variable, grid.found((left, right), (before, total)))
+    zero = singles.number(0.0)
     usual = functools.reduce(Vector.__and__, [zero < emit.get(total).size() for _, total in sums])
     failed = builder.and_((~usual).bits(), refused)
     with emit.unless(failed):
@@ -237,7 +239,7 @@ def whole(emit: Emitter, *operands: Any) -> Any:
 @inline(result=True)
 def seldom(emit: Emitter, *operands: Any) -> Any:
     """As `low`, whatever the last products are, where few sums are below `_ONCE` but 0: in a step
-    without any in `_TOGETHER` rows, these rows need no care. The result is how often they did.
+    without any in half of the rows, these need no care. The result is how often they did.
     """
     x, y, c, width, count, stride = operands
     builder, singles = emit.builder, emit.floats()
@@ -246,12 +248,13 @@ def seldom(emit: Emitter, *operands: Any) -> Any:
     times = emit.integer_variable(0)
     emit.set_control(emit.integer(_FLUSHING))
     sums = _sums(emit, emit.at(c), width, SCALE)
+    together = len(sums) // 2
     with emit.loop(count) as k:
-        right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
-        for first in range(0, ROWS, _TOGETHER):
+        factors = _factors(singles, rows, y, k)
+        for first in range(0, len(sums), together):
             steps = []
-            for i in range(first, first + _TOGETHER):
-                left, variable = singles.load_all_equal(singles.place(rows[i], k)), sums[i][1]
+            for i in range(first, first + together):
+                (_, variable), (left, right) = sums[i], factors[i]
                 before = emit.get(variable)
                 total = left.times_plus(right, before)
                 emit.put(variable, total)
@@ -261,8 +264,8 @@ def seldom(emit: Emitter, *operands: Any) -> Any:
             large = functools.reduce(Vector.__and__, less) & bit
             with emit.when(large.same_words(zero).bits()):
                 builder.store(builder.add(builder.load(times), emit.integer(1)), times)
-                for variable, factors, both in steps:
-                    emit.put(variable, grid.found(factors, both))
+                for variable, pair, both in steps:
+                    emit.put(variable, grid.found(pair, both))
     for place, variable in sums:
         _store(emit, emit.get(variable), place, 1 / SCALE)
     return builder.load(times)
@@ -271,38 +274,35 @@ def seldom(emit: Emitter, *operands: Any) -> Any:
 def _deep(
     emit: Emitter, signs: bool, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any
 ) -> Any:
-    builder, singles = emit.builder, emit.floats()
+    singles = emit.floats()
     rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
     middle, once = singles.number(1.5 * _ONCE), singles.number(_ONCE).words()
     emit.set_control(emit.integer(_FLUSHING))
     sums = _sums(emit, emit.at(c), width, SCALE)
     lasts = [emit.variable(emit.get(variable)) for _, variable in sums]  # with the right signs
-    # Bits in which sums have differed from `_ONCE`: one variable would wait for itself too often.
-    moved = [emit.variable(singles.word(0)) for _ in range(2)]
-
-    def look_at(index: int, total: Vector) -> None:
-        bits = moved[index % len(moved)]
-        emit.put(bits, emit.get(bits) | (total.words() ^ once))
-
-    for i, (_, variable) in enumerate(sums):
+    for _, variable in sums:
         emit.put(variable, emit.get(variable) + middle)
-        look_at(i, emit.get(variable))
+    moved = emit.variable(singles.word(0))  # bits in which sums have differed from `_ONCE`
+
+    def look(totals: list[Vector]) -> None:
+        bits = functools.reduce(Vector.__or__, [total.words() ^ once for total in totals])
+        emit.put(moved, emit.get(moved) | bits)
+
+    look([emit.get(variable) for _, variable in sums])
 
     def without_middle(variable: Any, last: Any) -> Vector:
         found = emit.get(variable) - middle
         return grid.with_sign(found, emit.get(last)) if signs else found
 
     with emit.loop(count) as k:
-        right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
+        factors = _factors(singles, rows, y, k)
         for i, ((_, variable), last) in enumerate(zip(sums, lasts, strict=True)):
-            left = singles.load_all_equal(singles.place(rows[i], k))
+            left, right = factors[i]
             if signs:
                 emit.put(last, left.times_plus(right, without_middle(variable, last)))
-            total = left.times_plus(right, emit.get(variable))
-            emit.put(variable, total)
-            look_at(i, total)
-    bits = functools.reduce(Vector.__or__, map(emit.get, moved))
-    failed = singles.word(_FRACTION).less_word(bits).bits()
+            emit.put(variable, left.times_plus(right, emit.get(variable)))
+        look([emit.get(variable) for _, variable in sums])
+    failed = singles.word(_FRACTION).less_word(emit.get(moved)).bits()
     with emit.unless(failed):
         for (place, variable), last in zip(sums, lasts, strict=True):
             _store(emit, without_middle(variable, last), place, 1 / SCALE)
@@ -351,17 +351,17 @@ def _firm(
 
     emit.set_control(emit.integer(_FLUSHING))
     sums = _sums(emit, emit.at(c), width, _power_of_two(emit, scale))
-    start = functools.reduce(Vector.__and__, [told(emit.get(total)) for _, total in sums])
-    # Of all sums. One variable would wait for itself too often.
-    bits = [emit.variable(start if zeros else bit) for _ in range(4)]
+
+    def all_told() -> Vector:
+        return functools.reduce(Vector.__and__, [told(emit.get(total)) for _, total in sums])
+
+    found = emit.variable(all_told() if zeros else bit)
     with emit.loop(count) as k:
-        right = singles.load(singles.place(y, emit.times(k, COLUMNS)))
-        for i, (_, variable) in enumerate(sums):
-            left = singles.load_all_equal(singles.place(rows[i], k))
-            total = left.times_plus(right, emit.get(variable))
-            emit.put(variable, total)
-            emit.put(bits[i % 4], emit.get(bits[i % 4]) & told(total))
-    large = functools.reduce(Vector.__and__, map(emit.get, bits)) & bit
+        factors = _factors(singles, rows, y, k)
+        for (_, total), (left, right) in zip(sums, factors, strict=True):
+            emit.put(total, left.times_plus(right, emit.get(total)))
+        emit.put(found, emit.get(found) & all_told())
+    large = emit.get(found) & bit
     failed = large.same_words(singles.word(0)).bits()
     if zeros:
         flushed = builder.and_(emit.control(), emit.integer(UNDERFLOW))
@@ -375,12 +375,12 @@ def _firm(
 
 @inline(result=True)
 def firm(emit: Emitter, *operands: Any) -> Any:
-    """C[ROWS, HALF] += x y in FP32, flushing, all times a power of two; C stays as it was, and the
-    result is not 0, if any sum on the way is below 2.
+    """C[ROWS, CAREFUL] += x y in FP32, flushing, all times a power of two; C stays as it was, and
+    the result is not 0, if any sum on the way is below 2.
 
     Args:
-        operands: x, y, c, width, count, stride, scale: as for `direct_half`, but x and y are normal
-            numbers and 2^scale times as large together.
+        operands: x, y, c, width, count, stride, scale: as for `direct_careful`, but x and y are
+            normal numbers and 2^scale times as large together.
     """
     return _firm(emit, False, *operands)
 
@@ -395,23 +395,25 @@ def _in_float64(
     emit: Emitter, narrow: bool, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any
 ) -> None:
     rows, y, c = rows_of(emit, x, stride, ROWS), emit.at(y), emit.at(c)
-    offsets = range(0, HALF, LANES)
-    places = [[emit.place(c, emit.times(width, i), j) for j in offsets] for i in range(ROWS)]
     emit.set_control(emit.integer(_KEEPING))
-    sums = [[emit.variable(emit.load(place)) for place in row] for row in places]
-    with emit.loop(count) as k:
-        right = [emit.load(emit.place(y, emit.times(k, COLUMNS), j)) for j in offsets]
-        for i, row in enumerate(sums):
-            left = emit.load_all_equal(emit.place(rows[i], k))
-            for variable, factor in zip(row, right, strict=True):
+    with emit.loop(emit.integer(CAREFUL // _VECTOR)) as part:
+        first = emit.times(part, _VECTOR)
+        offsets = [emit.builder.add(first, emit.integer(j)) for j in (0, LANES)]
+        places = [emit.place(c, emit.times(width, i), j) for i in range(ROWS) for j in offsets]
+        sums = [emit.variable(emit.load(place)) for place in places]
+        with emit.loop(count) as k:
+            ys = emit.place(y, emit.times(k, COLUMNS))
+            right = [emit.load(emit.place(ys, j)) for j in offsets]
+            left = [emit.load_all_equal(emit.place(row, k)) for row in rows]
+            factors = [(x, factor) for x in left for factor in right]
+            for variable, (factor, other) in zip(sums, factors, strict=True):
                 before = emit.get(variable)
                 if narrow:
-                    total = left.times_plus(factor, before)
+                    total = factor.times_plus(other, before)
                 else:
-                    total = _product_and_sum_to_odd(emit, left, factor, before)
+                    total = _product_and_sum_to_odd(emit, factor, other, before)
                 emit.put(variable, total.to_float32())
-    for row, row_places in zip(sums, places, strict=True):
-        for total, place in zip(row, row_places, strict=True):
+        for total, place in zip(sums, places, strict=True):
             emit.store(emit.get(total), place)
 
 
@@ -428,7 +430,7 @@ def _product_and_sum_to_odd(emit: Emitter, x: Vector, y: Vector, z: Vector) -> V
 
 @inline(result=False)
 def wide(emit: Emitter, *operands: Any) -> None:
-    """C[ROWS, HALF] += x y, whatever they are; products have 24 bits at most.
+    """C[ROWS, CAREFUL] += x y, whatever they are; products have 24 bits at most.
 
     FP64's multiply-add rounds so far below FP32's last place that rounding again is harmless: to
     nearest, FP32 has 24 bits and 53 >= 2 * 24 + 2, and a sum below 2^-126 that FP64 rounds at all
@@ -436,7 +438,7 @@ def wide(emit: Emitter, *operands: Any) -> None:
     subnormal.
 
     Args:
-        operands: x, y, c, width, count, stride: as for `direct_half`, but x and y are doubles.
+        operands: x, y, c, width, count, stride: as for `direct_careful`, but x and y are doubles.
     """
     _in_float64(emit, True, *operands)
 
@@ -449,7 +451,7 @@ def wide_odd(emit: Emitter, *operands: Any) -> None:
 
 @inline(result=True)
 def kinds(emit: Emitter, c: Any, width: Any) -> Any:
-    """Of C[ROWS, HALF]: the word of a double, the size of the largest finite element, whose last
+    """Of C[ROWS, CAREFUL]: the word of a double, the size of the largest finite element, whose last
     bits are free: `TINY` if an element is subnormal, `SETTLED` if none is finite, `MINUS_ZERO` if
     one is that.
     """
@@ -459,7 +461,7 @@ def kinds(emit: Emitter, c: Any, width: Any) -> Any:
     zero, least, infinity = emit.number(0.0), emit.number(LEAST), emit.number(math.inf)
     top = zero
     for i in range(ROWS):
-        for j in range(0, HALF, LANES):
+        for j in range(0, CAREFUL, LANES):
             number = emit.load(emit.place(c, emit.times(width, i), j))
             size = number.size()
             tiny = builder.or_(tiny, ((zero < size) & (size < least)).bits())
