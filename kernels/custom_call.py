@@ -463,6 +463,7 @@ def accumulate(
             + native_chain.TURNED * turned
             + native_chain.POSITIVE_ZERO * (arithmetic.zero == "positive")
             + native_chain.NARROW * (kept + 1 <= 12)
+            + native_chain.QUICK * native_chain.keeps_quickly()
         )
         name, options = CHAIN, [arithmetic.products, unit, arithmetic.nan]
     else:

@@ -2,12 +2,13 @@
 [batch, k, n]`.
 
 The same results as `kernels.chain`, bit for bit. The processor's FP32 multiply-add is the unit's
-own, but where numbers are subnormal it takes a hundred times as long; unless it flushes them, and
-then it is as quick as ever and tells that it did. So every `ROWS x COLUMNS` elements of a tile run
-through a block of k flushing. A unit that flushes is done. For one that does not, a block counts if
-its operands are normal numbers or 0 and nothing was flushed. Others go in parts of `_PART` products
-and `CAREFUL` columns, for each of which the quickest of these ways is taken (the first two also for
-more products at once, where no part before has failed there):
+own, so every `ROWS x COLUMNS` elements of a tile run through a block of k. But where numbers are
+subnormal, some processors take a hundred times as long (`keeps_quickly` tells which); unless they
+flush them, and then they are as quick as ever and tell that they did. A unit that flushes is done.
+For one that does not, on such a processor, a block counts if its operands are normal numbers or 0
+and nothing was flushed. Others go in parts of `_PART` products and `CAREFUL` columns, for each of
+which the quickest of these ways is taken (the first two also for more products at once, where no
+part before has failed there):
 
 - direct, if operands are normal numbers or 0, and again nothing was flushed;
 - firm, if some are subnormal, but no sum is small: all is times a power of two by which they are
@@ -32,6 +33,7 @@ The ways are in `kernels.native_chain_steps`.
 from __future__ import annotations
 
 import functools
+import time
 from typing import Any
 
 import numpy as np
@@ -60,7 +62,7 @@ _BLOCK = 256  # products of a block
 _PART = 32  # products of a part of it
 
 # Bits of `unit` (see `compute`).
-FLUSH, PROPAGATE, TURNED, POSITIVE_ZERO, NARROW = (1 << bit for bit in range(5))
+FLUSH, PROPAGATE, TURNED, POSITIVE_ZERO, NARROW, QUICK = (1 << bit for bit in range(6))
 
 _FLOATS = FP32, 0, 0  # as a form
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -69,6 +71,25 @@ _QUIET = 0x00400000
 _NORMAL = 0x00800000  # the word of 2^-126
 _MOVED = 256 << 23
 _DEEP = (1023 - 127) << 52  # of 2^-127, a double
+
+
+@functools.cache
+def keeps_quickly() -> bool:
+    """Whether this processor computes with subnormal numbers about as quickly as with others, by
+    the seconds that some products take: where these mislead, it is time that is lost, no bits.
+    """
+
+    def seconds(factor: float) -> float:
+        x = np.full(1 << 12, 2.0**-70, np.float32)
+        y, out = np.full_like(x, factor), np.empty_like(x)
+        least = np.inf
+        for _ in range(20):
+            start = time.perf_counter()
+            np.multiply(x, y, out=out)
+            least = min(least, time.perf_counter() - start)
+        return least
+
+    return seconds(2.0**-70) < 4 * seconds(1.0)
 
 
 # Operands.
@@ -443,7 +464,8 @@ def _flushing_part(x: Any, y: Any, x_at: int, y_at: int, c_and_sizes: Any, reach
     of_x, of_y = _known(x), _known(y)
     if of_x[_SUBNORMAL] == 0 and of_y[_SUBNORMAL] == 0:
         x_at, y_at = x_at + x[0], y_at + y[0]
-        return steps_of.direct_careful((x_at, y_at, *c_and_sizes, steps_of.UNDERFLOW)) != 0
+        ends = steps_of.FLUSHING, steps_of.UNDERFLOW
+        return steps_of.direct_careful((x_at, y_at, *c_and_sizes, *ends)) != 0
     # Sums of 2 and more do not notice what is below 2^-25: neither a product of a number below
     # 2^-126 nor that of 2^-126 in its place.
     x_scale, y_scale = _own_scale(x), _own_scale(y)
@@ -574,7 +596,8 @@ def _careful(
         x_at, y_at = 4 * first, 4 * (first * COLUMNS + column)
         if found & steps_of.SETTLED != 0:  # then what is finite might as well be another number
             x_part, y_part = _raised(x, 0) + x_at, _raised(y, 0) + y_at
-            steps_of.direct_careful((x_part, y_part, here, width, length - first, length, 0))
+            ends = length - first, length, steps_of.FLUSHING, 0
+            steps_of.direct_careful((x_part, y_part, here, width, *ends))
             return _NONE
         count = min(size, length - first)
         failed = found & steps_of.TINY != 0 or _flushing_part(
@@ -621,12 +644,13 @@ def _tile(
     width = column_groups * COLUMNS
     number = -(-k // products) * products
     block = max(1, _BLOCK // products) * products
-    keeps, narrow = unit & FLUSH == 0, unit & NARROW != 0
+    careful, narrow = unit & (FLUSH | QUICK) == 0, unit & NARROW != 0
+    control = steps_of.FLUSHING if unit & FLUSH != 0 else steps_of.KEEPING
     x_dust = y_dust = np.int64(0)
     at_c, at_x, at_y = address(c, 0), address(x, 0), address(y, 0)
     at_x_copies, at_y_copies = address(x_copies, 0), address(y_copies, 0)
     at_rows, at_columns = address(of_rows, 0), address(of_columns, 0)
-    for ig in range(row_groups):
+    for ig in range(row_groups if careful else 0):
         for jg in range(column_groups):
             here = at_c + 8 * (ig * ROWS * width + jg * COLUMNS)
             is_tiny = _kinds(here, width) & steps_of.TINY != 0
@@ -639,7 +663,7 @@ def _tile(
         )
         of_rows[:], of_columns[:] = 0, 0
         x_size, y_size = length * ROWS, length * COLUMNS
-        if keeps:
+        if careful:
             for ig in range(row_groups):
                 _extent(x, ig * x_size, x_size, of_rows[ig])
             for jg in range(column_groups):
@@ -650,12 +674,13 @@ def _tile(
                 group = ig * column_groups + jg
                 here = at_c + 8 * (ig * ROWS * width + jg * COLUMNS)
                 xs, ys = at_x + 4 * ig * x_size, at_y + 4 * jg * y_size
-                if not keeps:
-                    steps_of.direct((xs, ys, here, width, length, length, 0))
+                operands = xs, ys, here, width, length, length
+                if not careful:
+                    steps_of.direct((*operands, control, 0))
                     continue
                 small = care[group] | of_rows[ig, _SUBNORMAL] | of_columns[jg, _SUBNORMAL]
-                operands = xs, ys, here, width, length, length
-                if small == 0 and steps_of.direct((*operands, steps_of.UNDERFLOW)) == 0:
+                ends = steps_of.FLUSHING, steps_of.UNDERFLOW
+                if small == 0 and steps_of.direct((*operands, *ends)) == 0:
                     continue
                 left = _operand(xs, at_rows, at_x_copies, ig, x_size, steps_of.SCALE_X, x_dust)
                 right = _operand(ys, at_columns, at_y_copies, jg, y_size, steps_of.SCALE_Y, y_dust)
@@ -757,7 +782,7 @@ def compute(
         options: products of a step, the last of which is added first; bits of the unit: whether it
             flushes subnormal operands and results (else it keeps them), whether NaN operands are
             passed on (`TURNED`: b before a), whether zeros are +0, and whether products have 24
-            bits at most; the word of a NaN.
+            bits at most; whether the processor `keeps_quickly`; the word of a NaN.
         buffers: `buffers_for` these.
     """
     _, m, n = out.shape

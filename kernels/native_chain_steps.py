@@ -18,8 +18,8 @@ CAREFUL = 2 * LANES if LANES == 8 else COLUMNS  # columns at once on the careful
 _VECTOR = 2 * LANES  # columns of one vector
 
 # The processor's control word, MXCSR (Intel 64 manual, volume 1, 10.2.3).
-_KEEPING = 0x1F80  # to nearest; nothing interrupts
-_FLUSHING = 0x9FC0  # also, subnormal operands and results are zeros
+KEEPING = 0x1F80  # to nearest; nothing interrupts
+FLUSHING = 0x9FC0  # also, subnormal operands and results are zeros
 UNDERFLOW = 0x10  # a result has been flushed
 
 TINY, SETTLED, MINUS_ZERO = 1, 2, 4  # see `kinds`
@@ -51,11 +51,12 @@ def _direct(
     width: Any,
     count: Any,
     stride: Any,
+    control: Any,
     refused: Any,
 ) -> Any:
     singles = emit.floats()
     rows, y = rows_of(singles, x, stride, ROWS), singles.at(y)
-    emit.set_control(emit.integer(_FLUSHING))
+    emit.set_control(control)
     sums = _sums(emit, emit.at(c), width, 1.0, columns)
     with emit.loop(count) as k:
         factors = _factors(singles, rows, y, k, columns)
@@ -70,11 +71,12 @@ def _direct(
 
 @inline(result=True)
 def direct(emit: Emitter, *operands: Any) -> Any:
-    """C[ROWS, COLUMNS] += x y in FP32, flushing; C stays as it was if one of the control word's
-    flags in `refused` is raised, which is the result.
+    """C[ROWS, COLUMNS] += x y in FP32; C stays as it was if one of the control word's flags in
+    `refused` is raised, which is the result.
 
     Args:
-        operands: x, y, c, width, count, stride, refused:
+        operands: x, y, c, width, count, stride, control, refused:
+            control: the control word, `FLUSHING` or `KEEPING`.
             x, y: FP32 `[ROWS, count]`, with rows `stride` apart, and `[count, COLUMNS]`.
             c: doubles, with rows `width` apart.
     """
@@ -161,7 +163,7 @@ def _on_grid(
 ) -> None:
     singles = emit.floats()
     rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
-    emit.set_control(emit.integer(_FLUSHING))
+    emit.set_control(emit.integer(FLUSHING))
     sums = _sums(emit, emit.at(c), width, SCALE)
     halves = [emit.variable(grid.signed_half(emit.get(variable))) for _, variable in sums]
     with emit.loop(count) as k:
@@ -212,7 +214,7 @@ def whole(emit: Emitter, *operands: Any) -> Any:
     builder, singles = emit.builder, emit.floats()
     rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
     ends = [builder.inttoptr(at, ir.IntType(32).as_pointer()) for at in (x_ends, y_ends)]
-    emit.set_control(emit.integer(_FLUSHING))
+    emit.set_control(emit.integer(FLUSHING))
     sums = _sums(emit, emit.at(c), width, SCALE, COLUMNS)
     with emit.loop(count) as k:
         factors = _factors(singles, rows, y, k, COLUMNS)
@@ -246,7 +248,7 @@ def seldom(emit: Emitter, *operands: Any) -> Any:
     rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
     minus_one, bit, zero = (singles.word(x) for x in (0xFFFFFFFF, _AT_LEAST_TWO, 0))
     times = emit.integer_variable(0)
-    emit.set_control(emit.integer(_FLUSHING))
+    emit.set_control(emit.integer(FLUSHING))
     sums = _sums(emit, emit.at(c), width, SCALE)
     together = len(sums) // 2
     with emit.loop(count) as k:
@@ -277,7 +279,7 @@ def _deep(
     singles = emit.floats()
     rows, y, grid = rows_of(singles, x, stride, ROWS), singles.at(y), _Grid(singles)
     middle, once = singles.number(1.5 * _ONCE), singles.number(_ONCE).words()
-    emit.set_control(emit.integer(_FLUSHING))
+    emit.set_control(emit.integer(FLUSHING))
     sums = _sums(emit, emit.at(c), width, SCALE)
     lasts = [emit.variable(emit.get(variable)) for _, variable in sums]  # with the right signs
     for _, variable in sums:
@@ -349,7 +351,7 @@ def _firm(
         """Of one less, the bit is not set below 2 and there, but for zeros."""
         return total.words().plus_words(minus_one) if zeros else total.words()
 
-    emit.set_control(emit.integer(_FLUSHING))
+    emit.set_control(emit.integer(FLUSHING))
     sums = _sums(emit, emit.at(c), width, _power_of_two(emit, scale))
 
     def all_told() -> Vector:
@@ -395,7 +397,7 @@ def _in_float64(
     emit: Emitter, narrow: bool, x: Any, y: Any, c: Any, width: Any, count: Any, stride: Any
 ) -> None:
     rows, y, c = rows_of(emit, x, stride, ROWS), emit.at(y), emit.at(c)
-    emit.set_control(emit.integer(_KEEPING))
+    emit.set_control(emit.integer(KEEPING))
     with emit.loop(emit.integer(CAREFUL // _VECTOR)) as part:
         first = emit.times(part, _VECTOR)
         offsets = [emit.builder.add(first, emit.integer(j)) for j in (0, LANES)]

@@ -384,7 +384,7 @@ class _Bounds:
             before = self._emit.get(sums[at])
             if ROUNDS_BY_MODE:
                 term = self._of_side(up, first)
-                after = term.times_plus(*others, before) if others else term + before
+                after = term.times_plus(others[0], before) if others else term + before
             else:
                 after = self._emit.bound(up, *factors, before)
             self._emit.put(sums[at], after)

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import threading
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +29,16 @@ pytestmark = pytest.mark.skipif(
 
 
 def check(a, b, c=None, record=ASCEND):
+    """Chains both as where subnormal numbers take no longer and as where they do."""
     expected = words(kernels.reference.matmul(a, b, c, arithmetic=record))
-    got = words(kernels.matmul(a, b, c, arithmetic=record))
-    wrong = np.argwhere(expected != got)
-    assert not len(wrong), (
-        f"{len(wrong)} of {got.size} differ, first at {wrong[0]}: "
-        f"{expected[tuple(wrong[0])]:#010x} expected, {got[tuple(wrong[0])]:#010x} got"
-    )
+    for quick in (True, False) if record.is_chain else (None,):
+        with mock.patch.object(native_chain, "keeps_quickly", lambda quick=quick: quick):
+            got = words(jax.jit(lambda a, b: kernels.matmul(a, b, c, arithmetic=record))(a, b))
+        wrong = np.argwhere(expected != got)
+        assert not len(wrong), (
+            f"{len(wrong)} of {got.size} differ, first at {wrong[0]}: "
+            f"{expected[tuple(wrong[0])]:#010x} expected, {got[tuple(wrong[0])]:#010x} got"
+        )
 
 
 def spread(rng, shape, span):
@@ -734,6 +738,29 @@ def test_sums_beyond_all_numbers_beside_a_subnormal_operand():
     """They do not come back."""
     left = [2.0**127, -(2.0**126), -(2.0**126) * (1 - 2.0**-23), 1.0]
     check(*crowded([(0.0, left, [2.0**20] * 3 + [2.0**-130])], np.float32, 0.0), FMA)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_processor_s_word_about_subnormal_numbers_is_taken(quick, monkeypatch):
+    """Where they take no longer, or so it says, no chain goes a careful way; the bits stay."""
+    asked = []
+    monkeypatch.setattr(native_chain, "keeps_quickly", lambda: asked.append(quick) or quick)
+    a = np.full((9, 40), 2.0**-70, BF16)
+    got = jax.jit(lambda a: kernels.matmul(a, a.T, arithmetic=FMA))(a)
+    assert asked == [quick] and np.array_equal(got, np.full((9, 9), 40 * 2.0**-140, np.float32))
+
+
+def test_whether_subnormal_numbers_take_long_is_measured(monkeypatch):
+    """By a clock that counts multiplications: those whose results are subnormal take longer."""
+    for times, expected in ((1, True), (3, True), (5, False), (100, False)):
+        now = [0.0]
+
+        def multiply(x, y, out, times=times, now=now):
+            now[0] += times if 0 < x[0] * y[0] < 2.0**-126 else 1
+
+        monkeypatch.setattr(np, "multiply", multiply)
+        monkeypatch.setattr(native_chain.time, "perf_counter", lambda now=now: now[0])
+        assert native_chain.keeps_quickly.__wrapped__() is expected
 
 
 @pytest.mark.parametrize("center", [-30, 0, 45])
