@@ -306,7 +306,8 @@ class Emitter:
             value = self.builder.load(variable)
             kind = ir.FunctionType(value.type, [value.type])
             constraint = f"={_REGISTERS[_ARCHITECTURE]},0"
-            self.put(variable, Vector(self.builder, self._asm(kind, "", constraint, value)))
+            held = self.builder.asm(kind, "", constraint, [value], side_effect=True)
+            self.put(variable, Vector(self.builder, held))
 
     def control(self) -> ir.Value:
         """The processor's control word: MXCSR (Intel 64 manual, volume 1, 10.2.3) or FPCR (Arm
@@ -314,13 +315,13 @@ class Emitter:
         """
         if _IS_X86:
             return self._mxcsr("llvm.x86.sse.stmxcsr", self.integer(0))
-        return self._asm(ir.FunctionType(_I64, []), "mrs $0, fpcr", "=r")
+        return self.call("llvm.aarch64.get.fpcr", _I64)
 
     def set_control(self, word: ir.Value) -> None:
         if _IS_X86:
             self._mxcsr("llvm.x86.sse.ldmxcsr", word)
         else:
-            self._asm(ir.FunctionType(ir.VoidType(), [_I64]), "msr fpcr, $0", "r", word)
+            self.call("llvm.aarch64.set.fpcr", ir.VoidType(), word)
 
     def _mxcsr(self, name: str, word: ir.Value) -> ir.Value:
         """Set or read by way of memory."""
@@ -329,9 +330,6 @@ class Emitter:
         byte = ir.IntType(8).as_pointer()
         self.call(name, ir.VoidType(), self.builder.bitcast(place, byte))
         return self.builder.load(place)
-
-    def _asm(self, kind: ir.FunctionType, line: str, operands: str, *values: ir.Value) -> ir.Value:
-        return self.builder.asm(kind, line, operands, values, side_effect=True)
 
     def number(self, value: float) -> Vector:
         return Vector(self.builder, ir.Constant(self.vector, [value] * self.vector.count))

@@ -203,16 +203,25 @@ def test_the_ends_of_fp32(size):
 
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="an x86's names")
-def test_a_processor_whose_instructions_do_not_round_up_and_down(tmp_path):
-    """The same, compiled for one: bounds are moved there, or another way is taken."""
+@pytest.mark.parametrize(
+    "processor, features, more",
+    [
+        ("haswell", "+avx,+avx2,+fma", " or parts or ends_of_fp32 or fp64_rounds"),
+        ("x86-64", "", ""),
+    ],
+    ids=["by mode", "not at all"],
+)
+def test_a_processor_whose_instructions_do_not_round_up(processor, features, more, tmp_path):
+    """The same, compiled for one: its mode is changed where it has vectors of four doubles, and
+    what is rounded to nearest is moved where it has none.
+    """
     environment = {
         **os.environ,
-        "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": "+avx2,+fma",
+        "NUMBA_CPU_NAME": processor,
+        "NUMBA_CPU_FEATURES": features,
         "NUMBA_CACHE_DIR": str(tmp_path),
     }
-    chosen = "more_than_two_parts or decides_it or rests or ends_of_fp32 or infinity_that_arises"
-    chosen += " or fp64_rounds"
+    chosen = "decides_it or rests or infinity_that_arises or few_are_told" + more
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
     ran = subprocess.run(
         [*command, "-k", chosen, __file__], env=environment, capture_output=True, text=True
