@@ -251,9 +251,7 @@ class Emitter:
     doubles; those of `floats` are FP32, twice as many to a vector.
     """
 
-    def __init__(
-        self, builder: ir.IRBuilder, element: ir.Type = _F64, lanes: int = LANES
-    ) -> None:
+    def __init__(self, builder: ir.IRBuilder, element: ir.Type = _F64, lanes: int = LANES) -> None:
         self.builder, self.element = builder, element
         self.vector = ir.VectorType(element, lanes)
 

@@ -402,7 +402,8 @@ def test_doubles_rounded_to_24_bits():
 @numba.njit
 def call_directed(operands, c, out, done, constants, tops, sizes):
     ends = c.ctypes.data, 1, out.ctypes.data, done.ctypes.data, 4
-    return native_steps.directed((*operands, *ends, constants.ctypes.data))
+    rests = np.empty(4 * native_steps.QUAD * vectors.LANES)
+    return native_steps.directed((*operands, *ends, constants.ctypes.data, rests.ctypes.data))
 
 
 @numba.njit
