@@ -27,7 +27,7 @@ EXPONENT = 0x7FF << 52  # of a double
 NONE = 2.0**500  # what nothing is a multiple of
 LEAST = 2.0**-126  # of FP32's normal numbers
 _NORMAL, _INFINITY = 1 << 23, 255 << 23  # words of FP32: of 2^-126, and of an infinity
-_FEW = 3  # elements of a step that are told one vector after the other
+_FEW = 6 if ROUNDS_BY_MODE else 3  # elements of a step that are told one vector after the other
 _TO_SUBNORMAL = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
 
 
@@ -392,15 +392,20 @@ def _factors(
             yield emit.builder.add(first, emit.integer(k)), factors
 
 
+def _mode(emit: Emitter) -> Any:
+    """For `_Bounds`: read once, as that takes long."""
+    return emit.control() if ROUNDS_BY_MODE else None
+
+
 class _Bounds:
     """Sums that are rounded down and up, of values to begin with and of terms.
 
-    In a processor that rounds by mode all are rounded up: those that are to be rounded down are
-    sums of the opposite terms.
+    In a processor that rounds by mode, `mode` is its control word (`_mode`) and all are rounded up:
+    those that are to be rounded down are sums of the opposite terms.
     """
 
-    def __init__(self, emit: Emitter, starts: Sums) -> None:
-        self._emit = emit
+    def __init__(self, emit: Emitter, mode: Any, starts: Sums) -> None:
+        self._emit, self._mode = emit, mode
         self._sides = [
             (up, {at: emit.variable(self._of_side(up, value)) for at, value in starts.items()})
             for up in (False, True)
@@ -439,7 +444,8 @@ class _Bounds:
         if not ROUNDS_BY_MODE:
             return nullcontext()
         sums = *(sums for _, sums in self._sides), *others
-        return self._emit.rounding_up(x for variables in sums for x in variables.values())
+        variables = (x for variables in sums for x in variables.values())
+        return self._emit.rounding_up(self._mode, variables)
 
     def least_and_most(self) -> tuple[Sums, Sums]:
         least, most = (
@@ -451,6 +457,7 @@ class _Bounds:
 
 def _bounds_in_parts(
     emit: Emitter,
+    mode: Any,
     c: Sums,
     tops: Sums,
     scale: Vector,
@@ -469,7 +476,7 @@ def _bounds_in_parts(
         high = starts[at] + value
         rests[at] = value - (high - starts[at])
         highs[at] = emit.variable(high)
-    bounds = _Bounds(emit, rests)
+    bounds = _Bounds(emit, mode, rests)
 
     def first_only(factors: _Factors) -> None:
         for at, left, right in factors:
@@ -515,14 +522,19 @@ def _bounds_in_parts(
 
 
 def _bounds_with_rests(
-    emit: Emitter, c: Vector, products: Iterator[tuple[Any, _Factors]], rests: Any, count: Any
+    emit: Emitter,
+    mode: Any,
+    c: Vector,
+    products: Iterator[tuple[Any, _Factors]],
+    rests: Any,
+    count: Any,
 ) -> tuple[Sums, Sums]:
     """Of the sum of a step of one vector of C: what each rounding drops is added, rounded down and
     up; where a processor rounds by mode, that is done at the end, with what has been dropped in
     `rests[count, LANES]`.
     """
     at, zero = (0, 0), emit.number(0.0)
-    total, bounds = emit.variable(c), _Bounds(emit, {at: zero})
+    total, bounds = emit.variable(c), _Bounds(emit, mode, {at: zero})
     dropped = emit.integer_variable(0)
     emit.builder.store(rests, dropped)
     for _, ((_, left, right),) in products:
@@ -573,10 +585,10 @@ def directed(
         rests: where `[products of a step, LANES]` may be written.
     """
     rows, y = rows_of(emit, x, stride, PART), emit.at(y)
-    limit = emit.load_all_equal(emit.at(constants))
+    limit, mode = emit.load_all_equal(emit.at(constants)), _mode(emit)
 
     def bounds(step: Any, c: Sums) -> tuple[Sums, Sums]:
-        sums = _Bounds(emit, c)
+        sums = _Bounds(emit, mode, c)
         with sums.rounding():
             for _, factors in _factors(emit, rows, y, step, quads, HALVES):
                 for at, left, right in factors:
@@ -589,7 +601,7 @@ def directed(
         row = emit.place(emit.at(x), emit.times(stride, i))
         before = emit.load(emit.place(emit.at(c), emit.times(index, LANES)))
         factors = _factors(emit, [row], emit.place(y, j), step, quads, [0])
-        of_one = _bounds_with_rests(emit, before, factors, rests, emit.times(quads, QUAD))
+        of_one = _bounds_with_rests(emit, mode, before, factors, rests, emit.times(quads, QUAD))
         told, unsure = _told_of_odd(emit, *of_one, limit, True)
         return emit.get(told[0, 0]), unsure
 
@@ -624,6 +636,7 @@ def two_parts(
     y, constants = emit.at(y), emit.at(constants)
     x_top, y_top = emit.at(x_top), emit.at(y_top)
     limit, scale = (emit.load_all_equal(emit.place(constants, i)) for i in range(2))
+    mode = _mode(emit)
 
     def sizes(number: Any) -> tuple[Any, Any]:
         places = [emit.place(emit.at(v), number) for v in (x_sizes, y_sizes)]
@@ -639,7 +652,7 @@ def two_parts(
             for i, j in ELEMENTS
         }
         products = _factors(emit, rows, y, step, quads, HALVES)
-        return _bounds_in_parts(emit, c, tops, scale, products, sizes)
+        return _bounds_in_parts(emit, mode, c, tops, scale, products, sizes)
 
     return told_steps(emit, c, steps, out, done, limit, False, bounds)
 
