@@ -27,7 +27,7 @@ EXPONENT = 0x7FF << 52  # of a double
 NONE = 2.0**500  # what nothing is a multiple of
 LEAST = 2.0**-126  # of FP32's normal numbers
 _NORMAL, _INFINITY = 1 << 23, 255 << 23  # words of FP32: of 2^-126, and of an infinity
-_FEW = 6 if ROUNDS_BY_MODE else 3  # elements of a step that are told one vector after the other
+FEW = 6 if ROUNDS_BY_MODE else 3  # elements of a step that are told one vector after the other
 _TO_SUBNORMAL = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
 
 
@@ -316,7 +316,7 @@ def told_steps(
         for (i, j), variable in variables.items():
             emit.store(emit.get(variable), emit.place(pointer, i * COLUMNS + j))
 
-    few = emit.integer(0 if otherwise is None else _FEW)
+    few = emit.integer(0 if otherwise is None else FEW)
 
     def are_more() -> Any:
         """Whether more elements are unknown than `otherwise` is for."""
@@ -421,7 +421,7 @@ class _Bounds:
             before = self._emit.get(sums[at])
             if ROUNDS_BY_MODE:
                 term = self._of_side(up, first)
-                after = term.times_plus(*others, before) if others else term + before
+                after = term.times_plus(others[0], before) if others else term + before
             else:
                 after = self._emit.bound(up, *factors, before)
             self._emit.put(sums[at], after)

@@ -18,6 +18,7 @@ import pytest
 
 import kernels
 from kernels import compiled, native_chain, native_operands, native_steps, operands, vectors
+from kernels.native_steps import FEW
 from tests.kernel_inputs import BF16, FP16, FP32, words
 
 ASCEND = kernels.ASCEND_910C
@@ -539,7 +540,7 @@ def test_what_two_parts_tell_is_right():
     assert few < 60
 
 
-@pytest.mark.parametrize("few", [1, 3, 4, native_steps.PART * native_steps.COLUMNS])
+@pytest.mark.parametrize("few", [1, FEW, FEW + 1, native_steps.PART * native_steps.COLUMNS])
 def test_ties_of_which_a_few_are_told(few):
     """Half way between two numbers but for terms of either sign far below, which directed sums
     round both ways: in a few elements, what is dropped tells.
@@ -558,9 +559,9 @@ def test_ties_of_which_a_few_are_told(few):
     )
     before, out, done = c.copy(), np.empty(shape), np.zeros(1, np.int64)
     unknown = told(x, y, c, out, done)
-    assert [unknown >> i & 1 for i in range(c.size)] == list(ties & (few > 3))
-    assert done[0] == (few <= 3) and np.array_equal(c, out if few <= 3 else before)
-    known = ~ties if few > 3 else np.ones(c.size, bool)
+    assert [unknown >> i & 1 for i in range(c.size)] == list(ties & (few > FEW))
+    assert done[0] == (few <= FEW) and np.array_equal(c, out if few <= FEW else before)
+    known = ~ties if few > FEW else np.ones(c.size, bool)
     assert np.array_equal(out.reshape(-1)[known], expected.reshape(-1)[known])
 
 
