@@ -178,11 +178,11 @@ def _careful_steps(in_parts: bool, operands: Any, c: int, first: int, steps: int
     `native_steps.told_steps` has it.
     """
     x, stride, y, tops, sizes, padded = operands
-    out, done, needed = ends
+    out, done, terms, needed = ends
     k = 8 * first * padded
     of_steps = x + k, stride, y + k * COLUMNS, c, steps, out, done, padded // QUAD, needed
     if not in_parts:
-        return int(steps_of.directed(of_steps))
+        return int(steps_of.directed((*of_steps, terms)))
     bounds = tops[0] + 8 * first * ROWS, tops[1] + 8 * first * COLUMNS, sizes[0] + k, sizes[1] + k
     return int(steps_of.two_parts((*of_steps, *bounds)))
 
@@ -199,7 +199,7 @@ def _careful_part(operands: Any, c: int, steps: int, pause: Any, done: Any, scra
         again = unknown != 0  # the step that one way did not tell, the other way
         in_parts = not in_parts if again else pause[0] > 0
         count = 1 if again else min(pause[0], steps - step) if in_parts else steps - step
-        ends = other if again else out, int(done.ctypes.data), needed
+        ends = other if again else out, int(done.ctypes.data), terms, needed
         found = _careful_steps(in_parts, operands, c, step, count, ends)
         if not again:
             unknown = found
@@ -345,9 +345,13 @@ def _tile(
                 of_c = max(held[index], last, 2.0**-149)
                 last = min(of_c, extents[ig, 1] * extents[h, 1] * unit**2)
                 held[index] = last
-                enough = found == 0 and last >= LEAST and reach < 2.0**127
-                if enough and reach <= 2.0**53 * last:
+                # A sum below normal numbers is at most doubled by its rounding.
+                room = 2.0**53 if last >= LEAST else 2.0**52
+                if found == 0 and reach < 2.0**127 and reach <= room * last:
                     operands = xs, length, ys, before, steps, quads
+                    if last < LEAST:
+                        steps_of.plain_of_any((here, words, *operands))
+                        continue
                     if first + steps == number:
                         finished[index] = steps_of.plain_last((here, *operands)) == 0
                     if not finished[index]:

@@ -27,7 +27,7 @@ EXPONENT = 0x7FF << 52  # of a double
 NONE = 2.0**500  # what nothing is a multiple of
 LEAST = 2.0**-126  # of FP32's normal numbers
 _NORMAL, _INFINITY = 1 << 23, 255 << 23  # words of FP32: of 2^-126, and of an infinity
-_FEW = 3  # elements of a step that are told one vector after the other
+FEW = 6 if ROUNDS_BY_MODE else 3  # elements of a step that are told one vector after the other
 _TO_SUBNORMAL = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
 
 
@@ -85,16 +85,28 @@ def _offsets(rows: int) -> list[int]:
     return list(range(0, rows * COLUMNS, LANES))
 
 
+_Rounded = Callable[[Emitter, Vector], Vector]
+
+
 def _plain(
-    emit: Emitter, x: Any, stride: Any, y: Any, before: Any, steps: Any, quads: Any
+    emit: Emitter,
+    rounded: _Rounded,
+    x: Any,
+    stride: Any,
+    y: Any,
+    before: Any,
+    steps: Any,
+    quads: Any,
 ) -> list[Vector]:
-    """The steps of a block: the vectors of x y + what was there before, in FP32."""
+    """The steps of a block: the vectors of x y + what was there before, each step but the last one
+    rounded.
+    """
     rows, y, before = rows_of(emit, x, stride, ROWS), emit.at(y), emit.at(before)
     sums = [emit.variable(emit.load(emit.place(before, at))) for at in _offsets(ROWS)]
     with emit.loop(steps) as step:
         with emit.when(step):
             for total in sums:
-                emit.put(total, in_24_bits(emit, emit.get(total)))
+                emit.put(total, rounded(emit, emit.get(total)))
         with emit.loop(quads) as quad:
             index = emit.times(emit.builder.add(emit.times(step, quads), quad), QUAD)
             ys = emit.place(y, emit.times(index, COLUMNS))
@@ -105,7 +117,7 @@ def _plain(
                     for j, factor in enumerate(right):
                         total = sums[i * len(right) + j]
                         emit.put(total, left.times_plus(factor, emit.get(total)))
-    return [emit.get(total).floats() for total in sums]
+    return [emit.get(total) for total in sums]
 
 
 def in_24_bits(emit: Emitter, x: Vector) -> Vector:
@@ -120,6 +132,15 @@ def in_24_bits(emit: Emitter, x: Vector) -> Vector:
     return x.times_plus(far, x.times_plus(-far, x))
 
 
+def in_float32(emit: Emitter, x: Vector) -> Vector:
+    """As `in_24_bits`, of a number that may be below FP32's normal ones: what is subtracted and
+    added again is then `1.5 2^-97`, beside which the last place is 2^-149. A zero is +0.
+    """
+    far, small = emit.number(2.0**29), emit.number(1.5 * LEAST)
+    beside = (x.size() < small).where(small, x)
+    return beside.times_plus(far, beside.times_plus(-far, x))
+
+
 @inline(result=False)
 def plain(emit: Emitter, c: Any, found: Any, *operands: Any) -> None:
     """The steps of a block: C[ROWS, COLUMNS] = x y + what was there before, and into `found`, of
@@ -127,9 +148,21 @@ def plain(emit: Emitter, c: Any, found: Any, *operands: Any) -> None:
 
     Args:
         operands: x, the stride of its rows, y, C before, steps, quads of a step. All sums of more
-            than one step are finite.
+            than one step are finite, and none but 0 is below FP32's normal numbers.
     """
-    totals, c = [total.doubles() for total in _plain(emit, *operands)], emit.at(c)
+    totals = [total.to_float32() for total in _plain(emit, in_24_bits, *operands)]
+    _store_and_find(emit, totals, c, found)
+
+
+@inline(result=False)
+def plain_of_any(emit: Emitter, c: Any, found: Any, *operands: Any) -> None:
+    """As `plain`, where all sums are finite, but may be below FP32's normal numbers."""
+    totals = [in_float32(emit, total) for total in _plain(emit, in_float32, *operands)]
+    _store_and_find(emit, totals, c, found)
+
+
+def _store_and_find(emit: Emitter, totals: list[Vector], c: Any, found: Any) -> None:
+    c = emit.at(c)
     for total, at in zip(totals, _offsets(ROWS), strict=True):
         emit.store(total, emit.place(c, at))
     _find(emit, [total.size() for total in totals], found)
@@ -140,7 +173,8 @@ def plain_last(emit: Emitter, c: Any, *operands: Any) -> Any:
     """As `plain`, into FP32 numbers C[ROWS, COLUMNS]; if any is none, C stays as it was, and the
     result is not 0.
     """
-    singles, totals = emit.floats(LANES), _plain(emit, *operands)
+    singles = emit.floats(LANES)
+    totals = [total.floats() for total in _plain(emit, in_24_bits, *operands)]
     c, pairs = singles.at(c), zip(totals[::2], totals[1::2], strict=True)
     none = functools.reduce(Vector.__or__, [x.no_number(y) for x, y in pairs]).bits()
     with emit.unless(none):
@@ -282,7 +316,7 @@ def told_steps(
         for (i, j), variable in variables.items():
             emit.store(emit.get(variable), emit.place(pointer, i * COLUMNS + j))
 
-    few = emit.integer(0 if otherwise is None else _FEW)
+    few = emit.integer(0 if otherwise is None else FEW)
 
     def are_more() -> Any:
         """Whether more elements are unknown than `otherwise` is for."""
@@ -317,14 +351,12 @@ def told_steps(
         for at in ELEMENTS:
             emit.put(last[at], emit.get(found[at]))
         with emit.when(_any_of(unsure)):
-            builder.store(_bits_of(emit, unsure), unknown)
+            builder.store(_as_subnormal(emit, *sums, unsure, last), unknown)
             with builder.if_then(are_more()):
-                builder.store(_as_subnormal(emit, *sums, unsure, last), unknown)
-                with builder.if_then(are_more()):
-                    found, bits = _told_of_odd(emit, *sums, limit, none_counts)
-                    for at in ELEMENTS:
-                        emit.put(last[at], emit.get(found[at]))
-                    builder.store(bits, unknown)
+                found, bits = _told_of_odd(emit, *sums, limit, none_counts)
+                for at in ELEMENTS:
+                    emit.put(last[at], emit.get(found[at]))
+                builder.store(bits, unknown)
             if otherwise is not None:
                 some, many = builder.load(unknown), are_more()
                 with emit.when(some), builder.if_then(builder.not_(many)):
@@ -360,15 +392,20 @@ def _factors(
             yield emit.builder.add(first, emit.integer(k)), factors
 
 
+def _mode(emit: Emitter) -> Any:
+    """For `_Bounds`: read once, as that takes long."""
+    return emit.control() if ROUNDS_BY_MODE else None
+
+
 class _Bounds:
     """Sums that are rounded down and up, of values to begin with and of terms.
 
-    In a processor that rounds by mode all are rounded up: those that are to be rounded down are
-    sums of the opposite terms.
+    In a processor that rounds by mode, `mode` is its control word (`_mode`) and all are rounded up:
+    those that are to be rounded down are sums of the opposite terms.
     """
 
-    def __init__(self, emit: Emitter, starts: Sums) -> None:
-        self._emit = emit
+    def __init__(self, emit: Emitter, mode: Any, starts: Sums) -> None:
+        self._emit, self._mode = emit, mode
         self._sides = [
             (up, {at: emit.variable(self._of_side(up, value)) for at, value in starts.items()})
             for up in (False, True)
@@ -407,7 +444,8 @@ class _Bounds:
         if not ROUNDS_BY_MODE:
             return nullcontext()
         sums = *(sums for _, sums in self._sides), *others
-        return self._emit.rounding_up(x for variables in sums for x in variables.values())
+        variables = (x for variables in sums for x in variables.values())
+        return self._emit.rounding_up(self._mode, variables)
 
     def least_and_most(self) -> tuple[Sums, Sums]:
         least, most = (
@@ -419,6 +457,7 @@ class _Bounds:
 
 def _bounds_in_parts(
     emit: Emitter,
+    mode: Any,
     c: Sums,
     tops: Sums,
     scale: Vector,
@@ -437,7 +476,7 @@ def _bounds_in_parts(
         high = starts[at] + value
         rests[at] = value - (high - starts[at])
         highs[at] = emit.variable(high)
-    bounds = _Bounds(emit, rests)
+    bounds = _Bounds(emit, mode, rests)
 
     def first_only(factors: _Factors) -> None:
         for at, left, right in factors:
@@ -483,26 +522,43 @@ def _bounds_in_parts(
 
 
 def _bounds_with_rests(
-    emit: Emitter, c: Vector, products: Iterator[tuple[Any, _Factors]]
+    emit: Emitter,
+    mode: Any,
+    c: Vector,
+    products: Iterator[tuple[Any, _Factors]],
+    rests: Any,
+    count: Any,
 ) -> tuple[Sums, Sums]:
     """Of the sum of a step of one vector of C: what each rounding drops is added, rounded down and
-    up.
+    up; where a processor rounds by mode, that is done at the end, with what has been dropped in
+    `rests[count, LANES]`.
     """
-    zero = emit.number(0.0)
-    total, low, high = emit.variable(c), emit.variable(zero), emit.variable(zero)
+    at, zero = (0, 0), emit.number(0.0)
+    total, bounds = emit.variable(c), _Bounds(emit, mode, {at: zero})
+    dropped = emit.integer_variable(0)
+    emit.builder.store(rests, dropped)
     for _, ((_, left, right),) in products:
         before = emit.get(total)
         after = left.times_plus(right, before)
         part = after - before
         rest = (before - (after - part)) + left.times_plus(right, -part)  # Knuth's, as above
         emit.put(total, after)
-        emit.put(low, emit.bound(False, rest, emit.get(low)))
-        emit.put(high, emit.bound(True, rest, emit.get(high)))
+        if ROUNDS_BY_MODE:
+            place = emit.builder.load(dropped)
+            emit.store(rest, emit.at(place))
+            further = emit.builder.add(place, emit.integer(8 * LANES))
+            emit.builder.store(further, dropped)
+        else:
+            bounds.add(at, rest)
+    with bounds.rounding({at: total}):
+        if ROUNDS_BY_MODE:
+            with emit.loop(count) as index:
+                bounds.add(at, emit.load(emit.place(emit.at(rests), emit.times(index, LANES))))
+        bounds.add(at, emit.get(total))
     found = emit.get(total)
     finite = found.size() < emit.number(math.inf)  # else it is the sum
-    bounds = ((up, emit.get(rests)) for up, rests in ((False, low), (True, high)))
-    least, most = (finite.where(emit.bound(up, found, rests), found) for up, rests in bounds)
-    return {(0, 0): least}, {(0, 0): most}
+    least, most = ({at: finite.where(sums[at], found)} for sums in bounds.least_and_most())
+    return least, most
 
 
 @inline(result=True)
@@ -517,6 +573,7 @@ def directed(
     done: Any,
     quads: Any,
     constants: Any,
+    rests: Any,
 ) -> Any:
     """Steps by sums that are rounded down and up, and a few elements by all that a sum's roundings
     drop; see `told_steps`.
@@ -525,12 +582,13 @@ def directed(
         x: `[PART, steps products]`, with rows `stride` apart.
         y: `[steps products, COLUMNS]`.
         quads: of a step.
+        rests: where `[products of a step, LANES]` may be written.
     """
     rows, y = rows_of(emit, x, stride, PART), emit.at(y)
-    limit = emit.load_all_equal(emit.at(constants))
+    limit, mode = emit.load_all_equal(emit.at(constants)), _mode(emit)
 
     def bounds(step: Any, c: Sums) -> tuple[Sums, Sums]:
-        sums = _Bounds(emit, c)
+        sums = _Bounds(emit, mode, c)
         with sums.rounding():
             for _, factors in _factors(emit, rows, y, step, quads, HALVES):
                 for at, left, right in factors:
@@ -543,7 +601,7 @@ def directed(
         row = emit.place(emit.at(x), emit.times(stride, i))
         before = emit.load(emit.place(emit.at(c), emit.times(index, LANES)))
         factors = _factors(emit, [row], emit.place(y, j), step, quads, [0])
-        of_one = _bounds_with_rests(emit, before, factors)
+        of_one = _bounds_with_rests(emit, mode, before, factors, rests, emit.times(quads, QUAD))
         told, unsure = _told_of_odd(emit, *of_one, limit, True)
         return emit.get(told[0, 0]), unsure
 
@@ -578,6 +636,7 @@ def two_parts(
     y, constants = emit.at(y), emit.at(constants)
     x_top, y_top = emit.at(x_top), emit.at(y_top)
     limit, scale = (emit.load_all_equal(emit.place(constants, i)) for i in range(2))
+    mode = _mode(emit)
 
     def sizes(number: Any) -> tuple[Any, Any]:
         places = [emit.place(emit.at(v), number) for v in (x_sizes, y_sizes)]
@@ -593,7 +652,7 @@ def two_parts(
             for i, j in ELEMENTS
         }
         products = _factors(emit, rows, y, step, quads, HALVES)
-        return _bounds_in_parts(emit, c, tops, scale, products, sizes)
+        return _bounds_in_parts(emit, mode, c, tops, scale, products, sizes)
 
     return told_steps(emit, c, steps, out, done, limit, False, bounds)
 

@@ -280,12 +280,11 @@ class Emitter:
         return Vector(self.builder, self.builder.call(function, values))
 
     @contextmanager
-    def rounding_up(self, variables: Iterable[ir.Value]) -> Iterator[None]:
+    def rounding_up(self, before: ir.Value, variables: Iterable[ir.Value]) -> Iterator[None]:
         """The processor rounds up what is computed from these variables and put into them, where it
-        `ROUNDS_BY_MODE`.
+        `ROUNDS_BY_MODE`; its control word was and will be `before`.
         """
         variables = list(variables)
-        before = self.control()
         self._change(variables, self.builder.or_(before, self.integer(_UPWARDS[_ARCHITECTURE])))
         yield
         self._change(variables, before)
@@ -325,11 +324,11 @@ class Emitter:
 
     def _mxcsr(self, name: str, word: ir.Value) -> ir.Value:
         """Set or read by way of memory."""
-        place = self.integer_variable(0)
-        self.builder.store(word, place)
+        place = cgutils.alloca_once(self.builder, _I32)  # as long as the word, for it is forwarded
+        self.builder.store(self.builder.trunc(word, _I32), place)
         byte = ir.IntType(8).as_pointer()
         self.call(name, ir.VoidType(), self.builder.bitcast(place, byte))
-        return self.builder.load(place)
+        return self.builder.zext(self.builder.load(place), _I64)
 
     def number(self, value: float) -> Vector:
         return Vector(self.builder, ir.Constant(self.vector, [value] * self.vector.count))

@@ -19,6 +19,7 @@ import pytest
 
 import kernels
 from kernels import compiled, native_chain, native_operands, native_steps, operands, vectors
+from kernels.native_steps import FEW
 from tests.kernel_inputs import BF16, FP16, FP32, words
 
 ASCEND = kernels.ASCEND_910C
@@ -412,10 +413,67 @@ def test_doubles_rounded_to_24_bits():
         assert np.array_equal(np.signbit(out), np.signbit(x))
 
 
+@vectors.inline(result=False)
+def in_float32(emit, x, out):
+    number = emit.load(emit.at(x))
+    emit.store(native_steps.in_float32(emit, number), emit.at(out))
+
+
+@numba.njit
+def all_in_float32(x, out):
+    for i in range(0, len(x), vectors.LANES):
+        in_float32((x.ctypes.data + 8 * i, out.ctypes.data + 8 * i))
+
+
+def test_doubles_rounded_to_fp32():
+    """Subnormal numbers too: ties, the doubles beside them, and those around powers of two, where
+    one way ends and the other begins among them.
+    """
+    rng = np.random.default_rng(4)
+    ties = (np.arange(1, 1 << 13) * 2.0**-150).view(np.int64)
+    ends = ((1 << 24) + np.arange(-(1 << 11), 1 << 11)) * 2.0**-150
+    middle = (3 * (1 << 23) + np.arange(-(1 << 11), 1 << 11)) * 2.0**-150
+    exact = np.concatenate([ties, ends.view(np.int64), middle.view(np.int64)])
+    fraction = rng.integers(0, 1 << 52, 1 << 14) | rng.integers(-160, 127, 1 << 14) + 1023 << 52
+    words = np.concatenate([*(exact + np.arange(-2, 3)[:, None]), fraction])
+    x = np.concatenate([words, words | -1 << 63]).view(np.float64)
+    x = np.concatenate([x, np.zeros(-len(x) % vectors.LANES + vectors.LANES)])
+    out = np.empty_like(x)
+    all_in_float32(x, out)
+    assert np.array_equal(out, x.astype(np.float32).astype(np.float64))
+    assert not np.signbit(out[out == 0]).any()
+
+
+@pytest.mark.parametrize("exponents", [(-30, -30), (-62, -63), (-64, -63), (-67, -70), (-74, -74)])
+@pytest.mark.parametrize("steps", [1, 20])
+def test_exact_sums_below_normal_numbers(exponents, steps):
+    """Where operands prove that sums do not round in FP64, in one block or in several."""
+    rng = np.random.default_rng(steps)
+    shapes = (2 * native_steps.ROWS + 1, 16 * steps), (16 * steps, 2 * native_steps.COLUMNS + 3)
+    for draw in (rng.standard_normal, lambda shape: rng.integers(-3, 4, shape)):
+        a, b = (draw(s) * 2.0**e for s, e in zip(shapes, exponents, strict=True))
+        a, b = (x.astype(np.float32).astype(BF16) for x in (a, b))
+        c = (rng.standard_normal((len(a), b.shape[1])) * 2.0**-126).astype(np.float32)
+        check(a, b)
+        check(a, b, c)
+
+
+@pytest.mark.parametrize("special", [np.inf, np.nan, 2.0**60])
+def test_a_few_small_sums_beside_others(special):
+    """As many sums below normal numbers as are told alone, and more, and some that are in doubt."""
+    rng = np.random.default_rng(5)
+    for share in (0.02, 0.3, 1.0):
+        a, b = rng.standard_normal((13, 96)), rng.standard_normal((96, 35)) * 2.0**-63
+        a *= np.where(rng.random((13, 1)) < share, 2.0**-63, 1)
+        a[rng.random(a.shape) < 0.01] = special
+        check(*(x.astype(np.float32).astype(BF16) for x in (a, b)))
+
+
 @numba.njit
 def call_directed(operands, c, out, done, constants, tops, sizes):
     ends = c.ctypes.data, 1, out.ctypes.data, done.ctypes.data, 4
-    return native_steps.directed((*operands, *ends, constants.ctypes.data))
+    rests = np.empty(4 * native_steps.QUAD * vectors.LANES)
+    return native_steps.directed((*operands, *ends, constants.ctypes.data, rests.ctypes.data))
 
 
 @numba.njit
@@ -495,7 +553,7 @@ def test_what_two_parts_tell_is_right():
     assert few < 60
 
 
-@pytest.mark.parametrize("few", [1, 3, 4, native_steps.PART * native_steps.COLUMNS])
+@pytest.mark.parametrize("few", [1, FEW, FEW + 1, native_steps.PART * native_steps.COLUMNS])
 def test_ties_of_which_a_few_are_told(few):
     """Half way between two numbers but for terms of either sign far below, which directed sums
     round both ways: in a few elements, what is dropped tells.
@@ -514,9 +572,9 @@ def test_ties_of_which_a_few_are_told(few):
     )
     before, out, done = c.copy(), np.empty(shape), np.zeros(1, np.int64)
     unknown = told(x, y, c, out, done)
-    assert [unknown >> i & 1 for i in range(c.size)] == list(ties & (few > 3))
-    assert done[0] == (few <= 3) and np.array_equal(c, out if few <= 3 else before)
-    known = ~ties if few > 3 else np.ones(c.size, bool)
+    assert [unknown >> i & 1 for i in range(c.size)] == list(ties & (few > FEW))
+    assert done[0] == (few <= FEW) and np.array_equal(c, out if few <= FEW else before)
+    known = ~ties if few > FEW else np.ones(c.size, bool)
     assert np.array_equal(out.reshape(-1)[known], expected.reshape(-1)[known])
 
 
