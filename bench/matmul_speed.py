@@ -59,6 +59,11 @@ DATA: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = 
     ),
     "specials": lambda rng, shape: _with_specials(rng, rng.standard_normal(shape, np.float32)),
     "tiny sums": lambda rng, shape: rng.standard_normal(shape, np.float32) * 2.0**-74,
+    "a tenth large": lambda rng, shape: np.where(
+        rng.random(shape) < 0.1,
+        rng.choice([-(2.0**60), 2.0**60], shape),
+        rng.standard_normal(shape),
+    ),
     "a tenth subnormal": lambda rng, shape: _with_subnormals(rng, shape, 0.1),
     "nearly half subnormal": lambda rng, shape: _with_subnormals(rng, shape, 0.45),
     "small": lambda rng, shape: rng.standard_normal(shape, np.float32) * 2.0**-61,
@@ -73,8 +78,8 @@ DATA: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = 
 
 # Otherwise b is normal.
 OF_BOTH = frozenset(
-    ("very wide", "tiny sums", "a tenth subnormal", "nearly half subnormal", "small")
-    + ("rows of all sizes", "finite bit patterns", "bit patterns")
+    ("very wide", "tiny sums", "a tenth large", "a tenth subnormal", "nearly half subnormal")
+    + ("small", "rows of all sizes", "finite bit patterns", "bit patterns")
 )
 
 
