@@ -9,7 +9,8 @@ in a cache, each of which is added up along all of k, a block of k after the oth
   only rounding is the one to FP32 that the unit makes;
 - by main parts and dust, where they prove the same of each of these (`kernels.native_dust`);
 - directed, by two sums of a step, one of which is rounded down and the other up: if both are the
-  same in FP32, so is the exact sum;
+  same in FP32, so is the exact sum; and in a few elements in which they are not, by all that the
+  roundings of one sum drop;
 - in two parts, for the elements in which it is not: a first sum takes of every term what is a
   multiple of a power of two that it can hold exactly, and two directed ones take the rests;
 - in as many parts as it takes, for what is still in doubt.

@@ -2,8 +2,8 @@
 
 Numba itself has no vector types, and whether its loops become vectors is LLVM's choice. A function
 marked `inline` is written in terms of `Vector` and runs once, when it is compiled; what it computes
-is strict IEEE arithmetic in FP64, in which LLVM contracts and reorders nothing. Where the processor
-has shorter vectors, LLVM splits these.
+is strict IEEE arithmetic in FP64, in which LLVM contracts and reorders nothing. Vectors are as long
+as the registers of the processor that numba compiles for.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 _PROCESSOR, _, _FEATURES = cpu_target.target_context.codegen().magic_tuple()  # in LLVM's words
-_IS_X86 = _PROCESSOR.startswith(("x86", "i686"))
+_IS_X86, _IS_ARM = _PROCESSOR.startswith("x86_64"), _PROCESSOR.startswith(("aarch64", "arm64"))
 _HAS_512_BITS = "+avx512f" in _FEATURES
 
 LANES = 8 if _HAS_512_BITS else 4 if _IS_X86 else 2  # doubles of a register
-ROWS = 6 if _IS_X86 and not _HAS_512_BITS else 8  # two sums of each in half the registers or more
+# Rows of elements that are computed together. With two sums each, they take half of 32 registers,
+# or three quarters of the 16 that an x86 without AVX-512 has.
+ROWS = 6 if _IS_X86 and not _HAS_512_BITS else 8
 
 ROUNDS_BY_INSTRUCTION = _HAS_512_BITS
 """Whether an instruction can say that it rounds up or down."""
 
-_UPWARDS = {"x86_64": 0x4000, "aarch64": 0x400000}  # bits of the control word: round up
-_REGISTERS = {"x86_64": "x", "aarch64": "w"}  # that hold vectors
-_ARCHITECTURE = _PROCESSOR.partition("-")[0]
-ROUNDS_BY_MODE = not _HAS_512_BITS and (
-    "+avx" in _FEATURES.split(",") if _IS_X86 else _ARCHITECTURE in _UPWARDS
-)
+ROUNDS_BY_MODE = _IS_ARM or (_IS_X86 and "+avx" in _FEATURES.split(",") and not _HAS_512_BITS)
 """If not, whether `Emitter.rounding_up` is there."""
+
+_UPWARDS = 0x4000 if _IS_X86 else 0x400000  # the bit of the control word: round up
 
 COMPILED: dict[str, Any] = {
     "nogil": True,
@@ -285,7 +284,7 @@ class Emitter:
         `ROUNDS_BY_MODE`; its control word was and will be `before`.
         """
         variables = list(variables)
-        self._change(variables, self.builder.or_(before, self.integer(_UPWARDS[_ARCHITECTURE])))
+        self._change(variables, self.builder.or_(before, self.integer(_UPWARDS)))
         yield
         self._change(variables, before)
 
@@ -304,8 +303,8 @@ class Emitter:
         for variable in variables:
             value = self.builder.load(variable)
             kind = ir.FunctionType(value.type, [value.type])
-            constraint = f"={_REGISTERS[_ARCHITECTURE]},0"
-            held = self.builder.asm(kind, "", constraint, [value], side_effect=True)
+            register = "=x,0" if _IS_X86 else "=w,0"  # the kind that holds vectors
+            held = self.builder.asm(kind, "", register, [value], side_effect=True)
             self.put(variable, Vector(self.builder, held))
 
     def control(self) -> ir.Value:

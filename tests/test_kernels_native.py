@@ -207,10 +207,11 @@ def test_the_ends_of_fp32(size):
 @pytest.mark.parametrize(
     "processor, features, more",
     [
-        ("haswell", "+avx,+avx2,+fma", " or parts or ends_of_fp32 or fp64_rounds"),
-        ("x86-64", "", ""),
+        pytest.param(
+            "haswell", "+avx,+avx2,+fma", " or parts or ends_of_fp32 or fp64_rounds", id="by mode"
+        ),
+        pytest.param("x86-64", "", "", id="not at all", marks=pytest.mark.slow),
     ],
-    ids=["by mode", "not at all"],
 )
 def test_a_processor_whose_instructions_do_not_round_up(processor, features, more, tmp_path):
     """The same, compiled for one: its mode is changed where it has vectors of four doubles, and

@@ -364,18 +364,26 @@ def asked(matmul: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch) ->
     return probe.investigate(matmul)  # type: ignore[return-value]
 
 
+def one_after_the_other(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """In FP32, whatever the sizes are; NumPy's own product may have another order for others."""
+    total = np.zeros((a.shape[0], b.shape[1]), np.float32)
+    with np.errstate(all="ignore"):
+        for k in range(a.shape[1]):
+            total += a[:, k, None].astype(np.float32) * b[k].astype(np.float32)
+    return total
+
+
 def test_sizes_that_a_unit_wants_are_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def only_64(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         if any(size % 64 for size in (*a.shape, *b.shape)):
             raise ValueError("sizes must be multiples of 64")
-        return integers(a, b)
+        return one_after_the_other(a, b)
 
     answers = asked(only_64, monkeypatch)
     for tile, found in zip(answers.tiles, answers.words, strict=True):
         assert tile.a.shape[1] % 64 == 0 and found.shape == (tile.a.shape[0], tile.b.shape[1])
         if tile.group == "order":
-            with np.errstate(all="ignore"):
-                assert (words(integers(tile.a, tile.b)) == found).all()
+            assert (words(one_after_the_other(tile.a, tile.b)) == found).all()
 
 
 def test_a_unit_that_refuses_specials_is_asked_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
