@@ -42,7 +42,7 @@ from numba import carray, njit
 
 from kernels import native
 from kernels import native_chain_steps as steps_of
-from kernels.native_chain_steps import CAREFUL, COLUMNS, ROWS
+from kernels.native_chain_steps import CAREFUL, COLUMNS, ROWS, VECTOR
 from kernels.native_operands import (
     FP32,
     GROUP,
@@ -57,7 +57,6 @@ from kernels.native_operands import (
 from kernels.native_steps import EXPONENT, rows_of
 from kernels.vectors import COMPILED, INLINED, LANES, Emitter, Vector, inline, pointer
 
-_VECTOR = 2 * LANES  # words
 _BLOCK = 256  # products of a block
 _PART = 32  # products of a part of it
 
@@ -162,7 +161,7 @@ def _pack_columns(
 
 @inline(result=False)
 def _sizes(emit: Emitter, words: Any, count: Any, least: Any, most: Any, zeros: Any) -> None:
-    """Of so many times _VECTOR words of FP32 into _VECTOR words each: the least magnitudes less 1,
+    """Of so many times VECTOR words of FP32 into VECTOR words each: the least magnitudes less 1,
     and the largest finite ones; also, bit 31 of `zeros` is set if one is 0.
     """
     singles = emit.floats()
@@ -170,7 +169,7 @@ def _sizes(emit: Emitter, words: Any, count: Any, least: Any, most: Any, zeros: 
     low, high, any_zero = (emit.variable(singles.load(x)) for x in places)
     infinity, minus_one = singles.word(_INFINITY), singles.word(0xFFFFFFFF)
     with emit.loop(count) as index:
-        word = singles.load(singles.place(words, emit.times(index, _VECTOR))).words()
+        word = singles.load(singles.place(words, emit.times(index, VECTOR))).words()
         size = word & singles.word(0x7FFFFFFF)
         finite = size.less_word(infinity).where(size, singles.word(0))
         less = size.plus_words(minus_one)
@@ -184,16 +183,16 @@ def _sizes(emit: Emitter, words: Any, count: Any, least: Any, most: Any, zeros: 
 @njit(**COMPILED)
 def _extent(words: Any, start: int, count: int, found: Any) -> None:
     """What is known of a group at first, into `found`."""
-    lanes = np.zeros(3 * _VECTOR, np.uint32)
-    lanes[:_VECTOR] = 0xFFFFFFFF
-    vectors = count // _VECTOR
-    ends = address(lanes, 0), address(lanes, _VECTOR), address(lanes, 2 * _VECTOR)
+    lanes = np.zeros(3 * VECTOR, np.uint32)
+    lanes[:VECTOR] = 0xFFFFFFFF
+    vectors = count // VECTOR
+    ends = address(lanes, 0), address(lanes, VECTOR), address(lanes, 2 * VECTOR)
     _sizes((address(words, start), vectors, *ends))
     least, most, zero = np.uint32(0xFFFFFFFF), np.uint32(0), np.uint32(0)
-    for i in range(_VECTOR):
-        least, most = min(least, lanes[i]), max(most, lanes[_VECTOR + i])
-        zero = max(zero, lanes[2 * _VECTOR + i] >> np.uint32(31))
-    for i in range(start + vectors * _VECTOR, start + count):
+    for i in range(VECTOR):
+        least, most = min(least, lanes[i]), max(most, lanes[VECTOR + i])
+        zero = max(zero, lanes[2 * VECTOR + i] >> np.uint32(31))
+    for i in range(start + vectors * VECTOR, start + count):
         magnitude = np.uint32(words[i] & _MAGNITUDE)
         less = np.uint32(magnitude - np.uint32(1))  # 0 comes last
         least, zero = min(least, less), max(zero, less >> np.uint32(31))
@@ -489,10 +488,8 @@ def _low_part(operands: Any, found: int) -> None:
     x, y, here, width, count, length = operands
     last = count - 1
     x_last, y_last = x + 4 * last, y + 4 * last * COLUMNS
-    of_x, of_y = (
-        _ends_in_zero(x, ROWS, length, count, 1),
-        _ends_in_zero(y, CAREFUL, 1, count, COLUMNS),
-    )
+    of_x = _ends_in_zero(x, ROWS, length, count, 1)
+    of_y = _ends_in_zero(y, CAREFUL, 1, count, COLUMNS)
     # C that is +0 stays that, whatever zeros are added.
     stays = max(of_x, of_y) == 0 or (max(of_x, of_y) == 1 and found & steps_of.MINUS_ZERO == 0)
     if not stays:

@@ -15,7 +15,7 @@ from kernels.vectors import LANES, ROUNDS_BY_INSTRUCTION, ROWS, Emitter, Vector,
 
 COLUMNS = 4 * LANES
 CAREFUL = 2 * LANES if LANES == 8 else COLUMNS  # columns at once on the careful ways
-_VECTOR = 2 * LANES  # columns of one vector
+VECTOR = 2 * LANES  # columns of one vector
 
 # The processor's control word, MXCSR (Intel 64 manual, volume 1, 10.2.3).
 KEEPING = 0x1F80  # to nearest; nothing interrupts
@@ -108,7 +108,7 @@ def _sums(
     """Of C[ROWS, columns], vectors along rows: where one is, and a variable with its floats times
     `scale`.
     """
-    starts = range(0, columns, _VECTOR)
+    starts = range(0, columns, VECTOR)
     places = [emit.place(c, emit.times(width, i), j) for i in range(ROWS) for j in starts]
     return [(place, emit.variable(_floats_at(emit, place, scale))) for place in places]
 
@@ -118,7 +118,7 @@ def _factors(
 ) -> list[tuple[Vector, Vector]]:
     """Of step k: what is multiplied for each of `_sums`."""
     ys = singles.place(y, singles.times(k, COLUMNS))
-    right = [singles.load(singles.place(ys, j)) for j in range(0, columns, _VECTOR)]
+    right = [singles.load(singles.place(ys, j)) for j in range(0, columns, VECTOR)]
     left = [singles.load_all_equal(singles.place(row, k)) for row in rows]
     return [(x, factor) for x in left for factor in right]
 
@@ -286,11 +286,11 @@ def _deep(
         emit.put(variable, emit.get(variable) + middle)
     moved = emit.variable(singles.word(0))  # bits in which sums have differed from `_ONCE`
 
-    def look(totals: list[Vector]) -> None:
-        bits = functools.reduce(Vector.__or__, [total.words() ^ once for total in totals])
-        emit.put(moved, emit.get(moved) | bits)
+    def look() -> None:
+        words = [emit.get(variable).words() ^ once for _, variable in sums]
+        emit.put(moved, emit.get(moved) | functools.reduce(Vector.__or__, words))
 
-    look([emit.get(variable) for _, variable in sums])
+    look()
 
     def without_middle(variable: Any, last: Any) -> Vector:
         found = emit.get(variable) - middle
@@ -303,7 +303,7 @@ def _deep(
             if signs:
                 emit.put(last, left.times_plus(right, without_middle(variable, last)))
             emit.put(variable, left.times_plus(right, emit.get(variable)))
-        look([emit.get(variable) for _, variable in sums])
+        look()
     failed = singles.word(_FRACTION).less_word(emit.get(moved)).bits()
     with emit.unless(failed):
         for (place, variable), last in zip(sums, lasts, strict=True):
@@ -398,8 +398,8 @@ def _in_float64(
 ) -> None:
     rows, y, c = rows_of(emit, x, stride, ROWS), emit.at(y), emit.at(c)
     emit.set_control(emit.integer(KEEPING))
-    with emit.loop(emit.integer(CAREFUL // _VECTOR)) as part:
-        first = emit.times(part, _VECTOR)
+    with emit.loop(emit.integer(CAREFUL // VECTOR)) as part:
+        first = emit.times(part, VECTOR)
         offsets = [emit.builder.add(first, emit.integer(j)) for j in (0, LANES)]
         places = [emit.place(c, emit.times(width, i), j) for i in range(ROWS) for j in offsets]
         sums = [emit.variable(emit.load(place)) for place in places]
