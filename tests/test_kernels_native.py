@@ -450,6 +450,16 @@ def test_exact_sums_below_normal_numbers(exponents, steps):
         check(a, b, c)
 
 
+@pytest.mark.parametrize("size", [2.0**-50, 2.0**-61, 2.0**-66])
+def test_small_sums_that_fp64_would_round(size):
+    """1 + 2^-24 + 2^-54, times `size` squared: all of it has 55 bits."""
+    odd = 1 + 2.0**-7
+    a = size * np.array([1, 2.0**-12, odd * 2.0**-20, -(1 + 2.0**-6) * 2.0**-20])
+    b = size * np.array([1, 2.0**-12, odd * 2.0**-20, 2.0**-20])
+    a, b = np.tile(a, (9, 1)), np.tile(b[:, None], (1, 33))
+    check(a.astype(np.float32).astype(BF16), b.astype(np.float32).astype(BF16))
+
+
 @pytest.mark.parametrize("special", [np.inf, np.nan, 2.0**60])
 def test_a_few_small_sums_beside_others(special):
     """As many sums below normal numbers as are told alone, and more, and some that are in doubt."""
