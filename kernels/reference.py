@@ -5,7 +5,7 @@ value `(-1)^sign * significand * 2^exponent`; a sum is an integer count of some 
 """
 
 import math
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,8 +20,7 @@ _INF = 0x7F800000
 _MAX = 0x7F7FFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class _Term:
+class _Term(NamedTuple):
     """A decoded operand or product; `kind` is finite, inf or nan. `top` is the exponent alignment
     sees.
     """
@@ -254,21 +253,18 @@ def _read(term: _Term, dtype: str, arithmetic: Arithmetic, cut: int = 0) -> _Ter
         normal = term.significand.bit_length() > term.top - term.exponent
         if not normal:  # a zero or subnormal
             sign = term.sign if arithmetic.subnormal_inputs == "flush" else 0
-            return replace(term, sign=sign, significand=0)
+            return term._replace(sign=sign, significand=0)
     return term
 
 
 def _product(x: _Term, y: _Term, arithmetic: Arithmetic) -> _Term:
     """The exact product; not renormalised, so its significand may reach 4."""
     sign = x.sign ^ y.sign
-    kinds = {x.kind, y.kind}
-    if "nan" in kinds:
-        return _Term("nan", 0)
-    if "inf" in kinds:
-        zero = (x.kind == "finite" and x.significand == 0) or (
-            y.kind == "finite" and y.significand == 0
-        )
-        return _Term("nan", 0) if zero else _Term("inf", sign)
+    if not x.kind == y.kind == "finite":
+        zero = any(term.kind == "finite" and not term.significand for term in (x, y))
+        if zero or "nan" in (x.kind, y.kind):
+            return _Term("nan", 0)
+        return _Term("inf", sign)
     significand, exponent = x.significand * y.significand, x.exponent + y.exponent
     if arithmetic.product_overflow == "inf" and significand.bit_length() + exponent > 128:
         return _Term("inf", sign)
@@ -281,8 +277,8 @@ def _sum(terms: list[_Term], arithmetic: Arithmetic, *, exact: bool = False) -> 
     if special is not None:
         return special
     if exact or arithmetic.fraction_bits is None:
-        unit = min(term.exponent for term in terms)
-        total = sum(term.signed << (term.exponent - unit) for term in terms)
+        unit = min([term.exponent for term in terms])
+        total = sum([term.signed << (term.exponent - unit) for term in terms])
     else:
         _, unit, total = _aligned(terms, arithmetic)
     minus_zero = total == 0 and all(term.sign and not term.significand for term in terms)
@@ -291,11 +287,13 @@ def _sum(terms: list[_Term], arithmetic: Arithmetic, *, exact: bool = False) -> 
 
 def _special(terms: list[_Term], arithmetic: Arithmetic) -> int | None:
     """The word of a sum that is NaN or infinite because of its terms."""
-    kinds = {term.kind for term in terms}
+    kinds = [term.kind for term in terms]
+    if kinds.count("finite") == len(kinds):
+        return None
     infinities = {term.sign for term in terms if term.kind == "inf"}
     if "nan" in kinds or len(infinities) == 2:
         return arithmetic.nan
-    return infinities.pop() << 31 | _INF if infinities else None
+    return infinities.pop() << 31 | _INF
 
 
 def _aligned(terms: list[_Term], arithmetic: Arithmetic) -> tuple[int, int, int]:
@@ -303,7 +301,7 @@ def _aligned(terms: list[_Term], arithmetic: Arithmetic) -> tuple[int, int, int]
     assert arithmetic.fraction_bits is not None and arithmetic.min_exponent is not None
     top = max([term.top for term in terms if term.significand] + [arithmetic.min_exponent])
     unit = top - arithmetic.fraction_bits
-    return top, unit, sum(_align(term, unit, arithmetic.alignment) for term in terms)
+    return top, unit, sum([_align(term, unit, arithmetic.alignment) for term in terms])
 
 
 def _finish(total: int, unit: int, minus_zero: bool, arithmetic: Arithmetic) -> int:

@@ -60,9 +60,9 @@ def on_one(name: str) -> Any:
 @pytest.mark.parametrize(
     ("count", "names"),
     [
-        (1, "movement,control,pod"),
+        pytest.param(1, "movement,control,pod", marks=pytest.mark.slow),
         (2, "pod"),
-        (3, "movement,control,pod,divided"),
+        pytest.param(3, "movement,control,pod,divided", marks=pytest.mark.slow),
         (5, "control"),  # does not divide the mesh: all repeat the same work
         (8, "step,gradient,movement,control,pod,divided"),
         (384, "pod"),
