@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from emulator.program import collective_rules, costs, values, vector
+from emulator.program import collective_rules, costs, functions, values, vector
 from emulator.program.calls import ENTERED
 from emulator.program.partitioned_reductions import KINDS
 from emulator.program.primitives import (
@@ -91,6 +91,8 @@ def _values(name: str) -> str:
         return "rewritten as values"
     if name in vector.EXACT:
         return "element-wise, exact"
+    if name in functions.OWN:
+        return "element-wise, nearest to the true value"
     if name in vector.TRANSCENDENTAL:
         return "element-wise, XLA's function"
     if name in vector.ELEMENTWISE:

@@ -2,12 +2,15 @@
 
 XLA:CPU may contract `a * b + c` into a fused multiply-add, may turn a division by a broadcast value
 into a product with its reciprocal, evaluates exp, log, tanh and their like differently in
-vectorised and in scalar code, may keep a BF16 intermediate in FP32, and sums in an order that
-changes with the shape of the batch. Here
+vectorised and in scalar code and with every level of instructions, may keep a BF16 intermediate in
+FP32, and sums in an order that changes with the shape of the batch. Here
 
 - the basic operations round once to their own type;
-- the transcendental functions are XLA's, evaluated apart from all else over the flat array (at
-  least 64 elements), so that they give the bits of that function called alone on a large array;
+- exponentials, logarithms and their like (`emulator.program.functions`) give the FP32 number
+  nearest to the true value, on every host;
+- other transcendental functions, and those of FP64, are XLA's, evaluated apart from all else over
+  the flat array (at least 64 elements), so that they give the bits of that function called alone on
+  a large array;
 - a floating sum or product has an order of its own: the reduced elements, flattened, are cut into
   eight equal contiguous blocks (the last padded with the neutral element), which are combined
   element by element as ((0+1)+(2+3))+((4+5)+(6+7)); this repeats until one element is left.
@@ -25,7 +28,9 @@ import numpy as np
 from jax import Array, lax
 
 import kernels
+from emulator.program import functions
 from emulator.program.folded import Folded, FoldedMesh, union_axes
+from emulator.program.functions import no_contraction
 from kernels.apart import apart, calls_stay
 
 _BLOCKS = 8
@@ -94,6 +99,8 @@ def _rounded_once(bind: Callable[..., Array], name: str, arrays: Sequence[Array]
         return bind(
             dividend, lax.select(dividend != dividend, lax.full_like(divisor, math.nan), divisor)
         )
+    if name in functions.OWN and arrays[0].dtype == jnp.float32:
+        return _alone(functions.OWN[name], arrays)
     if name in TRANSCENDENTAL:
         return _alone(bind, arrays)
     return bind(*arrays)
@@ -149,13 +156,6 @@ def _convert(array: Array, dtype: Any) -> Array:
         elif jnp.dtype(dtype) == jnp.float16 and array.dtype == jnp.float32:
             return kernels.fixpipe.round_to(array, jnp.float16)
     return lax.convert_element_type(array, dtype)
-
-
-def no_contraction(product: Array) -> Array:
-    """The same values, behind a select on NaN that keeps XLA from fusing the product into a later
-    addition.
-    """
-    return lax.select(product != product, lax.full_like(product, math.nan), product)
 
 
 def reduce_tree(value: Folded, dims: Sequence[int], kind: str) -> Folded:
