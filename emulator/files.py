@@ -7,13 +7,10 @@ from pathlib import Path
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes beside `path` first and then renames, so that a failure leaves no half file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """As `kernels.files.write`, whose package takes a second to import."""
+    from kernels import files
+
+    files.write(path, content)
 
 
 def check(option: str, path: Path | None) -> None:

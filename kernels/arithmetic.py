@@ -120,6 +120,8 @@ class Arithmetic:
     source: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"Arithmetic: name must be a string, got {self.name!r}")
         self._integer("products", self.products, 1, 64)
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
@@ -129,11 +131,19 @@ class Arithmetic:
             self._integer("min_exponent", self.min_exponent, -400, -126)
         if self.operand_fraction_bits is not None:
             self._integer("operand_fraction_bits", self.operand_fraction_bits, 1, 23)
-        if not (isinstance(self.nan, int) and 0x7F800000 < self.nan & 0x7FFFFFFF < 1 << 31):
+        for field, without, needed in (
+            ("alignment", "truncate", "fraction_bits"),
+            ("min_exponent", None, "fraction_bits"),
+            ("operand_rounding", "toward_zero", "operand_fraction_bits"),
+        ):
+            if getattr(self, needed) is None and getattr(self, field) != without:
+                raise self._error(f"{field} does nothing without {needed}; give both or none")
+        word = self.nan if isinstance(self.nan, int) else 0
+        if not (0 < word < 1 << 32 and word & 0x7FFFFFFF > 0x7F800000):
             raise self._error(f"nan must be the FP32 word of a NaN, got {self.nan!r}")
-        unknown = set(self.dtypes) - set(DTYPES)
-        if unknown or not set(self.dtypes) - {"int8"}:
-            raise self._error(f"dtypes must name some of {DTYPES}, got {self.dtypes!r}")
+        named = isinstance(self.dtypes, tuple) and set(self.dtypes) <= set(DTYPES)
+        if not named or not set(self.dtypes) - {"int8"}:
+            raise self._error(f"dtypes must be a tuple of some of {DTYPES}, got {self.dtypes!r}")
         self._check_sums()
         for field, dtype in (
             ("fp32", "float32"),
@@ -142,6 +152,8 @@ class Arithmetic:
             ("fp16", "float16"),
         ):
             mode = getattr(self, field)
+            if mode is not None and not isinstance(mode, Arithmetic):
+                raise self._error(f"{field} must be an Arithmetic or None, got {mode!r}")
             if mode is not None and dtype not in mode.dtypes:
                 raise self._error(f"{field} must take {dtype} operands, got one for {mode.dtypes}")
 

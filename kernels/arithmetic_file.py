@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.arithmetic import ASCEND_910C_CANDIDATES, PRESETS, Arithmetic
+from kernels.files import write
 
 _FORMAT = "cm384 arithmetic 1"
 _FIELDS = {field.name for field in dataclasses.fields(Arithmetic)}
@@ -18,9 +19,7 @@ def save(arithmetic: Arithmetic, path: str | os.PathLike[str]) -> None:
     out, except the evidence.
     """
     text = json.dumps({"format": _FORMAT, **_plain(arithmetic)}, indent=2) + "\n"
-    part = Path(path).with_name(Path(path).name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write(Path(path), text)
 
 
 def load(path: str | os.PathLike[str]) -> Arithmetic:
@@ -35,7 +34,7 @@ def load(path: str | os.PathLike[str]) -> Arithmetic:
         raise FileNotFoundError(f"no arithmetic file {path}; `cm384 probe --read` writes one")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected an arithmetic file in JSON: {error}") from error
     if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
         raise ValueError(f'{path}: expected a JSON object with "format": "{_FORMAT}"')

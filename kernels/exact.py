@@ -115,7 +115,7 @@ def _start(
     if arithmetic.subnormal_inputs == "plus_zero":
         words = jnp.where(magnitude < (1 << 23), np.uint32(0), words)
     if arithmetic.zero == "positive":
-        words = jnp.where(magnitude == 0, np.uint32(0), words)
+        words = jnp.where(words & floats.MAGNITUDE == 0, np.uint32(0), words)
     return words
 
 

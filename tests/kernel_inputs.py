@@ -118,6 +118,7 @@ def zeros(rng: Generator, rows: int, k: int, dtype: np.dtype) -> Operands:
     a, b = rng.choice([0.0, -0.0, 1.0, -1.0], (2, rows, k), p=[0.4, 0.4, 0.1, 0.1]).astype(dtype)
     c = rng.choice([0.0, -0.0, 1.0, -1.0], rows).astype(np.float32)
     a[: rows // 8], b[: rows // 8], c[: rows // 8] = -0.0, 1.0, -0.0  # nothing but -0
+    c[: rows // 16] = np.float32(-(2.0**-149))  # or what is read as such
     return a, b, c
 
 

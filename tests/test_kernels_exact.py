@@ -105,6 +105,15 @@ def stacked(drawn):
     return np.stack(a), np.stack(b), np.stack(c)
 
 
+@pytest.mark.parametrize("fields", [{}, {"addend": "late"}, {"subnormal_results": "flush"}])
+def test_a_c_that_is_read_as_minus_zero(fields):
+    """Beside nothing but -0, and no +0 that fills up a step."""
+    record = dataclasses.replace(CANDIDATES["flush_inputs"], **fields)
+    c = np.array([[0x80000001], [0x807FFFFF], [0x80000000], [0x00000001]], np.uint32)
+    a, b = np.full((4, 32), -0.0, BF16), np.ones((32, 3), BF16)
+    check(a, b, np.tile(c.view(np.float32), 3), record)
+
+
 @family
 def test_single_dots(record, dtype):
     check(*stacked([draw(name, 21, 24, 37, dtype) for name in GENERATORS]), record)

@@ -300,11 +300,18 @@ JOINED = ("sum_fraction_bits", "addend_fraction_bits", "result_fraction_bits")
         ("overflow", {"overflow": "wrap"}),
         ("nan_rule", {"nan_rule": "propagate"}),
         ("nan", {"nan": 0x7F800000}),
+        ("nan", {"nan": -1}),
+        ("nan", {"nan": 0x17FC00000}),
+        ("alignment", {"alignment": "floor"}),
+        ("min_exponent", {"min_exponent": -126}),
+        ("operand_rounding", {"operand_rounding": "nearest_even"}),
+        ("dtypes", {"dtypes": ["bfloat16"]}),
         ("dtypes", {"dtypes": ("int4",)}),
         ("dtypes", {"dtypes": ("int8",)}),
         ("operand_fraction_bits", {"operand_fraction_bits": 0}),
         ("fp32", {"fp32": NVIDIA_HOPPER}),
         ("fp16", {"fp16": X86_AVX512_BF16}),
+        ("fp32", {"fp32": "ASCEND_910C"}),
         ("evidence", {"evidence": "rumoured"}),
     ],
     ids=str,
@@ -313,6 +320,12 @@ def test_impossible_records_are_refused(field, change):
     with pytest.raises(ValueError, match=field) as error:
         dataclasses.replace(ASCEND_910C, **change)
     assert str(error.value).startswith("Arithmetic 'ASCEND_910C': ")
+
+
+@pytest.mark.parametrize("name", [3, None])
+def test_a_record_has_a_name(name):
+    with pytest.raises(ValueError, match="name must be a string"):
+        dataclasses.replace(ASCEND_910C, name=name)
 
 
 def test_modes():
