@@ -36,6 +36,7 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
     ("words", "message"),
     [
         (["run", "llama"], "unknown program 'llama'; known: transformer, matmul"),
+        (["run", "matmul", "--arithmetic", ""], "unknown arithmetic ''"),
         (["run", "nowhere.py:step"], "no such file: nowhere.py"),
         (["run", "program.py:steq"], "program.py has no function 'steq'"),
         (["run", "program.py:shaped"], "arguments contain 1 shapes without values"),

@@ -112,3 +112,11 @@ def names(option: str, text: str) -> list[str]:
     if not all(listed) or len(set(listed)) != len(listed):
         raise ValueError(f"{option} {text!r}: write different names with commas: ring,nhr,best")
     return listed
+
+
+def arithmetic(name: str | None) -> None:
+    """Raises ValueError for a wrong name before anything starts."""
+    if name not in (None, "native"):
+        import kernels
+
+        kernels.arithmetic_file.named(name)

@@ -60,10 +60,7 @@ def exec_(
     if fusion not in FUSIONS:
         raise ValueError(f"--fusion {fusion}: expected one of {', '.join(FUSIONS)}")
     files.check("--trace", trace)
-    if arithmetic not in (None, "native"):
-        import kernels
-
-        kernels.arithmetic_file.named(arithmetic)  # a wrong name is said before anything starts
+    choose.arithmetic(arithmetic)
     options = Options(
         script=str(script),
         arguments=tuple(arguments or ()),

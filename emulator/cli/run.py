@@ -106,6 +106,7 @@ def run(
             f"--arithmetic {arithmetic} --estimate: times do not depend on how matmuls sum; leave "
             "one of the two out"
         )
+    choose.arithmetic(arithmetic)
     files.check("--trace", trace)
     if chakra is not None:
         if chakra.exists():
