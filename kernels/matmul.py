@@ -32,7 +32,8 @@ def matmul(
     the unit's FP32 mode. K ascends in steps of `arithmetic.products`; the accumulator is FP32,
     starts at `c` (default +0) and is rounded once to nearest even if `out_dtype` (default FP32) is
     narrower. Subnormals, infinities and NaNs follow the record. INT8 pairs give INT32 and take such
-    a `c`; their sum is exact modulo 2^32.
+    a `c`; their sum is exact modulo 2^32. `c` is broadcast to the result. Without products (k = 0)
+    no step runs and `c` is the result as it is. Python's numbers and lists are FP32.
 
     A `tiling` sums K in another order, in which the bits of a row may depend on where it is (see
     `kernels.tiling`); "library" is the choice of Ascend's library for m, k and n. Every matrix of a
@@ -69,7 +70,7 @@ def _array(x: ArrayLike, name: str) -> Array:
     """`x` as a JAX array; 64 bits are not cut to 32 behind the caller's back."""
     dtype = getattr(x, "dtype", None)
     if dtype in (np.float64, np.int64):
-        wanted = "the accumulator's dtype" if name == "c" else "BF16, FP16, FP32 or INT8"
+        wanted = "FP32 (of INT8: INT32)" if name == "c" else "BF16, FP16, FP32 or INT8"
         raise TypeError(f"matmul: expected {name} in {wanted}, got {dtype}; cast it first")
     try:
         return jnp.asarray(x)

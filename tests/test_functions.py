@@ -154,6 +154,15 @@ def test_programs_have_these_bits(cloud: Machine) -> None:
     assert np.array_equal(np.asarray(got).view(np.uint16), np.asarray(expected).view(np.uint16))
 
 
+def test_the_bits_are_those_where_calls_do_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where another way keeps functions apart from what is around them."""
+    monkeypatch.setattr(vector, "calls_stay", lambda: False)
+    x = arguments(100)
+    for name in ("exp", "log1p", "erfc"):
+        got = jax.jit(lambda x, name=name: vector._alone(OWN[name], [x]))(x)
+        assert np.array_equal(words(got), words(own(name, x))), name
+
+
 def test_derivatives_and_wide_numbers(cloud: Machine) -> None:
     """Derivatives use the functions too; FP64 is XLA's."""
     slope = em.emulate(jax.vmap(jax.grad(jnp.tanh)), on=cloud)(np.linspace(-3, 3, 65, dtype="f4"))
