@@ -109,7 +109,8 @@ def _here(preset: str | None, dtype: str | None) -> Report:
 
 def _show(report: Report) -> None:
     out.print(
-        f"{report.compared:,} answers compared: {report.dtype} operands, {report.result} results, "
+        f"{report.compared:,} of {report.asked:,} answers compared: {report.dtype} operands, "
+        f"{report.result} results, "
         f"sums start at {'0 or a given C' if report.with_c else '0'}",
         soft_wrap=True,
     )

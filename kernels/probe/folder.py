@@ -20,7 +20,7 @@ from kernels.probe import inputs, shapes
 from kernels.probe.answers import RESULTS, Answers, words_of
 from kernels.probe.inputs import Tile
 
-_FORMAT = "cm384 probe 2"
+_FORMAT = "cm384 probe 3"
 _INPUTS, _OUTPUTS, _SCRIPT = "inputs.npz", "outputs.npz", "run_probe.py"
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 BACKENDS = ("torch-npu", "torch-cuda", "torch-cpu", "numpy")
-OPTIONAL = ("specials", "long", "single", "large")  # products that a device may refuse
+OPTIONAL = ("specials", "odd", "long", "single", "large")  # products that a device may refuse
 
 
 def torch_device(backend: str) -> str:
