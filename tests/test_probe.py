@@ -854,12 +854,72 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         ([*tiles[:-1], tiles[-1] | {"group": "x"}], "group 'large' are missing; write"),
         ([*tiles, tiles[3] | {"group": "x"}], "inputs.npz: a[0-9]+ is missing"),
         ([tiles[0], tiles[1] | {"group": "x"}, *tiles[2:]], "there is no group 'x'"),
+        ([tiles[0], tiles[1] | {"group": [5]}, *tiles[2:]], r"probe 1, got .*'group': \[5\]"),
+        ([tiles[0], tiles[1] | {"c": 1}, *tiles[2:]], "thorough .* of probe 1, got .*'c': 1"),
+        ([tiles[0], tiles[1] | {"name": 7}, *tiles[2:]], "inputs.npz is damaged: expected name"),
+        ([tiles[0], "x", *tiles[2:]], "probe 1, got 'x'; write the probes again"),
+        ([tiles[0], tiles[1] | {"group": "large"}, *tiles[2:]], "in fours of probe 1"),
     ):
-        np.savez(at / "inputs.npz", **asked | {"tiles": np.array(json.dumps(listed))})
+        few = {"a1": asked["a1"][:15]} if "fours" in message else {}
+        np.savez(at / "inputs.npz", **asked | few | {"tiles": np.array(json.dumps(listed))})
         with pytest.raises(ValueError, match=message):
             folder.read(at)
+    np.savez(at / "inputs.npz", **asked | {"a0": asked["a0"][:0]})
+    with pytest.raises(ValueError, match=r"inputs.npz: shapes \(0, 128\) and .* of probe 0 do not"):
+        folder.read(at)
+    np.savez(at / "inputs.npz", **asked)
     (at / "inputs.npz").write_bytes((at / "inputs.npz").read_bytes()[:1000])
     with pytest.raises(ValueError, match="inputs.npz is damaged: it is cut short"):
         folder.read(at)
     folder.write(at)  # a new start
     assert not (at / "outputs.npz").exists()
+
+
+def test_what_others_wrote_is_kept(tmp_path: Path) -> None:
+    at = folder.write(tmp_path / "probe")
+    folder.write(at)  # the same again
+    (at / "run_probe.py").unlink()
+    folder.write(at)
+    (at / "run_probe.py").write_text("def multiply(): ...")
+    with pytest.raises(ValueError, match="run_probe.py is not the script that would be written"):
+        folder.write(at)
+    assert (at / "run_probe.py").read_text() == "def multiply(): ..."
+    folder.write(at, force=True)
+    assert "hashlib" in (at / "run_probe.py").read_text()
+    other = tmp_path / "other"
+    other.mkdir()
+    np.savez(other / "inputs.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match="not empty and not a probe folder"):
+        folder.write(other)
+    (other / "inputs.npz").unlink()
+    (other / "inputs.npz").mkdir()
+    with pytest.raises(ValueError, match="inputs.npz is a folder; remove it"):
+        folder.write(other, force=True)
+    assert [path.name for path in other.iterdir()] == ["inputs.npz"]
+
+
+def test_the_script_refuses_what_cannot_be_read_afterwards(tmp_path: Path) -> None:
+    at = folder.write(tmp_path / "probe")
+    command = [sys.executable, "-I", str(at / "run_probe.py"), "--backend", "numpy"]
+
+    def refused(message: str) -> None:
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode and message in done.stderr, done
+        assert "Traceback" not in done.stderr and not (at / "outputs.npz").exists()
+
+    (at / "outputs.npz.part").mkdir()
+    refused("outputs.npz.part is a folder; remove it")
+    (at / "outputs.npz.part").rmdir()
+    script, call = at / "run_probe.py", "return multiply_numpy(a, b, dtype)"
+    text = script.read_text()
+    for change, message in (
+        (
+            "x, y = multiply_numpy(a, b, dtype); return x.view(np.float32), y",
+            "uint32 words, got fl",
+        ),
+        ("return multiply_numpy(a, b, dtype)[0].tolist(), 'float32'", "uint32 words, got list"),
+        ("return multiply_numpy(a, b, dtype)[0], 'float64'", "bfloat16, float16, got 'float64'"),
+        ("x, y = multiply_numpy(a, b, dtype); return x[:2], y", "shape (16, 128), got (2, 128)"),
+    ):
+        script.write_text(text.replace(call, change))
+        refused(message)

@@ -36,7 +36,7 @@ def probe(
         typer.Option(help="Of the operands: bfloat16 or float16. Default: what the unit takes."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Write into a folder that holds other files.")
+        bool, typer.Option("--force", help="Write where other files or a changed script are.")
     ] = False,
 ) -> None:
     """Find out how a matrix unit sums: of a device, of an emulated preset, or of XLA here.
