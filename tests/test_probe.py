@@ -358,14 +358,17 @@ def named(name: str) -> Answers:
     return Answers("bfloat16", "float32", [tile], [np.zeros((16, 16), np.int64)])
 
 
-@pytest.mark.parametrize("products", [1, 4, 64])
-def test_what_is_flushed_shows(products: int) -> None:
+@pytest.mark.parametrize(
+    ("products", "addend"), [(1, "fused"), (4, "fused"), (64, "fused"), (4, "late")]
+)
+def test_what_is_flushed_shows(products: int, addend: str) -> None:
     """Below 2^-126 before rounding, after rounding to 24 bits (as a record has it), or to counts of
     2^-149.
     """
     unit = kernels.Arithmetic(
         name="x",
         products=products,
+        addend=addend,
         subnormal_results="flush",
     )
     answers = named("bottom: just below 2^-126")
@@ -377,8 +380,9 @@ def test_what_is_flushed_shows(products: int) -> None:
             size = 0.0 if tiny else max(2.0**-126, float(abs(total)))
             value = np.float32(size).view(np.uint32)
             answers.words[0][i, j] = int(value) | int(total < 0 and not tiny) << 31
-        rows = [i for i in range(16) if i // 2 % 4 != 1 or products > 1]  # small before large
-        probes = [x for x in answers.probes(("bottom",)) if x.i in rows]
+        # Not the rows whose small term is flushed alone: it comes first, or in a step of its own.
+        alone = {1: [1], 4: [3] if addend == "late" else []}.get(products, [])
+        probes = [x for x in answers.probes(("bottom",)) if x.i // 2 % 4 not in alone]
         contradicted[rule] = len(list(answers.misses(unit, probes)))
     assert contradicted["24 bits"] == 0
     assert contradicted["exact"] > 30 and contradicted["counts"] > 30, contradicted

@@ -79,9 +79,9 @@ class Answers:
         in which every tile has its turn, up to `limit`; with `thorough` and all those of thorough
         tiles.
         """
-        key = (tuple(groups), limit, thorough)
+        key = (len(self.tiles), tuple(groups), limit, thorough)
         if key not in self._mixed:
-            self._mixed[key] = self._in_turn(*key)
+            self._mixed[key] = self._in_turn(*key[1:])
         return list(dict.fromkeys([*self.hard_ones(groups), *self._mixed[key]]))
 
     def _in_turn(self, groups: Sequence[str], limit: int | None, thorough: bool) -> list[Probe]:
