@@ -1,5 +1,6 @@
 """A matrix unit's answers to the probes, and whether a hypothesis predicts them."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -219,7 +220,9 @@ def _dot(
         steps = [[pair] for step in steps for pair in reversed(step)]
     settled = None
     for step in steps:
-        busy = [pair for pair in step if not _is_plus_zero(*pair)]
+        busy = [
+            (x, y) for x, y in step if x.significand and y.significand or not _is_plus_zero(x, y)
+        ]
         if not busy and c == settled:
             continue
         before = c
@@ -228,7 +231,7 @@ def _dot(
         if known is None:
             c = reference.step(step, c, arithmetic)
         else:
-            key = c, *(id(x) for pair in step for x in pair)
+            key = c, *map(id, itertools.chain.from_iterable(step))
             if key not in known:
                 known[key] = reference.step(step, c, arithmetic)
             c = known[key]
