@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import emulator as em
 import kernels
 from kernels import arithmetic_file, probe
-from kernels.probe import box, explain, folder, foreign, inputs, shapes
+from kernels.probe import box, explain, folder, foreign, inputs, nearest, search, shapes
 from kernels.probe import report as reports
 from kernels.probe.answers import Answers, narrow, words_of
 from tests.conftest import Answer
@@ -303,6 +304,112 @@ def test_one_wrong_answer_is_noticed() -> None:
     assert miss is not None and (miss.tile, miss.i, miss.j) == (1, 3, 5)
 
 
+def small_answers(unit: kernels.Arithmetic) -> Answers:
+    """To the first few tiles and those of short K."""
+    tiles = inputs.tiles("bfloat16", with_c=False)
+    tiles = [t for t in tiles if t.a.shape[1] < 8 or t.group == "order" or t.name[:6] == "sums 1"]
+    found = [
+        words(kernels.reference.matmul(t.a, t.b, arithmetic=unit)).astype(np.int64) for t in tiles
+    ]
+    return Answers("bfloat16", "float32", tiles, found)
+
+
+def test_every_answer_is_compared_and_what_rejects_a_unit_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unit = kernels.NVIDIA_HOPPER
+    answers = small_answers(unit)
+    monkeypatch.setattr(search, "_widths", lambda answers: [unit])
+    monkeypatch.setattr(search, "_completed", lambda answers, widths: widths)
+    probes = answers.probes(search.EVERY)
+    assert len(probes) == sum(found.size for found in answers.words)
+    assert search.search(answers).arithmetic is not None
+    last = probes[-1]
+    answers.words[last.tile][last.i, last.j] ^= 1
+    found = search.search(answers)
+    assert found.arithmetic is None and unit in found.tried
+    near = nearest.nearest(answers, found.tried)
+    assert near.name == "NVIDIA_HOPPER" and near.compared == len(probes)
+    assert [(x.i, x.j) for x in near.failing] == [(last.i, last.j)]
+
+
+def test_the_nearest_record_is_nearest_among_all() -> None:
+    """A unit that is a preset but for short K; nothing was tried."""
+    answers = small_answers(kernels.X86_AVX512_BF16)
+    for tile, found in zip(answers.tiles, answers.words, strict=True):
+        if tile.a.shape[1] < 4:
+            found[3][found[3] & 0x7FFFFFFF == 0] ^= 0x80000000  # zeros of the other sign
+    near = nearest.nearest(answers, ())
+    assert near.name == "X86_AVX512_BF16" and near.failing
+    assert nearest.where(answers, near.failing) == "where K is 2 or 3"
+
+
+def exact_sums(tile: inputs.Tile) -> list[tuple[int, int, Fraction]]:
+    a, b = (x.astype(np.float64) for x in (tile.a, tile.b))
+    return [
+        (i, j, sum((Fraction(a[i, k]) * Fraction(b[k, j]) for k in a[i].nonzero()[0]), Fraction()))
+        for i, j in np.ndindex(a.shape[0], b.shape[1])
+    ]
+
+
+def named(name: str) -> Answers:
+    """One tile and no answers yet."""
+    tile = next(t for t in inputs.tiles("bfloat16", with_c=False) if t.name == name)
+    return Answers("bfloat16", "float32", [tile], [np.zeros((16, 16), np.int64)])
+
+
+@pytest.mark.parametrize(
+    ("products", "addend"), [(1, "fused"), (4, "fused"), (64, "fused"), (4, "late")]
+)
+def test_what_is_flushed_shows(products: int, addend: str) -> None:
+    """Below 2^-126 before rounding, after rounding to 24 bits (as a record has it), or to counts of
+    2^-149.
+    """
+    unit = kernels.Arithmetic(
+        name="x",
+        products=products,
+        addend=addend,
+        subnormal_results="flush",
+    )
+    answers = named("bottom: just below 2^-126")
+    contradicted = {}
+    for rule, lowest in (("exact", 0), ("24 bits", 1), ("counts", 2)):
+        for i, j, total in exact_sums(answers.tiles[0]):
+            # A sum of 2^-126 - lowest * 2^-151 is a tie, and rounds to the even 2^-126.
+            tiny = abs(total) < Fraction(2) ** -126 - lowest * Fraction(2) ** -151
+            size = 0.0 if tiny else max(2.0**-126, float(abs(total)))
+            value = np.float32(size).view(np.uint32)
+            answers.words[0][i, j] = int(value) | int(total < 0 and not tiny) << 31
+        # Not the rows whose small term is flushed alone: it comes first, or in a step of its own.
+        alone = {1: [1], 4: [3] if addend == "late" else []}.get(products, [])
+        probes = [x for x in answers.probes(("bottom",)) if x.i // 2 % 4 not in alone]
+        contradicted[rule] = len(list(answers.misses(unit, probes)))
+    assert contradicted["24 bits"] == 0
+    assert contradicted["exact"] > 30 and contradicted["counts"] > 30, contradicted
+
+
+@pytest.mark.parametrize("products", [1, 16])
+def test_where_overflow_begins_shows(products: int) -> None:
+    """Infinity from half a last place above the largest number, or for whatever is above it."""
+    unit = kernels.Arithmetic(name="x", products=products)
+    answers = named("top: half a last place")
+    largest = Fraction(2) ** 128 - Fraction(2) ** 104
+    half = Fraction(2) ** 103
+    beyond = [abs(total) - largest for *_, total in exact_sums(answers.tiles[0])]
+    assert min(beyond) < half < max(beyond) and half in beyond
+    assert min(abs(x - half) for x in beyond if x != half) < half / 2**20
+    contradicted = {}
+    for rule, least in (("rounded", half), ("exact", Fraction(0))):
+        for i, j, total in exact_sums(answers.tiles[0]):
+            over = abs(total) - largest >= least
+            answers.words[0][i, j] = (0x7F800000 if over else 0x7F7FFFFF) | int(total < 0) << 31
+        probes = answers.probes(("top",))
+        if products == 1:  # of these, a smaller term comes after the rounding
+            probes = [x for x in probes if x.i < 12]
+        contradicted[rule] = len(list(answers.misses(unit, probes)))
+    assert contradicted["rounded"] == 0 and contradicted["exact"] > 30, contradicted
+
+
 def test_amx_is_named() -> None:
     tiles = [
         t
@@ -317,7 +424,7 @@ def test_amx_is_named() -> None:
         words.append(words_of(whole, (16, 16), tile.name)[1])
     answers = Answers("bfloat16", "float32", tiles, words)
     assert foreign.resembled(answers) == foreign.AMX
-    words[-1][2, 2] ^= 1
+    words[1][2, 2] ^= 1
     assert foreign.resembled(answers) is None
 
 
@@ -338,6 +445,10 @@ def integers(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         (lambda a, b: None, "expected results of shape"),
         (lambda a, b: 0 * integers(a, b), "does not compute A @ B: .* expected -3, got -?0"),
         (lambda a, b: np.nan * integers(a, b), "does not compute A @ B: .* got nan"),
+        (
+            lambda a, b: np.nextafter(integers(a, b), np.float32(99)),
+            r"expected -?\d+, got -?\d+\.\d{6}",
+        ),
         (lambda a, b: integers(b.T, a.T).T[::-1], "does not compute A @ B"),
         (lambda a, b, c: integers(a, b), r"does not compute A @ B \+ C"),
         (lambda a, b: 1 / 0, r"ZeroDivisionError for a\[16, 72\] @ b\[72, 32\].*also refused"),
@@ -391,6 +502,52 @@ def test_a_unit_that_refuses_specials_is_asked_the_rest(monkeypatch: pytest.Monk
     assert len(answers.tiles) == len(answers.words)
 
 
+@pytest.mark.parametrize("way", ["raises", "another shape", "another type"])
+def test_a_unit_that_refuses_odd_sizes_is_asked_the_rest(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def even(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        product = integers(a, b)
+        if len(a) % 2 and len(a) > 1:
+            if way == "raises":
+                raise RuntimeError("odd sizes")
+            product = product[:, :2] if way == "another shape" else product.astype(BF16)
+        return product
+
+    answers = asked(even, monkeypatch)
+    text = {
+        "raises": "5 x 37 x 3 (odd sizes)",
+        "another shape": "expected results of shape (5, 3), got (5, 2)",
+        "another type": "its results are bfloat16, others float32",
+    }
+    assert text[way] in " ".join(answers.not_asked)
+    assert {"dense", "long", "single"} <= {tile.group for tile in answers.tiles}
+    assert "odd" not in {tile.group for tile in answers.tiles}
+
+
+def test_long_sums_are_asked_of_a_slow_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box, "_PATIENCE_S", 0)
+    answers = asked(integers, monkeypatch)
+    assert [t.name for t in answers.tiles if t.group == "long"] == ["K = 320", "K = 1088"]
+    # A second for every call, whatever its size, is no reason to leave products out.
+    timed = [(10_000, 1.0), (200_000, 1.01), (10_000, 1.0)]
+    assert 1 <= box._seconds(timed, 16 * 4160 * 16) < 2
+    assert box._seconds([(10_000, 0.1), (200_000, 1.1)], 10_000_000) > 30
+
+
+def test_long_sums_that_change_from_run_to_run_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns = iter(range(10_000))
+
+    def unsteady(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        k = a.shape[1]
+        half = (k // 2, k // 4)[next(turns) % 2] if k == 1088 else k
+        return integers(a[:, :half], b[:half]) + integers(a[:, half:], b[half:])
+
+    assert asked(unsteady, monkeypatch).unsteady == "K = 1088"
+
+
 def test_answers_that_change_from_run_to_run_are_noticed() -> None:
     rng = np.random.default_rng()
 
@@ -407,7 +564,7 @@ def other_shapes(unit: kernels.Arithmetic, tiling: kernels.Tiling | None = None)
     tiles = [t for t in shapes.tiles("bfloat16") if t.name != "K = 4160"]
     answers = Answers("bfloat16", "float32", [inputs.tiles("bfloat16", False)[0], *tiles], [])
     for tile in answers.tiles:
-        few = 4 if tile.group == "large" else 16
+        few = 4 if tile.group == "large" else 32
         a, b = tile.a[:few], tile.b[:, :few]
         product = words(kernels.reference.matmul(a, b, arithmetic=unit, tiling=tiling))
         repeat = tile.a.shape[0] // a.shape[0], tile.b.shape[1] // b.shape[1]
@@ -418,10 +575,27 @@ def other_shapes(unit: kernels.Arithmetic, tiling: kernels.Tiling | None = None)
 def test_long_sums_are_compared_too() -> None:
     unit = kernels.NVIDIA_HOPPER
     verdict = shapes.judge(other_shapes(unit), unit)
-    assert verdict == shapes.Verdict(longest_k=1088, notes=(), failing=())
+    assert replace(verdict, compared=0) == shapes.Verdict(longest_k=1088, notes=(), failing=())
+    assert verdict.compared > 5 * 3 + 13 * 19 + 2 * 12 + 48  # all odd ones, samples of others
     other = shapes.judge(other_shapes(replace(unit, products=8)), unit)
     assert other.failing and other.longest_k == inputs.ORDER_K
-    assert {failure.probe for failure in other.failing} == {"K = 320", "K = 1088"}
+    names = {"5 x 37 x 3", "13 x 131 x 19", "K = 320", "K = 1088"}
+    assert {failure.probe for failure in other.failing} == names
+
+
+def test_sizes_that_are_no_multiples_of_8_are_compared() -> None:
+    """A library may give them to other cores: here to a chain of multiply-adds."""
+    unit = kernels.NVIDIA_HOPPER
+    answers = small_answers(unit)
+    for tile in shapes.tiles("bfloat16"):
+        if tile.group == "odd":
+            product = kernels.reference.matmul(tile.a, tile.b, arithmetic=kernels.FP32_FMA_CHAIN)
+            answers.tiles = [*answers.tiles, tile]
+            answers.words.append(words(product).astype(np.int64))
+    failing = shapes.judge(answers, unit).failing
+    assert {failure.probe for failure in failing} == {"5 x 37 x 3", "13 x 131 x 19"}
+    assert nearest.where(answers, failing) == "where K is 37 or 131"
+    assert not shapes.judge(answers, kernels.FP32_FMA_CHAIN).failing
 
 
 def test_parts_of_a_long_sum_are_named() -> None:
@@ -434,7 +608,7 @@ def test_parts_of_a_long_sum_are_named() -> None:
 
 def test_a_record_says_up_to_which_k_it_holds() -> None:
     verdict = shapes.Verdict(longest_k=128, reordered=True, notes=("x",), failing=())
-    said = {"compared": 1, "dtype": "bfloat16", "with_c": False}
+    said = {"compared": 1, "asked": 1, "dtype": "bfloat16", "with_c": False}
     unit = reports._named(kernels.NVIDIA_HOPPER, ["NVIDIA_HOPPER"], {}, verdict, said)
     assert unit.name == "probed (NVIDIA_HOPPER), K up to 128"
     unit = reports._named(unit, ["NVIDIA_HOPPER"], {}, replace(verdict, reordered=False), said)
@@ -684,12 +858,72 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         ([*tiles[:-1], tiles[-1] | {"group": "x"}], "group 'large' are missing; write"),
         ([*tiles, tiles[3] | {"group": "x"}], "inputs.npz: a[0-9]+ is missing"),
         ([tiles[0], tiles[1] | {"group": "x"}, *tiles[2:]], "there is no group 'x'"),
+        ([tiles[0], tiles[1] | {"group": [5]}, *tiles[2:]], r"probe 1, got .*'group': \[5\]"),
+        ([tiles[0], tiles[1] | {"c": 1}, *tiles[2:]], "thorough .* of probe 1, got .*'c': 1"),
+        ([tiles[0], tiles[1] | {"name": 7}, *tiles[2:]], "inputs.npz is damaged: expected name"),
+        ([tiles[0], "x", *tiles[2:]], "probe 1, got 'x'; write the probes again"),
+        ([tiles[0], tiles[1] | {"group": "large"}, *tiles[2:]], "in fours of probe 1"),
     ):
-        np.savez(at / "inputs.npz", **asked | {"tiles": np.array(json.dumps(listed))})
+        few = {"a1": asked["a1"][:15]} if "fours" in message else {}
+        np.savez(at / "inputs.npz", **asked | few | {"tiles": np.array(json.dumps(listed))})
         with pytest.raises(ValueError, match=message):
             folder.read(at)
+    np.savez(at / "inputs.npz", **asked | {"a0": asked["a0"][:0]})
+    with pytest.raises(ValueError, match=r"inputs.npz: shapes \(0, 128\) and .* of probe 0 do not"):
+        folder.read(at)
+    np.savez(at / "inputs.npz", **asked)
     (at / "inputs.npz").write_bytes((at / "inputs.npz").read_bytes()[:1000])
     with pytest.raises(ValueError, match="inputs.npz is damaged: it is cut short"):
         folder.read(at)
     folder.write(at)  # a new start
     assert not (at / "outputs.npz").exists()
+
+
+def test_what_others_wrote_is_kept(tmp_path: Path) -> None:
+    at = folder.write(tmp_path / "probe")
+    folder.write(at)  # the same again
+    (at / "run_probe.py").unlink()
+    folder.write(at)
+    (at / "run_probe.py").write_text("def multiply(): ...")
+    with pytest.raises(ValueError, match="run_probe.py is not the script that would be written"):
+        folder.write(at)
+    assert (at / "run_probe.py").read_text() == "def multiply(): ..."
+    folder.write(at, force=True)
+    assert "hashlib" in (at / "run_probe.py").read_text()
+    other = tmp_path / "other"
+    other.mkdir()
+    np.savez(other / "inputs.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match="not empty and not a probe folder"):
+        folder.write(other)
+    (other / "inputs.npz").unlink()
+    (other / "inputs.npz").mkdir()
+    with pytest.raises(ValueError, match="inputs.npz is a folder; remove it"):
+        folder.write(other, force=True)
+    assert [path.name for path in other.iterdir()] == ["inputs.npz"]
+
+
+def test_the_script_refuses_what_cannot_be_read_afterwards(tmp_path: Path) -> None:
+    at = folder.write(tmp_path / "probe")
+    command = [sys.executable, "-I", str(at / "run_probe.py"), "--backend", "numpy"]
+
+    def refused(message: str) -> None:
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode and message in done.stderr, done
+        assert "Traceback" not in done.stderr and not (at / "outputs.npz").exists()
+
+    (at / "outputs.npz.part").mkdir()
+    refused("outputs.npz.part is a folder; remove it")
+    (at / "outputs.npz.part").rmdir()
+    script, call = at / "run_probe.py", "return multiply_numpy(a, b, dtype)"
+    text = script.read_text()
+    for change, message in (
+        (
+            "x, y = multiply_numpy(a, b, dtype); return x.view(np.float32), y",
+            "uint32 words, got fl",
+        ),
+        ("return multiply_numpy(a, b, dtype)[0].tolist(), 'float32'", "uint32 words, got list"),
+        ("return multiply_numpy(a, b, dtype)[0], 'float64'", "bfloat16, float16, got 'float64'"),
+        ("x, y = multiply_numpy(a, b, dtype); return x[:2], y", "shape (16, 128), got (2, 128)"),
+    ):
+        script.write_text(text.replace(call, change))
+        refused(message)

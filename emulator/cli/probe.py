@@ -36,7 +36,7 @@ def probe(
         typer.Option(help="Of the operands: bfloat16 or float16. Default: what the unit takes."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Write into a folder that holds other files.")
+        bool, typer.Option("--force", help="Write where other files or a changed script are.")
     ] = False,
 ) -> None:
     """Find out how a matrix unit sums: of a device, of an emulated preset, or of XLA here.
@@ -109,7 +109,8 @@ def _here(preset: str | None, dtype: str | None) -> Report:
 
 def _show(report: Report) -> None:
     out.print(
-        f"{report.compared:,} answers compared: {report.dtype} operands, {report.result} results, "
+        f"{report.compared:,} of {report.asked:,} answers compared: {report.dtype} operands, "
+        f"{report.result} results, "
         f"sums start at {'0 or a given C' if report.with_c else '0'}",
         soft_wrap=True,
     )

@@ -1,5 +1,6 @@
 """A matrix unit's answers to the probes, and whether a hypothesis predicts them."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ RESULTS = {
 }
 """Types of results that are understood; FP64 ones are rounded to FP32."""
 
+_NOTHING = reference.decode(0, "float32")
 _NAN = -1  # any NaN, where results are narrower than FP32
 
 
@@ -68,6 +70,8 @@ class Answers:
     hard: list[Probe] = field(default_factory=list)  # probes that contradicted a hypothesis: asked
     # first from then on
     _decoded: dict[Any, Any] = field(default_factory=dict)
+    _steps: tuple[Any, dict[Any, int]] = (None, {})
+    _mixed: dict[Any, list[Probe]] = field(default_factory=dict)
 
     def probes(
         self, groups: Sequence[str], limit: int | None = None, thorough: bool = False
@@ -76,6 +80,12 @@ class Answers:
         in which every tile has its turn, up to `limit`; with `thorough` and all those of thorough
         tiles.
         """
+        key = (len(self.tiles), tuple(groups), limit, thorough)
+        if key not in self._mixed:
+            self._mixed[key] = self._in_turn(*key[1:])
+        return list(dict.fromkeys([*self.hard_ones(groups), *self._mixed[key]]))
+
+    def _in_turn(self, groups: Sequence[str], limit: int | None, thorough: bool) -> list[Probe]:
         rng = np.random.default_rng(7)
         turns, whole = [], []
         for number, tile in enumerate(self.tiles):
@@ -86,8 +96,7 @@ class Answers:
                     whole += outputs
                 else:
                     turns += [(k, *probe) for k, probe in enumerate(outputs)]
-        mixed = [Probe(*rest) for _, *rest in sorted(turns)[:limit]]
-        return list(dict.fromkeys([*self.hard_ones(groups), *mixed, *whole]))
+        return [*(Probe(*rest) for _, *rest in sorted(turns)[:limit]), *whole]
 
     def hard_ones(self, groups: Sequence[str]) -> list[Probe]:
         return [probe for probe in self.hard if self.tiles[probe.tile].group in groups]
@@ -104,10 +113,18 @@ class Answers:
         column = self._operands((probe.tile, "b", probe.j), tile.b[:, probe.j], arithmetic)
         c = 0 if tile.c is None else int(tile.c[probe.i, probe.j].view(np.uint32))
         if order is None:
-            word = _dot(row, column, c, arithmetic)
+            word = _dot(row, column, c, arithmetic, self._steps_of(tile, arithmetic))
         else:
             word = reference.dot_in_order(row, column, c, order, arithmetic)
         return self._one_nan(narrow(word, self.result))
+
+    def _steps_of(self, tile: Tile, arithmetic: Arithmetic) -> dict[Any, int] | None:
+        """Steps that were done, for tiles of a few numbers in which most steps come again."""
+        if tile.group not in ("order", "zeros"):
+            return None
+        if self._steps[0] is not arithmetic:
+            self._steps = arithmetic, {}
+        return self._steps[1]
 
     def _one_nan(self, word: int) -> int:
         return _NAN if self.any_nan and (word & 0x7FFFFFFF) > 0x7F800000 else word
@@ -119,15 +136,19 @@ class Answers:
     def misses(self, arithmetic: Arithmetic, probes: Iterable[Probe]) -> Iterator[Probe]:
         return (p for p in probes if self.predict(arithmetic, p) != self.got(p))
 
-    def failure(self, arithmetic: Arithmetic, probe: Probe) -> Failure:
-        return Failure(
-            probe=self.tiles[probe.tile].name,
-            i=probe.i,
-            j=probe.j,
-            expected=self.predict(arithmetic, probe),
-            got=self.got(probe),
-            result=self.result,
-        )
+    def failures(self, arithmetic: Arithmetic, probes: Iterable[Probe]) -> Iterator[Failure]:
+        """The probes that contradict `arithmetic`, with what came."""
+        for probe in probes:
+            expected, got = self.predict(arithmetic, probe), self.got(probe)
+            if expected != got:
+                yield Failure(
+                    probe=self.tiles[probe.tile].name,
+                    i=probe.i,
+                    j=probe.j,
+                    expected=expected,
+                    got=got,
+                    result=self.result,
+                )
 
     def _operands(self, where: Any, x: NDArray, arithmetic: Arithmetic) -> Any:
         """A row or column as the unit reads it; kept, and so is every word once read."""
@@ -184,26 +205,36 @@ def words_of(results: Any, shape: tuple[int, int], where: str) -> tuple[str, NDA
     return array.dtype.name, np.where(np.isnan(array.astype(np.float32)), _NAN, words)
 
 
-def _dot(row: Any, column: Any, c: int, arithmetic: Arithmetic) -> int:
+def _dot(
+    row: Any, column: Any, c: int, arithmetic: Arithmetic, known: dict[Any, int] | None
+) -> int:
     """`reference.dot`, without work that cannot change bits: of the products +0 in a fused step one
     is enough, and when one step of nothing else has left C alone, so do the ones right after it.
+    Steps that are `known` are not done again. (Equal operands of a unit are one object.)
     """
     pairs = list(zip(row, column, strict=True))
     size = arithmetic.products
-    nothing = reference.decode(0, "float32")
-    pairs += [(nothing, nothing)] * (-len(pairs) % size)
+    pairs += [(_NOTHING, _NOTHING)] * (-len(pairs) % size)
     steps = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     if arithmetic.summation == "chain":
         steps = [[pair] for step in steps for pair in reversed(step)]
     settled = None
     for step in steps:
-        busy = [pair for pair in step if not _is_plus_zero(*pair)]
+        busy = [
+            (x, y) for x, y in step if x.significand and y.significand or not _is_plus_zero(x, y)
+        ]
         if not busy and c == settled:
             continue
         before = c
         if arithmetic.summation == "fused" and len(busy) < len(step):
-            step = [*busy, (nothing, nothing)]
-        c = reference.step(step, c, arithmetic)
+            step = [*busy, (_NOTHING, _NOTHING)]
+        if known is None:
+            c = reference.step(step, c, arithmetic)
+        else:
+            key = c, *map(id, itertools.chain.from_iterable(step))
+            if key not in known:
+                known[key] = reference.step(step, c, arithmetic)
+            c = known[key]
         settled = c if not busy and c == before else None
     return c
 

@@ -18,7 +18,8 @@ from kernels.probe.report import Report, UnknownArithmetic, judge
 Matmul = Callable[..., Any]
 
 _MULTIPLES = (1, 16, 32, 64, 128, 256)  # of which a unit may want every size to be one
-_PATIENCE_S = 10.0  # for one product of another shape
+_PATIENCE_S = 10.0  # for one product of another shape, but those that a record needs
+_AGAIN_S = 2.5  # a long product that took no longer is asked twice
 
 
 def identify(
@@ -60,8 +61,9 @@ def ask(matmul: Matmul, dtype: str | None, with_c: bool) -> Answers:
     dtype, multiple = _accepted(matmul, dtype, with_c)
     tiles = [_padded(tile, multiple) for tile in inputs.tiles(dtype, with_c)]
     asked, words, results, refused = [], [], set(), []
-    start = time.perf_counter()
+    timed: list[tuple[int, float]] = []
     for tile in tiles:
+        start = time.perf_counter()
         try:
             result, found = _words(matmul, tile, multiple, with_c)
         except ValueError as error:
@@ -69,42 +71,59 @@ def ask(matmul: Matmul, dtype: str | None, with_c: bool) -> Answers:
                 raise  # only infinities and NaNs may be refused
             refused.append(f"{tile.name} ({error.__cause__})")
             continue
+        timed.append((_size(tile, multiple), time.perf_counter() - start))
         results.add(result)
         asked.append(tile)
         words.append(found)
     if len(results) > 1:
         raise TypeError(f"identify: results of several types: {', '.join(sorted(results))}")
-    seconds = (time.perf_counter() - start) / sum(_size(tile, multiple) for tile in asked)
     answers = Answers(dtype, results.pop(), asked, words, not_asked=tuple(refused))
     for tile, found in zip(asked, words, strict=True):
         if tile.group == "dense" and (_words(matmul, tile, multiple, with_c)[1] != found).any():
             answers.unsteady = tile.name
             return answers
-    _ask_other_shapes(matmul, answers, multiple, with_c, seconds)
+    _ask_other_shapes(matmul, answers, multiple, with_c, timed)
     return answers
 
 
 def _ask_other_shapes(
-    matmul: Matmul, answers: Answers, multiple: int, with_c: bool, seconds: float
+    matmul: Matmul, answers: Answers, multiple: int, with_c: bool, timed: list[tuple[int, float]]
 ) -> None:
-    """Adds products of other shapes, but those that would take long (`seconds` per product of two
-    numbers) or are refused.
+    """Adds products of other shapes, but those that are refused, or would take long by the sizes
+    and seconds of other calls.
     """
     not_asked = list(answers.not_asked)
+    if multiple > 1:
+        not_asked.append(f"sizes that are no multiples of {multiple} (they are refused)")
     for tile in shapes.tiles(answers.dtype):
-        needed = seconds * _size(tile, multiple)
-        if needed > _PATIENCE_S:
+        if tile.group == "odd" and multiple > 1:
+            continue
+        needed = _seconds(timed, _size(tile, multiple))
+        if needed > _PATIENCE_S and tile.a.shape[1] not in shapes.NEEDED:
             not_asked.append(f"{tile.name} (it would take some {needed:.0f} s)")
             continue
         tile = _padded(tile, multiple)
+        start = time.perf_counter()
         try:
-            _, found = _words(matmul, tile, multiple, with_c)
+            result, found = _words(matmul, tile, multiple, with_c)
+            if result != answers.result:
+                raise ValueError(f"its results are {result}, others {answers.result}")
         except ValueError as error:
             not_asked.append(f"{tile.name} ({error.__cause__ or error})")
             continue
         answers.tiles = [*answers.tiles, tile]
         answers.words.append(found)
+        if tile.group == "long" and time.perf_counter() - start < _AGAIN_S:
+            if (_words(matmul, tile, multiple, with_c)[1] != found).any():
+                answers.unsteady = tile.name
     answers.not_asked = tuple(not_asked)
+
+
+def _seconds(timed: list[tuple[int, float]], size: int) -> float:
+    """How long a product of this size takes: every call a part of it, the rest by its size."""
+    call = min(seconds for _, seconds in timed)
+    each = sum(seconds - call for _, seconds in timed) / sum(done for done, _ in timed)
+    return call + each * size
 
 
 def _words(matmul: Matmul, tile: Tile, multiple: int, with_c: bool) -> tuple[str, NDArray]:
@@ -195,11 +214,16 @@ def _check_integers(found: NDArray, expected: NDArray, result: str, what: str) -
     wrong = np.argwhere((found != expected) & ~((expected == 0) & (found == zero)))
     if len(wrong):
         i, j = wrong[0].tolist()
-        got, wanted = (float_of(int(words[i, j]), result) for words in (found, expected))
+        got, wanted = (_shown(int(words[i, j]), result) for words in (found, expected))
         raise ValueError(
             f"identify: the callable does not compute {what}: {len(wrong)} of {found.size} sums of "
-            f"small integers are wrong, such as [{i}, {j}]: expected {wanted:g}, got {got:g}"
+            f"small integers are wrong, such as [{i}, {j}]: expected {wanted}, got {got}"
         )
+
+
+def _shown(word: int, result: str) -> str:
+    """A result's value with all its digits."""
+    return f"{float_of(word, result):.9g}"
 
 
 def _takes_c(matmul: Matmul) -> bool:

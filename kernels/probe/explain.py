@@ -26,7 +26,7 @@ _WHERE = {
 }
 """Probes that can tell a parameter's values apart; other parameters are told by ordinary sums."""
 
-_ASKED = 2000
+_ASKED = 2000  # probes of a parameter's own groups that are asked before all others
 
 
 def known(answers: Answers, found: Arithmetic) -> tuple[Arithmetic, list[str]]:
@@ -34,8 +34,8 @@ def known(answers: Answers, found: Arithmetic) -> tuple[Arithmetic, list[str]]:
     them, no probe can tell, and its values are taken.
     """
     same, exact = [], []
-    probes = answers.probes(EVERY, _ASKED, thorough=True)
-    for name, unit in _units().items():
+    probes = answers.probes(EVERY)
+    for name, unit in units().items():
         try:
             mode = unit.mode(answers.dtype, answers.dtype)
         except TypeError:
@@ -51,7 +51,7 @@ def known(answers: Answers, found: Arithmetic) -> tuple[Arithmetic, list[str]]:
     return chosen, [name for name, mode in same if mode == chosen]
 
 
-def _units() -> dict[str, Arithmetic]:
+def units() -> dict[str, Arithmetic]:
     """Presets and candidates, one name for each."""
     candidates = {unit.name: unit for unit in ASCEND_910C_CANDIDATES.values()}
     return {name: unit for name, unit in {**PRESETS, **candidates}.items() if "HF32" not in name}
@@ -62,7 +62,7 @@ def explain(answers: Answers, found: Arithmetic) -> tuple[dict[str, str], dict[s
     none contradicts.
     """
     evidence, ambiguous = {}, {}
-    every = answers.probes(EVERY, _ASKED, thorough=True)
+    every = answers.probes(EVERY)
     for field in PARAMETERS:
         value = getattr(found, field)
         against: list[tuple[Any, Probe, Arithmetic]] = []
@@ -71,7 +71,8 @@ def explain(answers: Answers, found: Arithmetic) -> tuple[dict[str, str], dict[s
         if field == "sum_fraction_bits":
             groups += ("bottom",)
         probes = answers.probes(groups, _ASKED, thorough=True)
-        elsewhere = [probe for probe in every if answers.tiles[probe.tile].group not in groups]
+        own = set(probes)
+        elsewhere = [probe for probe in every if probe not in own]
         for other, variant in _variants(answers, found, field, probes):
             probe = None
             if variant is not None:  # asked where it shows most, and then everywhere
@@ -83,7 +84,7 @@ def explain(answers: Answers, found: Arithmetic) -> tuple[dict[str, str], dict[s
         if against or allowed:
             evidence[field] = f"{_shown(field, value)}: " + (
                 "; ".join(
-                    f"not {_shown(field, other)} ({answers.failure(variant, probe)})"
+                    f"not {_shown(field, other)} ({next(answers.failures(variant, [probe]))})"
                     for other, probe, variant in against[:3]
                 )
                 or "no probe contradicts another value"
@@ -126,12 +127,12 @@ def _variants(
         others = [word for word in (0x7FC00000, 0x7FFFFFFF, *nan_words(answers)) if word != value]
         others = list(dict.fromkeys(others))
     for other in others:
-        variant = _variant(found, field, other)
+        variant = with_value(found, field, other)
         if variant is not None:
             yield other, variant
 
 
-def _variant(found: Arithmetic, field: str, other: Any) -> Arithmetic | None:
+def with_value(found: Arithmetic, field: str, other: Any) -> Arithmetic | None:
     """`found` with another value, and what that value needs; None if nothing makes it possible."""
     changes: dict[str, Any] = {field: other}
     if field == "summation":
@@ -158,7 +159,7 @@ def _neighbours(
     value = getattr(found, field)
 
     def fits(other: int) -> bool:
-        variant = _variant(found, field, other)
+        variant = with_value(found, field, other)
         return variant is not None and answers.first_miss(variant, probes) is None
 
     fitting: list[int] = []

@@ -20,7 +20,8 @@ from kernels.probe import inputs, shapes
 from kernels.probe.answers import RESULTS, Answers, words_of
 from kernels.probe.inputs import Tile
 
-_FORMAT = "cm384 probe 2"
+_FAMILY = "cm384 probe"
+_FORMAT = f"{_FAMILY} 3"
 _INPUTS, _OUTPUTS, _SCRIPT = "inputs.npz", "outputs.npz", "run_probe.py"
 
 
@@ -28,7 +29,8 @@ def write(folder: str | os.PathLike[str], *, dtype: str = "bfloat16", force: boo
     """Writes the probes and the script that runs them; answers of an earlier run are removed.
 
     Raises:
-        ValueError: the folder holds something else and `force` is not set, or an unknown `dtype`.
+        ValueError: the folder holds something else or a changed script and `force` is not set; a
+            folder lies where a file belongs; or an unknown `dtype`.
         OSError: it cannot be written.
     """
     if dtype not in inputs.DTYPES:
@@ -36,11 +38,8 @@ def write(folder: str | os.PathLike[str], *, dtype: str = "bfloat16", force: boo
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the probes")
-    ours = not folder.exists() or not any(folder.iterdir()) or (folder / _INPUTS).is_file()
-    if not ours and not force:
-        raise ValueError(
-            f"{folder} is not empty and not a probe folder; name another one, or add --force"
-        )
+    script = Path(__file__).with_name(_SCRIPT)
+    _check_place(folder, script, force)
     folder.mkdir(parents=True, exist_ok=True)
     tiles = [*inputs.tiles(dtype, with_c=False), *shapes.tiles(dtype)]
     arrays: dict[str, Any] = {
@@ -53,11 +52,40 @@ def write(folder: str | os.PathLike[str], *, dtype: str = "bfloat16", force: boo
         arrays[f"b{number}"] = np.ascontiguousarray(tile.b).view(np.uint16)
     with tempfile.TemporaryDirectory(prefix=".probe", dir=folder) as part:
         np.savez_compressed(Path(part) / _INPUTS, **arrays)
-        shutil.copyfile(Path(__file__).with_name(_SCRIPT), Path(part) / _SCRIPT)
+        shutil.copyfile(script, Path(part) / _SCRIPT)
         (folder / _OUTPUTS).unlink(missing_ok=True)
         for name in (_SCRIPT, _INPUTS):
             os.replace(Path(part) / name, folder / name)
     return folder
+
+
+def _check_place(folder: Path, script: Path, force: bool) -> None:
+    """Refuses to write where something would be lost, before anything is written."""
+    if not folder.exists():
+        return
+    for name in (_INPUTS, _SCRIPT, _OUTPUTS):
+        if (folder / name).is_dir():
+            raise ValueError(f"{folder / name} is a folder; remove it, or name another one")
+    if force or not any(folder.iterdir()):
+        return
+    if (folder / _SCRIPT).is_file():
+        if (folder / _SCRIPT).read_bytes() != script.read_bytes():
+            raise ValueError(
+                f"{folder / _SCRIPT} is not the script that would be written; keep it elsewhere if "
+                "it was changed for a device, then add --force"
+            )
+    elif not _is_ours(folder / _INPUTS):
+        raise ValueError(
+            f"{folder} is not empty and not a probe folder; name another one, or add --force"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether these are probes, of this version or another."""
+    try:
+        return str(_arrays(path).get("format")).startswith(_FAMILY)
+    except ValueError:
+        return False
 
 
 def _about(tile: Tile) -> dict[str, Any]:
@@ -166,7 +194,7 @@ def _tiles(path: Path) -> tuple[str, list[Tile]]:
     if str(arrays.get("format")) != _FORMAT:
         raise ValueError(
             f'{path}: expected the format "{_FORMAT}", got "{arrays.get("format")}"; write '
-            f"the probes again with this version: cm384 probe --write {path.parent}"
+            f"the probes again with this version: cm384 probe --write {path.parent} --force"
         )
     dtype = str(arrays.get("dtype"))
     if dtype not in inputs.DTYPES:
@@ -183,12 +211,16 @@ def _tiles(path: Path) -> tuple[str, list[Tile]]:
                 raise ValueError(f"{path}: {which}{number} is missing or not a matrix of words")
         a, b = operands
         assert a is not None and b is not None
-        if a.shape[1] != b.shape[0]:
+        if a.shape[1] != b.shape[0] or not a.size or not b.size:
             raise ValueError(f"{path}: shapes {a.shape} and {b.shape} of probe {number} do not fit")
-        try:
-            tiles.append(Tile(a=a.view(kind), b=b.view(kind), **entry))
-        except TypeError as error:
-            raise ValueError(f"{path} is damaged: probe {number} has no name and group") from error
+        _check_entry(entry, number, path)
+        tiles.append(Tile(a=a.view(kind), b=b.view(kind), **entry))
+    for number, tile in enumerate(tiles):
+        if tile.group == "large" and (len(tile.a) % 4 or tile.b.shape[1] % 4):
+            raise ValueError(
+                f"{path} is damaged: expected rows and columns in fours of probe {number} "
+                f"({tile.name}), got {tile.a.shape} @ {tile.b.shape}"
+            )
     groups = [*inputs.GROUPS, *shapes.GROUPS]
     missing = [group for group in groups if group not in {tile.group for tile in tiles}]
     unknown = [tile.group for tile in tiles if tile.group not in groups]
@@ -199,6 +231,16 @@ def _tiles(path: Path) -> tuple[str, list[Tile]]:
             f"the probes again: cm384 probe --write {path.parent}"
         )
     return dtype, tiles
+
+
+def _check_entry(entry: Any, number: int, path: Path) -> None:
+    expected = {"name": str, "group": str, "thorough": bool}
+    fits = isinstance(entry, dict) and entry.keys() == expected.keys()
+    if not fits or not all(isinstance(entry[name], kind) for name, kind in expected.items()):
+        raise ValueError(
+            f"{path} is damaged: expected name, group and thorough (true or false) of probe "
+            f"{number}, got {entry!r}; write the probes again: cm384 probe --write {path.parent}"
+        )
 
 
 def _arrays(path: Path) -> dict[str, Any]:

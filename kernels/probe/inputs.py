@@ -257,6 +257,8 @@ def _bottom(rng: Generator, dtype: str) -> Iterator[Tile]:
         for name, places in _SCANS.items():
             a, b = _scan(places)
             yield Tile(name=f"bottom: {name}", group="bottom", a=a, b=b, thorough=True)
+        a, b = _just_below_normal()
+        yield Tile(name="bottom: just below 2^-126", group="bottom", a=a, b=b, thorough=True)
     bits = 7 if dtype == "bfloat16" else 10
     span = 20 if dtype == "bfloat16" else 6
     tiny = rng.integers(0, 1 << bits, (M, K)) * float(ml_dtypes.finfo(DTYPES[dtype]).tiny) / 2**bits
@@ -346,6 +348,24 @@ def _scan(places: tuple[tuple[int, float], ...]) -> tuple[NDArray, NDArray]:
     return _cast(a, "bfloat16"), _cast(b, "bfloat16")
 
 
+def _just_below_normal() -> tuple[NDArray, NDArray]:
+    """BF16: +-2^-126 less a term from 2^-148 to 2^-165, in one step or in the next. What is flushed
+    depends on what is compared with 2^-126: the exact sum, the sum rounded to 24 bits (2^-126 from
+    2^-126 - 2^-151 upwards), or to counts of 2^-149 (from 2^-126 - 2^-150 upwards).
+    """
+    a, b = np.zeros((M, K)), np.zeros((K, N))
+    less = [2.0**-x for x in (148, 149, 150, 151, 152, 153, 155, 160, 165)]
+    less += [2.0**-150 * x for x in (127 / 128, 0.75)]
+    less += [2.0**-151 * x for x in (129 / 128, 127 / 128, 1.25, 1.75, -1)]
+    places = ((0, 1), (5, 4), (0, 2), (0, 64))  # of 2^-126, and after it in a chain of either order
+    b[[0, 5]], b[[1, 2, 4, 64]] = 2.0**-63, np.array(less) * 2.0**75
+    for row in range(M):
+        large, small = places[row // 2 % 4]
+        sign, times = (-1) ** row, 1 + row // 8 / 2
+        a[row, large], a[row, small] = sign * 2.0**-63, -sign * times * 2.0**-75
+    return _cast(a, "bfloat16"), _cast(b, "bfloat16")
+
+
 def _top(rng: Generator, dtype: str) -> Iterator[Tile]:
     """Products and sums at the largest FP32 number, some of them beyond. (FP16: its largest.)"""
     exponents = (124, 125, 126, 127, 128) if dtype == "bfloat16" else (24, 26, 28)
@@ -362,6 +382,28 @@ def _top(rng: Generator, dtype: str) -> Iterator[Tile]:
         for density in (0.15, 1.0):
             a, b = _scattered(rng, dtype, (128, 130, 160, 230), density)
             yield Tile(name=f"top: {density:.0%} of products beyond", group="top", a=a, b=b)
+        a, b = _beside_the_largest()
+        yield Tile(name="top: half a last place", group="top", a=a, b=b, thorough=True)
+
+
+def _beside_the_largest() -> tuple[NDArray, NDArray]:
+    """BF16: plus or minus the largest number, 2^128 - 2^104, half its last place or about that, and
+    in some rows a smaller term, in one step or in the next: infinity, or not yet.
+    """
+    a, b = np.zeros((M, K)), np.zeros((K, N))
+    for place, down in ((0, 0), (1, 8), (2, 16)):  # 255 * (2^120 + 2^112 + 2^104)
+        a[:, place], b[place] = 255 * 2.0 ** (60 - down // 2), 2.0 ** (60 - down // 2)
+    # Half a last place is 128 * 128 * 2^89; 127 * 129 and 113 * 145 are 2^14 less and more one.
+    about = np.array([128, 64, 128, 127, 128, 129, 128, 145, 128, 255, 128, 192, 128, 130, 128, 96])
+    columns = np.arange(N)
+    b[[5, 64]] = about * 2.0**44
+    b[[6, 66]] = (-1.0) ** (columns // 2) * 2.0 ** (51 - 3 * columns)
+    for row in range(M):
+        half, rest = ((5, 6), (64, 66))[row // 2 % 2]
+        a[row, half] = (128, 127, 113, 128)[row // 4] * 2.0**45
+        a[row, rest] = 2.0**50 if row // 4 == 3 else 0.0
+        a[row] *= (-1) ** row
+    return _cast(a, "bfloat16"), _cast(b, "bfloat16")
 
 
 def _zeros(dtype: str) -> Iterator[Tile]:
@@ -485,6 +527,10 @@ def _dense(rng: Generator, dtype: str) -> Iterator[Tile]:
             a=_normal(a, dtype),
             b=_normal(b.T, dtype),
         )
+    a, b = rng.normal(size=(2, M, 3))
+    a[1::2] *= [1, 2.0**-12, 1]
+    a[1::2, 2], b[:, 2] = -a[1::2, 0], b[:, 0]
+    yield Tile(name="K = 3", group="dense", a=_normal(a, dtype), b=_normal(b.T, dtype))
 
 
 def _accumulator(rng: Generator, tile: Tile) -> NDArray[np.float32]:

@@ -1,11 +1,13 @@
 """What answers say: the record that predicts them, and why."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from kernels.arithmetic import FP32_FMA_CHAIN, Arithmetic
-from kernels.probe import explain, foreign, inputs, order, search, shapes
+from kernels.probe import explain, foreign, order, search, shapes
+from kernels.probe import nearest as nearby
 from kernels.probe.answers import Answers, Failure
 
 
@@ -18,12 +20,14 @@ class Report:
         same_as: the presets and candidates that the probes cannot tell from it.
         evidence: for each parameter, the answers that contradict its other values.
         ambiguous: for each parameter that is not settled, the values that predict the same answers.
-        failing: without a record, the probes that contradict the nearest one.
+        failing: without a record, the answers that contradict the nearest one.
+        nearest: without a record, the name or the parameters of the nearest one, and where it fails
+            if that is in few places.
         resembles: without a record, a design outside the known families that predicts all answers.
         notes: remarks on answers that the record leaves open, such as the words of NaNs.
         dtype, result: types of the operands and of the answers.
         with_c: whether probes started at a C of their own.
-        compared: how many answers the record was compared with.
+        compared: how many answers the record was compared with, of those `asked` for.
         longest_k: sums of up to so many products are as the record says; `notes` say what differs
             beyond.
     """
@@ -33,12 +37,14 @@ class Report:
     evidence: dict[str, str]
     ambiguous: dict[str, str]
     failing: tuple[Failure, ...] = ()
+    nearest: str | None = None
     resembles: str | None = None
     notes: tuple[str, ...] = ()
     dtype: str
     result: str
     with_c: bool
     compared: int
+    asked: int = 0
     longest_k: int = 0
 
     def __str__(self) -> str:
@@ -46,10 +52,12 @@ class Report:
             shown = "\n".join(f"  {failure}" for failure in self.failing[:8])
             more = f"; it behaves as {self.resembles}" if self.resembles else ""
             lines = [f"none of the known families{more}.", *self.notes]
+            if self.nearest:
+                lines.append(f"It comes nearest to {self.nearest}.")
             if self.failing:
                 lines.append(
-                    f"{len(self.failing)} of {self.compared} probes contradict the nearest record, "
-                    f"such as\n{shown}"
+                    f"{len(self.failing):,} of {self.compared:,} answers contradict the nearest "
+                    f"record, such as\n{shown}"
                 )
             return "\n".join(lines)
         lines = [f"{name}: {text}" for name, text in self.ambiguous.items()]
@@ -71,6 +79,7 @@ def judge(answers: Answers) -> Report:
         "result": answers.result,
         "with_c": any(tile.c is not None for tile in answers.tiles),
         "compared": 0,
+        "asked": sum(math.prod(words.shape) for words in answers.words),
     }
     if answers.unsteady:
         return _unknown(
@@ -82,18 +91,19 @@ def judge(answers: Answers) -> Report:
             ),
         )
     found = search.search(answers)
-    said["compared"] = len(answers.probes(tuple(inputs.GROUPS), search.VERIFIED, thorough=True))
     if found.arithmetic is None:
-        return _unknown(answers, said, failing=found.failing, resembles=foreign.resembled(answers))
+        near = nearby.nearest(answers, found.tried)
+        if near.failing:
+            said["compared"] = near.compared
+            return _unknown(answers, said, near.name, near.failing)
+        found = search.settled(answers, near.arithmetic)
+        assert found.arithmetic is not None
     unit, same_as = explain.known(answers, found.arithmetic)
     verdict = shapes.judge(answers, unit)
+    said["compared"] = len(answers.probes(search.EVERY)) + verdict.compared
     if verdict.failing:
-        note = (
-            f"Sums of up to {verdict.longest_k} products are those of "
-            f"{same_as[0] if same_as else explain.short(unit)}, longer ones are not, in no order "
-            "of K that was tried."
-        )
-        return _unknown(answers, said, notes=(note, *verdict.notes), failing=verdict.failing)
+        name = same_as[0] if same_as else explain.short(unit)
+        return _unknown(answers, said, name, verdict.failing, verdict.notes)
     evidence, ambiguous = explain.explain(answers, unit)
     counted = order.describe(answers)
     evidence["products"] = f"{evidence.get('products', unit.products)}; {counted}"
@@ -108,13 +118,24 @@ def judge(answers: Answers) -> Report:
     )
 
 
-def _unknown(answers: Answers, said: dict[str, Any], **more: Any) -> Report:
+def _unknown(
+    answers: Answers,
+    said: dict[str, Any],
+    name: str | None = None,
+    failing: tuple[Failure, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> Report:
+    """Without a record; `name` is that of the nearest one."""
+    place = nearby.where(answers, failing) if failing else None
     return Report(
         arithmetic=None,
+        nearest=f"{name}, and differs only {place}" if place else name,
+        failing=failing,
+        resembles=foreign.resembled(answers) if failing else None,
+        notes=notes,
         evidence={"products": order.describe(answers)},
         ambiguous={},
         **said,
-        **more,
     )
 
 
@@ -128,8 +149,9 @@ def _named(
     """The record with its provenance, and an FP32 mode that was not probed."""
     open_ones = "; ".join(f"{name} ({text})" for name, text in ambiguous.items())
     source = (
-        f"kernels.probe: {said['compared']} outputs for {said['dtype']} operands predicted without "
-        f"a difference{', C given' if said['with_c'] else ''}. "
+        f"kernels.probe: {said['compared']} outputs (of {said['asked']} that were asked for) with "
+        f"{said['dtype']} operands predicted without a difference"
+        f"{', C given' if said['with_c'] else ''}. "
         f"Same as: {', '.join(same_as) or 'no preset'}. Ambiguous: {open_ones or 'nothing'}. "
         f"K was probed up to {verdict.longest_k}. {' '.join(verdict.notes)}"
     ).rstrip()

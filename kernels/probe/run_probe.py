@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 BACKENDS = ("torch-npu", "torch-cuda", "torch-cpu", "numpy")
-OPTIONAL = ("specials", "long", "single", "large")  # products that a device may refuse
+WORDS = {"float32": "uint32", "bfloat16": "uint16", "float16": "uint16"}  # type of the results
+OPTIONAL = ("specials", "odd", "long", "single", "large")  # products that a device may refuse
 
 
 def torch_device(backend: str) -> str:
@@ -106,6 +107,7 @@ def answer(
         a, b = operands[number]
         try:
             words, result = multiply(a, b, dtype, backend)
+            check(words, result, (a.shape[0], b.shape[1]), f"probe {number} ({tile['name']})")
         except Exception as error:
             if tile["group"] not in OPTIONAL:
                 raise SystemExit(
@@ -120,12 +122,31 @@ def answer(
     return outputs, results, refused
 
 
+def check(words: Any, result: Any, shape: tuple[int, int], where: str) -> None:
+    """Refuses what a `multiply` of one's own may return by mistake."""
+    if result not in WORDS:
+        raise SystemExit(
+            f"{where}: expected the type of the results to be {', '.join(WORDS)}, got {result!r}"
+        )
+    dtype = getattr(words, "dtype", type(words).__name__)
+    if dtype != WORDS[result]:
+        raise SystemExit(
+            f"{where}: expected {result} results as an array of {WORDS[result]} words, "
+            f"got {dtype}; x.view(numpy.{WORDS[result]}) gives the words of such an array x"
+        )
+    if words.shape != shape:
+        raise ValueError(f"expected results of shape {shape}, got {words.shape}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--backend", choices=BACKENDS, help="default: the first that is there")
     backend = parser.parse_args().backend or choose()
     folder = os.path.dirname(os.path.abspath(__file__))
     path = os.path.join(folder, "inputs.npz")
+    for name in ("outputs.npz", "outputs.npz.part"):
+        if os.path.isdir(os.path.join(folder, name)):
+            raise SystemExit(f"{os.path.join(folder, name)} is a folder; remove it")
     tiles, dtype, operands = read_inputs(path)
     with open(path, "rb") as file:
         checksum = hashlib.sha256(file.read()).hexdigest()
@@ -161,6 +182,8 @@ def save(path: str, about: dict[str, Any], outputs: dict[int, Any]) -> None:
             words = {f"d{number}": x for number, x in outputs.items()}
             np.savez_compressed(file, about=np.array(json.dumps(about)), **words)
         os.replace(part, path)
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be written: {error}") from error
     finally:
         if os.path.exists(part):
             os.remove(part)

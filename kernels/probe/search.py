@@ -2,7 +2,7 @@
 
 Hypotheses are proposed part by part (structure and widths; what happens to tiny numbers; to huge
 ones and specials) and struck out by the first probe that contradicts them. What is left must then
-predict all probes; one that contradicts it is asked first from then on.
+predict all answers; one that contradicts it is compared first from then on.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kernels.arithmetic import Arithmetic
 from kernels.probe import order
-from kernels.probe.answers import Answers, Failure, Probe
+from kernels.probe.answers import Answers, Probe
 
 ALIGNMENTS = ("truncate", "floor", "nearest_even")
 ROUNDINGS = ("nearest_even", "toward_zero")
@@ -28,25 +28,21 @@ _ORDINARY = ("order", "sums", "dense")
 _TINY = ("bottom", "zeros")
 _HUGE = ("top", "specials")
 EVERY = _ORDINARY + _TINY + _HUGE
-VERIFIED = 4000
-"""Probes that a record must predict, from every tile a part, beside all thorough ones."""
-
-_NANS = 3000  # probes among which NaN words are looked for
-
 _QUICK = 400  # probes that a part of a hypothesis must pass before all of them are asked
 _LOST = 0.7  # of the probes: contradicted by every set of joined widths, they are not joined
 _STRUCTURES = 200  # that predict ordinary sums, until the search gives up
 _ROUNDS = 60  # hypotheses that pass those and fail a later probe, until the search gives up
+_TRIED = 40  # structures that are remembered, should none lead to a record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The outcome: `arithmetic` predicts every answer; without one, `failing` contradict what came
-    nearest. `any_nan` says why NaNs were taken as equal.
+    """The outcome: `arithmetic` predicts every answer; without one, `tried` predict many of them.
+    `any_nan` says why NaNs were taken as equal.
     """
 
     arithmetic: Arithmetic | None
-    failing: tuple[Failure, ...] = ()
+    tried: tuple[Arithmetic, ...] = ()
     any_nan: str | None = None
 
 
@@ -55,39 +51,43 @@ def search(answers: Answers) -> Found:
     their words decides what kind of unit it is.
     """
     answers.any_nan = True
-    found, nearest = _finite(answers)
-    if found is None:
-        return Found(arithmetic=None, failing=_failures(answers, nearest))
+    found, tried = _finite(answers)
+    return Found(arithmetic=None, tried=tuple(tried)) if found is None else settled(answers, found)
+
+
+def settled(answers: Answers, found: Arithmetic) -> Found:
+    """The outcome for a record that predicts everything but, perhaps, the words of NaNs."""
     answers.any_nan = False
-    settled = _with_nan_words(answers, found)
-    if settled is not None:
-        return Found(arithmetic=settled)
+    with_words = _with_nan_words(answers, found)
+    if with_words is not None:
+        return Found(arithmetic=with_words)
     answers.any_nan = True
     return Found(arithmetic=found, any_nan=_nan_remark(answers))
 
 
-def _finite(answers: Answers) -> tuple[Arithmetic | None, Arithmetic | None]:
-    """The record that predicts everything but NaN words, or None; and what came nearest to it."""
-    nearest = None
+def _finite(answers: Answers) -> tuple[Arithmetic | None, list[Arithmetic]]:
+    """The record that predicts everything but NaN words, or None; and what was tried."""
+    tried: list[Arithmetic] = []
     rounds = 0
-    for widths in itertools.islice(_widths(answers), _STRUCTURES):
+    for number, widths in enumerate(itertools.islice(_widths(answers), _STRUCTURES)):
+        tried += [widths] if number < _TRIED else []
         while rounds < _ROUNDS and answers.first_miss(widths, answers.hard_ones(_ORDINARY)) is None:
             found = _completed(answers, widths)
             if found is None:
                 break
-            miss = answers.first_miss(found, answers.probes(EVERY, VERIFIED, thorough=True))
+            miss = answers.first_miss(found, answers.probes(EVERY))
             if miss is None:
-                return found, None
-            nearest, rounds = found, rounds + 1
+                return found, []
+            tried, rounds = [*tried, found], rounds + 1
             answers.hard.insert(0, miss)
-    return None, nearest
+    return None, tried
 
 
 def _with_nan_words(answers: Answers, found: Arithmetic) -> Arithmetic | None:
     """`found` with a word and a rule that predict every NaN among the probes."""
     if answers.result != "float32":
         return found
-    probes = [p for p in answers.probes(_HUGE, _NANS) if is_nan(answers.got(p))]
+    probes = [p for p in answers.probes(_HUGE) if is_nan(answers.got(p))]
     words = nan_words(answers) or list({answers.got(p): None for p in probes[:64]}) or [found.nan]
     chains = [x for x in (found, *_as_chain(found)) if x.summation == "chain"]
     guesses = [
@@ -105,20 +105,6 @@ def _nan_remark(answers: Answers) -> str:
     )
 
 
-def _failures(answers: Answers, nearest: Arithmetic | None) -> tuple[Failure, ...]:
-    """The probes that contradict the hypothesis that comes nearest to a few hundred answers."""
-    sample = answers.probes(EVERY, VERIFIED, thorough=True)
-    if nearest is None:
-        guesses = (
-            hypothesis
-            for summation, products in order.proposals(answers)
-            for hypothesis in _plain(answers, summation, products)
-        )
-        few = sample[:100]
-        nearest = min(guesses, key=lambda x: sum(1 for _ in answers.misses(x, few)))
-    return tuple(answers.failure(nearest, probe) for probe in answers.misses(nearest, sample))
-
-
 def record(answers: Answers, **fields: Any) -> Arithmetic:
     """A hypothesis about operands of the probed type."""
     return Arithmetic(name="probed", dtypes=(answers.dtype,), **fields)
@@ -128,7 +114,7 @@ def vary(unit: Arithmetic, **fields: Any) -> Arithmetic:
     return replace(unit, **fields)
 
 
-def _plain(answers: Answers, summation: str, products: int) -> Iterator[Arithmetic]:
+def plain(answers: Answers, summation: str, products: int) -> Iterator[Arithmetic]:
     """Hypotheses without a width."""
     addends = {"chain": ("fused",), "tree": ("late",)}.get(summation, ("fused", "late"))
     for addend, rounding in itertools.product(addends, ROUNDINGS):
@@ -160,7 +146,7 @@ def _widths(answers: Answers) -> Iterator[Arithmetic]:
     def left(hypotheses: Iterable[Arithmetic]) -> list[Arithmetic]:
         return [x for x in hypotheses if _fits(answers, x, probes)]
 
-    found = [x for structure in structures for x in left(_plain(answers, *structure))]
+    found = [x for structure in structures for x in left(plain(answers, *structure))]
     yield from found
     sizes = [products for summation, products in structures if summation == "fused"]
     for products in sizes:
@@ -200,14 +186,14 @@ def _joined(answers: Answers, products: int) -> Arithmetic | None:
     for turn in range(6):
         asked = alone if turn == 0 and alone else probes
         cuts = itertools.product(reversed(WIDTHS), ALIGNMENTS, ROUNDINGS)
-        guess = _fewest_misses(
+        guess = fewest_misses(
             answers,
             asked,
             (vary(guess, fraction_bits=w, alignment=x, rounding=y) for w, x, y in cuts),
         )
         for field in ("addend_fraction_bits", "result_fraction_bits", "sum_fraction_bits"):
             others = (vary(guess, **{field: w}) for w in reversed(WIDTHS))
-            guess = _fewest_misses(answers, probes, others)
+            guess = fewest_misses(answers, probes, others)
         missed = sum(1 for _ in answers.misses(guess, probes))
         if missed > _LOST * len(probes):
             return None
@@ -218,7 +204,7 @@ def _joined(answers: Answers, products: int) -> Arithmetic | None:
     return None
 
 
-def _fewest_misses(
+def fewest_misses(
     answers: Answers, probes: list[Probe], guesses: Iterable[Arithmetic]
 ) -> Arithmetic:
     """The first of the guesses that contradict the fewest probes."""

@@ -1,4 +1,4 @@
-"""Products of other shapes than the tiles': long K, many outputs, one row or column alone.
+"""Products of other shapes than the tiles': odd sizes, long K, many outputs, one row or column.
 
 Libraries cut such products: into parts of K that are summed apart, or with a start of K that
 depends on where an output lies. A record that the tiles have settled is compared with them last; a
@@ -19,12 +19,13 @@ from kernels.probe.answers import Answers, Failure, Probe
 from kernels.probe.inputs import DTYPES, M, N, Tile
 from kernels.tiling import Chain
 
+ODD = ((5, 37, 3), (13, 131, 19))  # m, k, n
 LONG_K = (320, 1088, 4160)
-GROUPS = ("long", "single", "large")
+GROUPS = ("odd", "long", "single", "large")
 Order = tuple[tuple[Chain, ...], ...]  # as in kernels.tiling.k_order
 
-NEEDED_K = 1088
-"""A record must predict sums up to here, in one order or another."""
+NEEDED = LONG_K[:2]
+"""A record must predict sums of so many products, in one order or another."""
 
 _OTHER = "in an order that is none of those that were tried"
 
@@ -38,14 +39,16 @@ _ALIGNED = (1, 8, 16, 32, 64, 128, 256)  # to which equal parts are rounded up
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What products of other shapes say about a record: up to which K it holds as it is, what holds
-    beyond or elsewhere, and the probes that contradict it without an order of K that explains them.
-    `reordered`: longer sums were asked for and are not in ascending order.
+    beyond or elsewhere, and the answers that contradict it without an order of K that explains
+    them. `reordered`: longer sums were asked for and are not in ascending order. `compared`: how
+    many answers the record was compared with.
     """
 
     longest_k: int
     reordered: bool = False
     notes: tuple[str, ...]
     failing: tuple[Failure, ...]
+    compared: int = 0
 
 
 def tiles(dtype: str) -> list[Tile]:
@@ -56,7 +59,9 @@ def tiles(dtype: str) -> list[Tile]:
     a, b = _operands(rng, dtype, _DISTINCT, k, _DISTINCT)
     a, b = np.tile(a, (m // _DISTINCT, 1)), np.tile(b, (1, n // _DISTINCT))
     long = [(f"K = {k}", _operands(rng, dtype, M, k, N)) for k in LONG_K]
+    odd = [(f"{m} x {k} x {n}", _operands(rng, dtype, m, k, n)) for m, k, n in ODD]
     return [
+        *(Tile(name=name, group="odd", a=x, b=y) for name, (x, y) in odd),
         *(Tile(name=name, group="long", a=x, b=y) for name, (x, y) in long),
         Tile(name="one row", group="single", a=row[0][1:], b=row[1]),
         Tile(name="one column", group="single", a=column[0], b=column[1]),
@@ -85,20 +90,24 @@ def judge(answers: Answers, unit: Arithmetic) -> Verdict:
     longest = max(tile.a.shape[1] for tile in answers.tiles if tile.group not in GROUPS)
     notes = [f"Not asked: {text}." for text in answers.not_asked]
     failing: list[Failure] = []
-    ascending = True
+    ascending, compared = True, 0
     for number, tile in enumerate(answers.tiles):
         if tile.group not in GROUPS:
             continue
         k = tile.a.shape[1]
         samples = _sampled(answers, number)
+        compared += sum(len(x) for x in samples)
         missed = [x for x in samples if answers.first_miss(unit, x) is not None]
+        if tile.group == "odd":
+            failing += [x for sample in missed for x in answers.failures(unit, sample)]
+            continue
         if tile.group == "long":
             ascending = ascending and not missed
             longest = k if ascending else longest
         found = {_order(answers, unit, sample): sample for sample in reversed(missed[:4])}
         for order, sample in reversed(found.items()):
-            if order is None and tile.group == "long" and k <= NEEDED_K:
-                failing += [answers.failure(unit, x) for x in answers.misses(unit, sample)]
+            if order is None and tile.group == "long" and k in NEEDED:
+                failing += answers.failures(unit, sample)
             place = f", from [{sample[0].i}, {sample[0].j}]" if tile.group == "large" else ""
             notes.append(
                 f"{tile.name}{place}: K is not summed in ascending order, but {order or _OTHER}."
@@ -106,15 +115,21 @@ def judge(answers: Answers, unit: Arithmetic) -> Verdict:
         if tile.group == "large" and (text := _by_place(answers, number)):
             notes.append(f"{tile.name}: {text}.")
     return Verdict(
-        longest_k=longest, reordered=not ascending, notes=tuple(notes), failing=tuple(failing)
+        longest_k=longest,
+        reordered=not ascending,
+        notes=tuple(notes),
+        failing=tuple(failing),
+        compared=compared,
     )
 
 
 def _sampled(answers: Answers, number: int) -> list[list[Probe]]:
-    """Outputs all over a tile; of the large product, neighbours at some places, where a library
-    may do each in its own way.
+    """Outputs all over a tile, or all of them; of the large product, neighbours at some places,
+    where a library may do each in its own way.
     """
     m, n = answers.words[number].shape
+    if answers.tiles[number].group == "odd":
+        return [[Probe(number, i, j) for i in range(m) for j in range(n)]]
     if answers.tiles[number].group == "large":
         corners = [(i, j) for i in range(0, m, 128) for j in range(0, n, 128)]
         return [
