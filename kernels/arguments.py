@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike
 
-from kernels.arithmetic import Arithmetic
+from kernels.arithmetic import INTEGERS, Arithmetic
 from kernels.floats import FLOAT_DTYPES
 
 
@@ -44,7 +44,7 @@ def checked(a: Any, b: Any, c: Any, arithmetic: Any) -> tuple[Arithmetic, tuple[
 
 
 def _check_c(c: Any, operands: str, shape: tuple[int, ...]) -> None:
-    accumulator = "int32" if operands == "int8" else "float32"
+    accumulator = "int32" if operands in INTEGERS else "float32"
     if c.dtype.name != accumulator:
         raise TypeError(
             f"matmul: expected c in {accumulator}, got {c.dtype}; {operands} operands accumulate "
@@ -71,12 +71,12 @@ def check_out_dtype(out_dtype: DTypeLike | None, operands: str) -> None:
         name = np.dtype(out_dtype).name
     except TypeError:
         name = str(out_dtype)
-    if operands == "int8" and name != "int32":
+    if operands in INTEGERS and name != "int32":
         raise TypeError(
-            f"matmul: INT8 operands give int32, got out_dtype={name}; leave it out and dequantise "
-            "the result"
+            f"matmul: {operands.upper()} operands give int32, got out_dtype={name}; leave it out "
+            "and dequantise the result"
         )
-    if operands != "int8" and name not in FLOAT_DTYPES:
+    if operands not in INTEGERS and name not in FLOAT_DTYPES:
         raise TypeError(
             f"matmul: expected out_dtype in {FLOAT_DTYPES}, got {name}; cast the result yourself"
         )

@@ -6,7 +6,8 @@ from typing import Literal
 
 Evidence = Literal["documented", "measured", "inferred", "assumed"]
 
-DTYPES = ("bfloat16", "float16", "float32", "int8")
+INTEGERS = ("int8", "int4")
+DTYPES = ("bfloat16", "float16", "float32", *INTEGERS)
 
 CHOICES = {
     "summation": ("fused", "chain", "tree"),
@@ -82,8 +83,8 @@ class Arithmetic:
         fp32_reduced: the same when reduced precision is asked for (HF32, TF32, XF32), and
         fp32_full: the same when full precision is; `None`: as `fp32`.
         fp16: the arithmetic for FP16 operands where it is another; `None`: the record itself.
-        dtypes: the operand types the record itself takes. INT8 products are summed in INT32, which
-            wraps around; nothing else of the record applies to them.
+        dtypes: the operand types the record itself takes. Products of integers are summed in INT32,
+            which wraps around; nothing else of the record applies to them.
         evidence, source: where this comes from, and how sure it is.
 
     Raises:
@@ -142,7 +143,7 @@ class Arithmetic:
         if not (0 < word < 1 << 32 and word & 0x7FFFFFFF > 0x7F800000):
             raise self._error(f"nan must be the FP32 word of a NaN, got {self.nan!r}")
         named = isinstance(self.dtypes, tuple) and set(self.dtypes) <= set(DTYPES)
-        if not named or not set(self.dtypes) - {"int8"}:
+        if not named or not set(self.dtypes) - set(INTEGERS):
             raise self._error(f"dtypes must be a tuple of some of {DTYPES}, got {self.dtypes!r}")
         self._check_sums()
         for field, dtype in (
@@ -173,7 +174,7 @@ class Arithmetic:
                 raise TypeError(
                     f"matmul: expected operands in {DTYPES}, got {a} and {b}; cast them first"
                 )
-        if "float32" in (a, b) and "int8" not in (a, b):
+        if "float32" in (a, b) and not {a, b} & set(INTEGERS):
             special = {"reduced": self.fp32_reduced, "full": self.fp32_full}.get(precision)
             mode = special or (self if "float32" in self.dtypes else self.fp32)
             if mode is None:
@@ -291,7 +292,7 @@ ASCEND_910C = Arithmetic(
     products=16,
     fp32=_ASCEND_FP32,
     fp32_reduced=_ASCEND_HF32,
-    dtypes=("bfloat16", "float16", "int8"),
+    dtypes=("bfloat16", "float16", *INTEGERS),
     evidence="inferred",
     source=(
         "Huawei asc-devkit: 16x16x16 multiply-adds per cycle, FP32 accumulator; the exact sum and "

@@ -42,7 +42,7 @@ def dot_general(
     result's shape, is what the accumulator starts at: FP32, or of the result's type where XLA sums.
 
     Integer dots are exact in any order and, like FP64 and complex ones, which no unit here takes,
-    are left to XLA.
+    are left to XLA, those of less than 8 bits as INT8.
 
     Raises:
         NotImplementedError: float8 operands, or a `precision` that names another algorithm.
@@ -54,13 +54,14 @@ def dot_general(
     if not {lhs_type.name, rhs_type.name} & set(floats.FLOAT_DTYPES) or (
         {lhs_type.name, rhs_type.name} - set(floats.FLOAT_DTYPES)
     ):
+        out_type = preferred_element_type or jnp.promote_types(lhs_type, rhs_type)
         out = lax.dot_general(
-            lhs,
-            rhs,
+            _in_bytes(lhs),
+            _in_bytes(rhs),
             dimension_numbers,
             precision=precision,
-            preferred_element_type=preferred_element_type,
-        )
+            preferred_element_type=_in_bytes(jnp.zeros((), out_type)).dtype,
+        ).astype(out_type)
         return out if c is None else out + c
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
     lhs_free = [d for d in range(lhs.ndim) if d not in lhs_contract and d not in lhs_batch]
@@ -94,6 +95,14 @@ def dot_general(
     out = multiply(a, b, c, _mode(a, b, precision, arithmetic), tiling)
     out_type = preferred_element_type or jnp.promote_types(lhs_type, rhs_type)
     return _convert(out, out_type).reshape(*batch_shape, *lhs_shape, *rhs_shape)
+
+
+def _in_bytes(x: Array) -> Array:
+    """Integers of less than 8 bits, products of which XLA:CPU does not sum, in 8; all else as it
+    is.
+    """
+    narrow = {"int2": jnp.int8, "int4": jnp.int8, "uint2": jnp.uint8, "uint4": jnp.uint8}
+    return x.astype(narrow.get(x.dtype.name, x.dtype))
 
 
 def _outside(outer: Sequence[int], inner: Sequence[int]) -> bool:

@@ -13,8 +13,8 @@ letter small; ops and graphs write FRACTAL_ before it.
 | `zn` | nZ | by rows | by columns | `[..., h1, w1, 16, h0]` | L0B (B) |
 
 w0 (in `zn` h0, for its fractals are 16 columns wide) is 32 bytes of elements: 16 for BF16 and FP16,
-8 for FP32, 32 for INT8. An accumulator's fractals in L0C are 16 x 16 whatever their type: pass
-`edge=16`.
+8 for FP32, 32 for INT8, 64 for INT4. An accumulator's fractals in L0C are 16 x 16 whatever their
+type: pass `edge=16`.
 """
 
 from collections.abc import Callable
@@ -37,6 +37,7 @@ BUFFER_BYTES = {"L0A": 64 * 1024, "L0B": 64 * 1024, "L0C": 128 * 1024}
 
 _FRACTAL = 16
 _ROW_BYTES = 32
+_ROW_BITS = 8 * _ROW_BYTES
 
 
 def to_fractal(x: Array, layout: Layout, *, edge: int | None = None) -> Array:
@@ -108,10 +109,10 @@ def mmad(
     zeros that fill K up included.
 
     Args:
-        a: L0A, layout `zz`: `[..., m1, k1, 16, k0]`, BF16, FP16, FP32 or INT8.
+        a: L0A, layout `zz`: `[..., m1, k1, 16, k0]`, BF16, FP16, FP32, INT8 or INT4.
         b: L0B, layout `zn`: `[..., k1, n1, 16, k0]`.
         c: L0C, layout `nz` with fractals of 16 x 16: `[..., n1, m1, 16, 16]`, FP32 or, for
-            INT8, INT32.
+            integers, INT32.
         arithmetic: the unit's.
 
     Returns:
@@ -122,7 +123,7 @@ def mmad(
             not fit their buffer (64, 64 and 128 KiB).
         TypeError: types that the unit does not take.
     """
-    k0 = _ROW_BYTES // a.dtype.itemsize
+    k0 = _ROW_BITS // _bits(a.dtype)
     for name, x in (("a", a), ("b", b)):
         if x.ndim < 4 or x.shape[-2:] != (_FRACTAL, k0):
             raise ValueError(
@@ -169,10 +170,15 @@ _ORDERS = {"nz": (2, 0, 1, 3), "zz": (0, 2, 1, 3), "zn": (0, 2, 3, 1)}
 def _fractal_shape(dtype: jnp.dtype, layout: str, edge: int | None) -> tuple[int, int]:
     """Rows and columns of one fractal."""
     if edge is None:
-        if _ROW_BYTES % dtype.itemsize or dtype.itemsize > 4:
+        if dtype.itemsize not in (1, 2, 4):
             raise TypeError(f"fractals hold types of 1, 2 or 4 bytes, got {dtype}")
-        edge = _ROW_BYTES // dtype.itemsize
+        edge = _ROW_BITS // _bits(dtype)
     return (edge, _FRACTAL) if layout == "zn" else (_FRACTAL, edge)
+
+
+def _bits(dtype: jnp.dtype) -> int:
+    """Of an element in a fractal, where two of INT4 share a byte."""
+    return 4 if dtype.name in ("int4", "uint4") else 8 * dtype.itemsize
 
 
 def _permute(x: Array, order: tuple[int, ...]) -> Array:

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from kernels import aligned, arguments, fixpipe, floats, operands, product, tiled, tree
-from kernels.arithmetic import ASCEND_910C, Arithmetic
+from kernels.arithmetic import ASCEND_910C, INTEGERS, Arithmetic
 from kernels.tiling import Tiling, check, resolve
 
 
@@ -31,9 +31,10 @@ def matmul(
     BF16 and FP16 pairs run as they are; if either operand is FP32 both are taken as FP32 and run in
     the unit's FP32 mode. K ascends in steps of `arithmetic.products`; the accumulator is FP32,
     starts at `c` (default +0) and is rounded once to nearest even if `out_dtype` (default FP32) is
-    narrower. Subnormals, infinities and NaNs follow the record. INT8 pairs give INT32 and take such
-    a `c`; their sum is exact modulo 2^32. `c` is broadcast to the result. Without products (k = 0)
-    no step runs and `c` is the result as it is. Python's numbers and lists are FP32.
+    narrower. Subnormals, infinities and NaNs follow the record. Pairs of INT8 or of INT4 give INT32
+    and take such a `c`; their sum is exact modulo 2^32. `c` is broadcast to the result. Without
+    products (k = 0) no step runs and `c` is the result as it is. Python's numbers and lists are
+    FP32.
 
     A `tiling` sums K in another order, in which the bits of a row may depend on where it is (see
     `kernels.tiling`); "library" is the choice of Ascend's library for m, k and n. Every matrix of a
@@ -61,7 +62,7 @@ def matmul(
     a = jnp.broadcast_to(a, batch + a.shape[-2:]).reshape(size, *a.shape[-2:])
     b = jnp.broadcast_to(b, batch + b.shape[-2:]).reshape(size, *b.shape[-2:])
     total = multiply(a, b, c, unit, tiling)
-    if a.dtype != jnp.int8:
+    if a.dtype.name not in INTEGERS:
         total = fixpipe.round_to(total, out_dtype or jnp.float32)
     return total.reshape(out_shape)
 
@@ -70,7 +71,7 @@ def _array(x: ArrayLike, name: str) -> Array:
     """`x` as a JAX array; 64 bits are not cut to 32 behind the caller's back."""
     dtype = getattr(x, "dtype", None)
     if dtype in (np.float64, np.int64):
-        wanted = "FP32 (of INT8: INT32)" if name == "c" else "BF16, FP16, FP32 or INT8"
+        wanted = "FP32 (of integers: INT32)" if name == "c" else "BF16, FP16, FP32, INT8 or INT4"
         raise TypeError(f"matmul: expected {name} in {wanted}, got {dtype}; cast it first")
     try:
         return jnp.asarray(x)
@@ -87,11 +88,12 @@ def multiply(
     arithmetic: Arithmetic,
     tiling: Tiling | str | None = None,
 ) -> Array:
-    """The core: `[batch, m, k] x [batch, k, n] + [batch, m, n]` to FP32, or INT8 to INT32."""
+    """The core: `[batch, m, k] x [batch, k, n] + [batch, m, n]` to FP32, or integers to INT32."""
     check(tiling)
     a, b, *rest = _varying_alike([a, b] if c is None else [a, b, c])
     c = rest[0] if rest else None
-    if a.dtype == jnp.int8:
+    if a.dtype.name in INTEGERS:
+        a, b = a.astype(jnp.int8), b.astype(jnp.int8)  # XLA:CPU does not sum products of INT4
         return _batchable(arithmetic, None, c is not None)(a, b, *([] if c is None else [c]))
     return _differentiable(arithmetic, tiling, a, b, c)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import arguments
-from kernels.arithmetic import FP32_FMA_CHAIN, Arithmetic
+from kernels.arithmetic import FP32_FMA_CHAIN, INTEGERS, Arithmetic
 from kernels.tiling import Chain, Tiling, check, k_order, resolve
 
 # dtype name: (fraction bits, exponent bias, bits of the exponent field)
@@ -49,15 +49,15 @@ def matmul(
 
     NumPy arrays of BF16, FP16 or FP32 (FP32 mode if either is); batch dimensions broadcast. K
     ascends in steps of `arithmetic.products`, the last one filled up with +0 products; `c` (FP32,
-    default +0) is the first accumulator. INT8 gives INT32 (and takes such a `c`), modulo 2^32.
-    A `tiling` (or "library", for Ascend's choice) sums K in its own order.
+    default +0) is the first accumulator. INT8 and INT4 give INT32 (and take such a `c`), modulo
+    2^32. A `tiling` (or "library", for Ascend's choice) sums K in its own order.
     """
     check(tiling)
     a, b = np.asarray(a), np.asarray(b)
     if c is not None and not hasattr(c, "dtype"):  # Python's numbers have no dtype to be wrong
-        c = np.asarray(c, np.int32 if a.dtype == np.int8 else np.float32)
+        c = np.asarray(c, np.int32 if a.dtype.name in INTEGERS else np.float32)
     arithmetic, batch = arguments.checked(a, b, c, arithmetic)
-    if a.dtype == np.int8:
+    if a.dtype.name in INTEGERS:
         return _integers(a, b, c)
     if "float32" in (a.dtype.name, b.dtype.name):
         a, b = _as_float32(a), _as_float32(b)
@@ -338,8 +338,8 @@ def _align(term: _Term, unit: int, alignment: str) -> int:
 
 
 def _integers(a: NDArray, b: NDArray, c: ArrayLike | None) -> NDArray[np.int32]:
-    """INT8 products in Python integers; INT32 wraps around."""
-    total = np.matmul(a.astype(object), b.astype(object))
+    """Products in Python integers; INT32 wraps around."""
+    total = np.matmul(a.astype(np.int8).astype(object), b.astype(np.int8).astype(object))
     total = total + (0 if c is None else np.asarray(c, np.int32).astype(object))
     return np.asarray((total + 2**31) % 2**32 - 2**31).astype(np.int32)
 

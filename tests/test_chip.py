@@ -161,8 +161,9 @@ def test_peak_is_cube_only() -> None:
 
 
 def test_dtypes_order_as_their_peaks() -> None:
-    times = {d: matmul_time(4096, 4096, 4096, DIE, d).time_s for d in ("int8", "bfloat16", "hf32")}
-    assert times["int8"] < times["bfloat16"] < times["hf32"]
+    ordered = ("int4", "int8", "bfloat16", "hf32")
+    times = {d: matmul_time(4096, 4096, 4096, DIE, d).time_s for d in ordered}
+    assert times["int4"] < times["int8"] < times["bfloat16"] < times["hf32"]
     assert times["hf32"] < matmul_time(4096, 4096, 4096, DIE, "float32").time_s
 
 
@@ -248,6 +249,17 @@ TILINGS = [
 ]
 ROWS_LIE = ("packed", "padded")
 machines = st.sampled_from([DIE, PACKAGE, NVL72, single("H100")])
+
+
+@settings(deadline=None, max_examples=100)
+@given(m=sizes, k=sizes, n=sizes, batch=st.integers(1, 3))
+def test_int4_takes_at_most_as_long_as_int8(m: int, k: int, n: int, batch: int) -> None:
+    """Half the bytes, and twice the products in a cycle."""
+    half, whole = (
+        matmul_time(m, k, n, DIE, d, batch=batch, rows="padded") for d in ("int4", "int8")
+    )
+    assert half.bound_s <= half.time_s <= whole.time_s
+    assert half.bytes == math.ceil(batch * (m * k + k * n) / 2) + 2 * batch * m * n
 
 
 @settings(deadline=None, max_examples=150)

@@ -115,7 +115,7 @@ def test_sweep_draws_its_roofline(cm384: Command, tmp_path: Path) -> None:
         (("16", "16", "16", "--sweep", "--groups", "16"), "leave out --sweep"),
         (("16", "16", "16", "--chip", "910Z"), "known: 910B1"),
         (("16", "16", "16", "--rows", "loose"), "expected 'packed' (one after the other"),
-        (("16", "16", "16", "--dtype", "tf32"), "has bfloat16, float16, int8, float32, hf32"),
+        (("16", "16", "16", "--dtype", "tf32"), "has bfloat16, float16, int8, int4, float32, hf32"),
         (("16", "16", "16", "--library", "--dtype", "int8"), "int8"),
         (("--sweep", "--plot", "/nowhere/x.png"), "there is no folder /nowhere"),
     ],

@@ -378,6 +378,30 @@ def test_fp32_matmul_uses_the_fp32_mode() -> None:
     assert nvidia.time_s == matmul_time(1024, 1024, 1024, gb200_nvl72(), "tf32").time_s
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int4, jnp.uint4])
+@pytest.mark.parametrize("out", [None, jnp.int16, jnp.uint32, F32])
+def test_results_of_integer_matmuls_have_any_type(dtype: Any, out: Any) -> None:
+    x = S((64, 64), dtype)
+    (one,) = ops(
+        estimate(lambda x: jnp.matmul(x, x, preferred_element_type=out), x, on=POD), "matmul"
+    )
+    assert one.detail.startswith(dtype.dtype.name.lstrip("u"))
+
+
+@pytest.mark.parametrize("dtype", [jnp.int4, jnp.uint4])
+def test_int4_matmuls_have_a_matrix_unit_on_ascend_only(dtype: Any) -> None:
+    def product(a: Any, b: Any) -> Any:
+        return jnp.matmul(a, b, preferred_element_type=jnp.int32), a @ b
+
+    shapes = S((512, 1024), dtype), S((1024, 256), dtype)
+    ascend, blackwell = (estimate(product, *shapes, on=m) for m in (POD, gb200_nvl72()))
+    wide, narrow = ops(ascend, "matmul")
+    times = [matmul_time(512, 1024, 256, POD, "int4", out_dtype=d) for d in ("int32", "int4")]
+    assert [wide.time_s, narrow.time_s] == [time.time_s for time in times]
+    assert any("no times of INT4 kernels" in note for note in ascend.assumptions)
+    assert any("run on the vector units" in note for note in blackwell.assumptions)
+
+
 def test_batched_matmul_sizes() -> None:
     e = estimate(
         lambda a, b: jnp.einsum("bhqd,bhkd->bhqk", a, b),

@@ -85,6 +85,12 @@ def test_integers_are_exact_and_wide_types_pass_through():
     x = jnp.arange(-60, 60, dtype=jnp.int8).reshape(4, 30)
     got = dot(x, x.T, MATRIX, preferred_element_type=jnp.int32)
     assert (np.asarray(got) == np.asarray(x, np.int64) @ np.asarray(x, np.int64).T).all()
+    nibbles = (x % 16 - 8).astype(jnp.int4)
+    exact = np.asarray(nibbles, np.int64) @ np.asarray(nibbles, np.int64).T
+    for wanted, least in ((jnp.int32, -(2**31)), (jnp.int8, -128), (jnp.int4, -8), (None, -8)):
+        got = dot(nibbles, nibbles.T, MATRIX, preferred_element_type=wanted)
+        assert got.dtype == (wanted or jnp.int4)
+        assert (np.asarray(got, np.int64) == (exact - least) % (-2 * least) + least).all()
     z = random(9, (3, 4), jnp.float32) + 1j * random(10, (3, 4), jnp.float32)
     assert dot(z, z.T, MATRIX).dtype == jnp.complex64
 

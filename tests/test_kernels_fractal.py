@@ -112,12 +112,16 @@ def test_mmads_chain_through_l0c():
     assert (words(out) == words(kernels.matmul(a, b, arithmetic=unit))).all()
 
 
-def test_mmad_of_integers():
+@pytest.mark.parametrize(("dtype", "k0"), [(jnp.int8, 32), (jnp.int4, 64)])
+def test_mmad_of_integers(dtype, k0):
     rng = np.random.default_rng(5)
-    a, b = rng.integers(-128, 128, (20, 70)), rng.integers(-128, 128, (70, 10))
-    out = mmad(
-        to_fractal(jnp.asarray(a, jnp.int8), "zz"), to_fractal(jnp.asarray(b, jnp.int8), "zn")
-    )
+    least, end = jnp.iinfo(dtype).min, jnp.iinfo(dtype).max + 1
+    a, b = rng.integers(least, end, (20, 70)), rng.integers(least, end, (70, 10))
+    left, right = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+    zz, zn = to_fractal(left, "zz"), to_fractal(right, "zn")
+    assert zz.shape == (2, -(-70 // k0), 16, k0) and zn.shape == (-(-70 // k0), 1, 16, k0)
+    assert (from_fractal(zz, "zz", (20, 70)) == left).all()
+    out = mmad(zz, zn)
     assert out.dtype == jnp.int32
     assert (np.asarray(from_fractal(out, "nz", (20, 10), edge=16)) == a @ b).all()
 

@@ -5,6 +5,7 @@ twin beside it.
 import dataclasses
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -352,10 +353,12 @@ def test_every_unit_says_where_it_comes_from():
             assert mode is None or len(mode.source) > 20, mode.name
 
 
-def test_int8_is_exact_and_wraps_around():
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.int4])
+def test_integers_are_exact_and_wrap_around(dtype):
     rng = np.random.default_rng(3)
-    a = rng.integers(-128, 128, (2, 3, 70), dtype=np.int8)
-    b = rng.integers(-128, 128, (70, 5), dtype=np.int8)
+    info = ml_dtypes.iinfo(dtype)
+    a = rng.integers(info.min, info.max + 1, (2, 3, 70)).astype(dtype)
+    b = rng.integers(info.min, info.max + 1, (70, 5)).astype(dtype)
     c = rng.choice([0, 2**31 - 1, -(2**31)], (3, 5)).astype(np.int32)
     exact = a.astype(np.int64) @ b.astype(np.int64) + c
     wrapped = (exact + 2**31) % 2**32 - 2**31

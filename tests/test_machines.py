@@ -55,6 +55,7 @@ def test_cube_peaks_follow_from_the_step_shape() -> None:
     assert chip.matmul_flops_per_s("bfloat16") == pytest.approx(cycle * chip.cube_k)
     assert chip.matmul_flops_per_s("bfloat16") == pytest.approx(353.9e12, rel=1e-3)
     assert chip.matmul_flops_per_s("int8") == pytest.approx(707.8e12, rel=1e-3)
+    assert chip.matmul_flops_per_s("int4") == 2 * chip.matmul_flops_per_s("int8")
     assert chip.matmul_flops_per_s("float32") == pytest.approx(88.5e12, rel=1e-3)
     vector = chip.quoted_bf16_flops_per_s - chip.matmul_flops_per_s("bfloat16")
     assert vector == pytest.approx(chip.vector_flops_per_s("float16"), rel=2e-3)

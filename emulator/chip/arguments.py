@@ -10,13 +10,19 @@ from collections.abc import Iterable
 from emulator.chip.pipeline import Groups, Product
 from emulator.machines import Machine
 
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "int8": 1, "float32": 4, "hf32": 4, "tf32": 4}
-OUT_BYTES = {**ITEM_BYTES, "int32": 4}
+ITEM_BYTES: dict[str, float] = {
+    **{"bfloat16": 2, "float16": 2, "float32": 4, "hf32": 4, "tf32": 4},
+    **{"int8": 1, "int4": 0.5},
+}
+OUT_BYTES = {
+    **ITEM_BYTES,
+    **{"int32": 4, "uint32": 4, "int16": 2, "uint16": 2, "uint8": 1, "uint4": 0.5},
+}
 LAYOUTS = {"nd": "row-major", "nd_t": "the transpose row-major", "nz": "fractals"}
 ROWS = {"packed": "one after the other, as in an array", "padded": "in whole lines"}
 _LAYOUT_OF_A = {"nd": "rows", "nd_t": "columns", "nz": "nz"}
 _LAYOUT_OF_B = {"nd": "columns", "nd_t": "rows", "nz": "nz"}
-_USUAL_OUT = {"int8": "bfloat16"}
+_USUAL_OUT = {"int8": "bfloat16", "int4": "bfloat16"}
 _LARGEST = 2**40
 
 
@@ -115,9 +121,10 @@ def product_of(
     a_start = b_start = 0  # aligned
     if rows == "packed" and a != "nz":
         pitches = (r for r, _ in sizes) if a == "columns" else (k,)
-        a_start = math.gcd(request_bytes, *(pitch * item for pitch in pitches)) % request_bytes
+        a_starts = (math.ceil(pitch * item) for pitch in pitches)
+        a_start = math.gcd(request_bytes, *a_starts) % request_bytes
     if rows == "packed" and b != "nz":
-        pitch = (n if b == "columns" else k) * item
+        pitch = math.ceil((n if b == "columns" else k) * item)
         b_start = math.gcd(request_bytes, pitch) % request_bytes
     out = _USUAL_OUT.get(dtype, dtype) if out_dtype is None else dtype_name(out_dtype)
     return Product(
@@ -125,7 +132,7 @@ def product_of(
         dtype=dtype,
         item=item,
         out=OUT_BYTES[out],
-        scaled=dtype == "int8" and out != "int32",
+        scaled=dtype in _USUAL_OUT and out != "int32",
         a_layout=a,
         b_layout=b,
         warm=l2 == "warm",

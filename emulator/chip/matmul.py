@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,7 @@ class MatmulTime:
         (base_m, base_n), item = self.tile, ITEM_BYTES[self.dtype]
         rows, columns = -(-self.m // base_m), -(-self.n // base_n)
         read = self.k * (self.m * columns + self.n * rows) * item
-        return max(self.bytes, self.batch * (read + self.m * self.n * item))
+        return max(self.bytes, self.batch * math.ceil(read + self.m * self.n * item))
 
     @property
     def breakdown(self) -> dict[str, float]:
@@ -129,8 +130,8 @@ def matmul_time(
     Args:
         a_layout, b_layout: how they lie in memory: "nd" (row-major), "nd_t" (the transpose is
             row-major) or "nz" (fractals).
-        out_dtype: of the result; the operands' by default. INT8 products are scaled, to BF16 by
-            default, at a fixed cost; as "int32" they are not.
+        out_dtype: of the result; the operands' by default. Products of integers are scaled, to
+            BF16 by default, at a fixed cost (measured of INT8); as "int32" they are not.
         groups: rows of a for each of several b (experts): the m rows are those of all groups.
         tiling: a `kernels.Tiling` (`step_k` 1 is a kernel without large packets, whose loads and
             L1 to L0 take turns); "library" for the published rules of the library (row-major BF16,
@@ -222,8 +223,8 @@ def _answer(
     which, at, padded, part = pipeline.best(shares, product, tilings, chip, cores)
     total = sum(r * c for r, c in sizes)
     used = sum(c for r, c in sizes if r)
-    read = (total * k + used * k * n) * product.item
-    nbytes = read + total * n * product.out
+    read = math.ceil((total * k + used * k * n) * product.item)
+    nbytes = read + math.ceil(total * n * product.out)
     flops = 2 * total * k * n
     peak = dies * chip.matmul_flops_per_s(name)
     compulsory = max(0, read - dies * chip.l2_bytes) if product.warm else nbytes
@@ -290,5 +291,5 @@ def _limit(part: dict[str, float]) -> str:
     return max(("l2", "memory", "store"), key=lambda name: part[f"{name}_s"])
 
 
-def _up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+def _up(size: float, multiple: int) -> int:
+    return math.ceil(size / multiple) * multiple

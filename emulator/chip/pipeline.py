@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -97,8 +98,8 @@ class Product:
 
     k: int
     dtype: str
-    item: int
-    out: int
+    item: float
+    out: float
     scaled: bool
     a_layout: str
     b_layout: str
@@ -364,8 +365,8 @@ def _own(
     layout: str,
     tile: np.ndarray,
     own_k: int | np.ndarray,
-    own_bytes: int | np.ndarray,
-    item: int,
+    own_bytes: float | np.ndarray,
+    item: float,
     row: np.ndarray,
     chip: Chip,
 ) -> np.ndarray:
@@ -390,7 +391,7 @@ def _pads(groups: Groups, columns: int, product: Product, chip: Chip) -> list[fl
         if product.starts[i]:
             along = (product.a_layout, product.b_layout)[i] == "rows"
             rows = vectors if along else used * product.k
-            pad_s = copy_time(rows, vectors * product.k * product.item, chip)
+            pad_s = copy_time(rows, math.ceil(vectors * product.k * product.item), chip)
             ways += [way_s + pad_s for way_s in ways]
     return ways
 
@@ -479,7 +480,7 @@ def _plain(groups: Groups, columns: int, product: Product, chip: Chip) -> tuple[
     )
 
 
-def _odd(row_bytes: int, line: int) -> int:
+def _odd(row_bytes: float, line: int) -> float:
     """What moving a row in whole lines adds to it; rows shorter than a line share lines."""
     return -row_bytes % line if row_bytes > line else 0
 

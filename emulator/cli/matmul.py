@@ -49,9 +49,11 @@ def matmul(
     m: Annotated[int | None, typer.Argument(help="Rows of a.")] = None,
     k: Annotated[int | None, typer.Argument(help="Columns of a, rows of b.")] = None,
     n: Annotated[int | None, typer.Argument(help="Columns of b.")] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16, int8, float32, ...")] = "bfloat16",
+    dtype: Annotated[
+        str, typer.Option(help="bfloat16, float16, int8, int4, float32, ...")
+    ] = "bfloat16",
     out_dtype: Annotated[
-        str | None, typer.Option(help="Of the result. Default: as dtype; bfloat16 for int8.")
+        str | None, typer.Option(help="Of the result. Default: as dtype; bfloat16 for integers.")
     ] = None,
     a_layout: Annotated[str, typer.Option(help=f"Of a: {_LAYOUTS}.")] = "nd",
     b_layout: Annotated[

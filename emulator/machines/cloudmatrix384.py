@@ -55,11 +55,12 @@ def _die() -> Chip:
             "documented",
             _PROFILE,
             "matrix unit alone, 2 x 16 x 16 x k x cores x clock with k = 16 (BF16, FP16), 32 "
-            "(INT8), 4 (FP32), 8 (HF32)",
+            "(INT8), 64 (INT4), 4 (FP32), 8 (HF32)",
             matmul_peaks_flops_per_s=(
                 ("bfloat16", _BF16),
                 ("float16", _BF16),
                 ("int8", 2 * _BF16),
+                ("int4", 4 * _BF16),
                 ("float32", _BF16 / 4),
                 ("hf32", _BF16 / 2),
             ),
