@@ -45,12 +45,15 @@ def dot_general(
     are left to XLA, those of less than 8 bits as INT8.
 
     Raises:
-        NotImplementedError: float8 operands, or a `precision` that names another algorithm.
+        NotImplementedError: operands of FP8 or less, or a `precision` that names another algorithm.
     """
     lhs_type, rhs_type = lhs.dtype, rhs.dtype
     for dtype in (lhs_type, rhs_type):
         if dtype.name.startswith(("float8", "float4", "float6")):
-            raise NotImplementedError(f"dot_general: {dtype.name} operands are not modelled")
+            raise NotImplementedError(
+                f"dot_general: sums of {dtype.name} products are not modelled; cast the operands "
+                "to bfloat16, which holds them exactly"
+            )
     if not {lhs_type.name, rhs_type.name} & set(floats.FLOAT_DTYPES) or (
         {lhs_type.name, rhs_type.name} - set(floats.FLOAT_DTYPES)
     ):

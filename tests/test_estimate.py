@@ -402,6 +402,29 @@ def test_int4_matmuls_have_a_matrix_unit_on_ascend_only(dtype: Any) -> None:
     assert any("run on the vector units" in note for note in blackwell.assumptions)
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "mode"),
+    [
+        (jnp.float8_e4m3fn, jnp.float8_e4m3fn, "float8"),
+        (jnp.float8_e4m3fn, jnp.float8_e5m2, "float8"),
+        (jnp.float4_e2m1fn, jnp.float4_e2m1fn, "float4"),
+    ],
+)
+def test_matmuls_of_eight_and_four_bits_on_blackwell_only(a: Any, b: Any, mode: str) -> None:
+    def product(a: Any, b: Any) -> Any:
+        return jnp.matmul(a, b, preferred_element_type=BF16)
+
+    blackwell, shapes = gb200_nvl72(), (S((4096, 4096), a), S((4096, 4096), b))
+    e = estimate(product, *shapes, on=blackwell)
+    (one,) = ops(e, "matmul")
+    known = matmul_time(4096, 4096, 4096, blackwell, mode)
+    assert one.time_s == known.time_s and one.bytes == known.moved_bytes
+    assert known.time_s < matmul_time(4096, 4096, 4096, blackwell, "bfloat16").time_s
+    assert any(f"{mode} matmuls" in note for note in e.assumptions)
+    with pytest.raises(NotImplementedError, match=f"{a.dtype.name}.*no such mode"):
+        estimate(product, *shapes, on=POD)
+
+
 def test_batched_matmul_sizes() -> None:
     e = estimate(
         lambda a, b: jnp.einsum("bhqd,bhkd->bhqk", a, b),

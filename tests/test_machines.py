@@ -30,6 +30,8 @@ def test_headline_figures() -> None:
     assert cloud.quoted_bf16_flops_per_s() == pytest.approx(384 * 752e12)
     assert cloud.matmul_flops_per_s("bfloat16") == pytest.approx(272e15, rel=1e-3)
     assert rack.quoted_bf16_flops_per_s() == rack.matmul_flops_per_s() == pytest.approx(180e15)
+    assert rack.matmul_flops_per_s("float8") == pytest.approx(360e15)
+    assert rack.matmul_flops_per_s("float4") == pytest.approx(720e15)
 
     def watts_per_tflop(machine: Machine, system_w: float) -> float:
         low, high = machine.power.system_w

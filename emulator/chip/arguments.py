@@ -12,8 +12,9 @@ from emulator.machines import Machine
 
 ITEM_BYTES: dict[str, float] = {
     **{"bfloat16": 2, "float16": 2, "float32": 4, "hf32": 4, "tf32": 4},
-    **{"int8": 1, "int4": 0.5},
+    **{"int8": 1, "int4": 0.5, "float8": 1, "float4": 0.5},
 }
+_MODES = {"float8_e4m3fn": "float8", "float8_e5m2": "float8", "float4_e2m1fn": "float4"}
 OUT_BYTES = {
     **ITEM_BYTES,
     **{"int32": 4, "uint32": 4, "int16": 2, "uint16": 2, "uint8": 1, "uint4": 0.5},
@@ -22,13 +23,17 @@ LAYOUTS = {"nd": "row-major", "nd_t": "the transpose row-major", "nz": "fractals
 ROWS = {"packed": "one after the other, as in an array", "padded": "in whole lines"}
 _LAYOUT_OF_A = {"nd": "rows", "nd_t": "columns", "nz": "nz"}
 _LAYOUT_OF_B = {"nd": "columns", "nd_t": "rows", "nz": "nz"}
-_USUAL_OUT = {"int8": "bfloat16", "int4": "bfloat16"}
+_INTEGERS = ("int8", "int4")
+_USUAL_OUT = dict.fromkeys((*_INTEGERS, "float8", "float4"), "bfloat16")
 _LARGEST = 2**40
 
 
 def dtype_name(dtype: object) -> str:
-    """The name of a dtype given as a name, a NumPy dtype or a scalar type."""
-    return str(getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype))
+    """The name of a dtype given as a name, a NumPy dtype or a scalar type; of the formats of FP8
+    and FP4, which are multiplied at one rate, that of the matrix unit's mode.
+    """
+    name = str(getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype))
+    return _MODES.get(name, name)
 
 
 def size_of(name: str, value: int) -> int:
@@ -132,7 +137,7 @@ def product_of(
         dtype=dtype,
         item=item,
         out=OUT_BYTES[out],
-        scaled=dtype in _USUAL_OUT and out != "int32",
+        scaled=dtype in _INTEGERS and out != "int32",
         a_layout=a,
         b_layout=b,
         warm=l2 == "warm",

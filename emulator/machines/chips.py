@@ -133,6 +133,7 @@ def _h100() -> Chip:
                 ("bfloat16", bf16),
                 ("float16", bf16),
                 ("int8", 2 * bf16),
+                ("float8", 2 * bf16),
                 ("tf32", bf16 / 2),
                 ("float32", fp32),
             ),

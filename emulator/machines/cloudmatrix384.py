@@ -55,7 +55,7 @@ def _die() -> Chip:
             "documented",
             _PROFILE,
             "matrix unit alone, 2 x 16 x 16 x k x cores x clock with k = 16 (BF16, FP16), 32 "
-            "(INT8), 64 (INT4), 4 (FP32), 8 (HF32)",
+            "(INT8), 64 (INT4, by Huawei asc-devkit), 4 (FP32), 8 (HF32)",
             matmul_peaks_flops_per_s=(
                 ("bfloat16", _BF16),
                 ("float16", _BF16),

@@ -49,6 +49,8 @@ def _gpu() -> Chip:
                 ("bfloat16", _BF16),
                 ("float16", _BF16),
                 ("int8", 2 * _BF16),
+                ("float8", 2 * _BF16),
+                ("float4", 4 * _BF16),
                 ("tf32", _BF16 / 2),
                 ("float32", _FP32),
             ),

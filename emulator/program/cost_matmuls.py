@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from emulator.chip import MatmulTime, lane_factor, matmul_time
+from emulator.chip.arguments import dtype_name
 from emulator.memory import Buffer
 from emulator.program.graph import Node
 from emulator.program.walker import Frame, Walker
@@ -116,6 +117,7 @@ def partial_sums(time: MatmulTime, label: str) -> tuple[Buffer, ...]:
 def unit_dtype(walker: Walker, types: list[str], node: Node) -> str | None:
     """The matrix unit's mode for these operands; None for integers that it does not have."""
     precision = str(node.params.get("precision")).upper()
+    rates = dict(walker.on.chip.matmul_peaks_flops_per_s)
     floats = set(types) <= {"bfloat16", "float16", "float32"}
     if floats and precision.endswith("BF16_BF16_F32"):
         return "bfloat16"
@@ -126,7 +128,7 @@ def unit_dtype(walker: Walker, types: list[str], node: Node) -> str | None:
     if len(set(types)) == 1 and types[0] in ("int8", "uint8"):
         return "int8"
     if len(set(types)) == 1 and types[0] in ("int4", "uint4"):
-        if "int4" not in dict(walker.on.chip.matmul_peaks_flops_per_s):
+        if "int4" not in rates:
             return None
         walker.assume(
             "INT4 matmuls: as INT8 ones, with half the bytes and twice the rate (assumed: no times "
@@ -135,10 +137,17 @@ def unit_dtype(walker: Walker, types: list[str], node: Node) -> str | None:
         return "int4"
     if floats:
         if precision.endswith("TF32_TF32_F32"):  # HF32 and TF32 are the units' reduced modes
-            rates = dict(walker.on.chip.matmul_peaks_flops_per_s)
             return next(mode for mode in ("hf32", "tf32", "float32") if mode in rates)
         exact = "HIGHEST" in precision or precision.endswith(".F32_F32_F32")
         return "float32" if exact else walker.on.chip.fp32_mode
+    narrow = {dtype_name(t) for t in types}
+    if narrow in ({"float8"}, {"float4"}) and narrow <= set(rates):
+        (mode,) = narrow
+        walker.assume(
+            f"{mode} matmuls: as BF16 ones, with fewer bytes and the rate of the data sheet "
+            "(assumed: none was measured)"
+        )
+        return mode
     if all(t.startswith(("int", "uint", "bool")) for t in types):
         return None
     raise NotImplementedError(
