@@ -494,6 +494,10 @@ def test_the_clock_is_the_pods_for_scripts_only() -> None:
         assert after[1] - before[1] == 2_000_000_000
         assert after[2] == after[0]
         assert eval("time.monotonic()", library) - host < 2.0
+        step = "timeit.timeit(step, number=3), timeit.repeat(step, number=1, repeat=2)"
+        three, ones = eval(step, {**script, "step": lambda: clock.advance(2.0)})
+        assert three == pytest.approx(6.0) and ones == pytest.approx([2.0, 2.0])
+    assert timeit.timeit(number=1) < 2.0
     assert time.perf_counter() < time.perf_counter()
 
 
