@@ -191,6 +191,20 @@ def test_names_are_whole_on_a_narrow_terminal(
     assert "cycle" in answer.out
 
 
+@pytest.mark.parametrize("columns", [80, 40])
+def test_numbers_are_whole_on_a_narrow_terminal(
+    cm384: Command, program: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    long = program.rename(program.with_name("a_program_whose_name_has_as_many_letters_as_some.py"))
+    monkeypatch.setattr(show.out, "_width", columns)
+    answer = cm384("run", f"{long}:mean", "--estimate")
+    assert answer.code == 0, answer.err
+    longest = answer.out.split("Longest operations")[1].split("Collectives")[0]
+    row = next(line for line in longest.splitlines() if "psum" in line)
+    assert re.search(r" 1 +[\d.]+ us +[\d.]+ [mun]?s +links ", row), longest
+    assert re.search(r"\.py:\d", re.sub(r"\s", "", longest)), longest
+
+
 def test_own_program_with_an_algorithm(cm384: Command, program: Path) -> None:
     for name in ("nhr", "pipeline"):
         answer = cm384("run", f"{program}:mean", "--algorithms", f"all_reduce={name}")

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from emulator import files
-from emulator.cli import choose
+from emulator.cli import choose, show
 from emulator.cli import real_devices as cluster
 from emulator.cli.kept import keep_compiled
 from emulator.cli.show import err, out
@@ -131,7 +131,7 @@ def run(
             f"or path/to/file.py:function"
         )
     out.print()
-    out.print(answer.table())
+    show.answer(answer.table())
     if out.quiet:
         return  # of several processes, the first writes
     if trace is not None:
