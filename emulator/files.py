@@ -7,10 +7,17 @@ from pathlib import Path
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """As `kernels.files.write`, whose package takes a second to import."""
+    """As `kernels.files.write`, whose package takes a second to import.
+
+    Raises:
+        OSError: why `path` cannot be written, which it names.
+    """
     from kernels import files
 
-    files.write(path, content)
+    try:
+        files.write(path, content)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
 
 
 def check(option: str, path: Path | None) -> None:

@@ -63,6 +63,7 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
         (["collectives", "all_reduce", "--machine", "ring(4, 1GX/s)"], "unknown unit 'GX/s'"),
         (["collectives", "all_reduse"], "all_reduce"),
         (["collectives", "all_reduce", "--devices", "500"], "1 to 384 devices"),
+        (["collectives", "all_reduce", "--devices", "0"], "one by its number is written as in 0-0"),
         (["collectives", "all_reduce", "--devices", "3,3"], "more than once"),
         (["collectives", "all_reduce", "--devices", "a"], "write a count, or numbers and ranges"),
         (["collectives", "all_reduce", "--min", "1X"], "not a size in bytes: '1X'"),
@@ -84,6 +85,9 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
         ),
         (["probe", "--out", "folder"], "--out folder: expected the name of a file"),
         (["run", "matmul", "--estimate", "--arithmetic", "native"], "leave one of the two out"),
+        (["run", "transformer", "--estimate", "--steps", "3"], "--steps 3 --estimate: an estimate"),
+        (["run", "matmul", "--estimate", "--real-devices", "2"], "--real-devices 2 --estimate"),
+        (["collectives", "all_reduce", "--csv", "/proc/a.csv"], "/proc/a.csv"),
         (
             ["run", "matmul", "--tp", "2", "--steps", "3"],
             "--steps, --tp: of the program transformer",

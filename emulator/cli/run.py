@@ -106,6 +106,12 @@ def run(
             f"--arithmetic {arithmetic} --estimate: times do not depend on how matmuls sum; leave "
             "one of the two out"
         )
+    for option, value in (("--steps", steps), ("--real-devices", real_devices)):
+        if estimate and value is not None:
+            raise ValueError(
+                f"{option} {value} --estimate: an estimate computes no values and is of one step; "
+                "leave one of the two out"
+            )
     choose.arithmetic(arithmetic)
     files.check("--trace", trace)
     if chakra is not None:
