@@ -29,6 +29,16 @@ def check(option: str, path: Path | None) -> None:
     check_folder(option, path)
 
 
+def check_apart(*given: tuple[str, Path | None]) -> None:
+    """Raises ValueError if two options would write the same file, so that one were lost."""
+    options: dict[Path, str] = {}
+    for option, path in given:
+        if path is None or (path.exists() and not path.is_file()):  # /dev/stdout takes both
+            continue
+        if (first := options.setdefault(path.resolve(), option)) != option:
+            raise ValueError(f"{first} {path}, {option} {path}: one file for two; name another")
+
+
 def check_folder(option: str, path: Path) -> None:
     """Raises ValueError if the folder that `path` is to be in is not there or not to be written."""
     folder = path.absolute().parent

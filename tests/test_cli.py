@@ -89,6 +89,13 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
         (["run", "matmul", "--estimate", "--real-devices", "2"], "--real-devices 2 --estimate"),
         (["collectives", "all_reduce", "--csv", "/proc/a.csv"], "/proc/a.csv"),
         (
+            ["collectives", "all_reduce", "--csv", "a", "--plot", "./a"],
+            "--plot a, --csv a: one file for two; name another",
+        ),
+        (["matmul", "--sweep", "--csv", "a", "--plot", "a"], "one file for two"),
+        (["compare", "matmul", "--estimate", "--csv", "a", "--json", "a"], "one file for two"),
+        (["run", "matmul", "--estimate", "--trace", "a", "--chakra", "a"], "one file for two"),
+        (
             ["run", "matmul", "--tp", "2", "--steps", "3"],
             "--steps, --tp: of the program transformer",
         ),

@@ -118,6 +118,7 @@ def run(
         if chakra.exists():
             raise ValueError(f"--chakra {chakra}: name a new folder; this one is there already")
         files.check_folder("--chakra", chakra)
+        files.check_apart(("--trace", trace), ("--chakra", chakra))
     how: dict[str, Any] = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
     how["algorithms"] = choose.algorithms(algorithms)
     devices = cluster.real_devices(real_devices, coordinator, processes, process, on)
