@@ -519,6 +519,16 @@ def test_the_report_ends_where_its_reader_does(tmp_path: Path, lines: int) -> No
     assert (tmp_path / "t.json").exists() or lines == 0
 
 
+def test_a_trace_that_cannot_be_written_is_one_message(run: Script) -> None:
+    """The script makes a folder where the file was to be."""
+    script = "import jax, pathlib\njax.jit(lambda x: x + 1)(1.0)\n"
+    script += "pathlib.Path('t.json/t').mkdir(parents=True)\n"
+    answer = run(script, options=("--trace", "t.json"))
+    assert answer.code == 2 and "pod time" in answer.out
+    assert answer.err.startswith("cm384: --trace: ") and "t.json" in answer.err
+    assert "Traceback" not in answer.err
+
+
 def test_algorithms_are_the_commands(run: Script) -> None:
     """Their bits and their time are those of `em.run` with the same algorithms."""
     x = np.random.default_rng(0).standard_normal((8, 96)).astype(ml_dtypes.bfloat16)

@@ -96,7 +96,11 @@ def run(options: Options, on: Machine) -> int:
         print(flush=True)
         show(report(on, options.devices, steps, eager, time.perf_counter() - began_s))
     if options.trace is not None and (longest := steps.longest()) is not None:
-        longest.to_perfetto(options.trace)
+        try:
+            longest.to_perfetto(options.trace)
+        except OSError as error:
+            print(f"cm384: --trace: {error}", file=sys.stderr)
+            return status or 2
         line = f"trace of {longest.name} written to {options.trace}"
         with _while_read():
             print(f"{line}; open it at https://ui.perfetto.dev", flush=True)
