@@ -7,10 +7,17 @@ from pathlib import Path
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """As `kernels.files.write`, whose package takes a second to import."""
+    """As `kernels.files.write`, whose package takes a second to import.
+
+    Raises:
+        OSError: why `path` cannot be written, which it names.
+    """
     from kernels import files
 
-    files.write(path, content)
+    try:
+        files.write(path, content)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
 
 
 def check(option: str, path: Path | None) -> None:
@@ -20,6 +27,16 @@ def check(option: str, path: Path | None) -> None:
     if not path.name or path.is_dir():
         raise ValueError(f"{option} {path}: expected the name of a file; this is a folder")
     check_folder(option, path)
+
+
+def check_apart(*given: tuple[str, Path | None]) -> None:
+    """Raises ValueError if two options would write the same file, so that one were lost."""
+    options: dict[Path, str] = {}
+    for option, path in given:
+        if path is None or (path.exists() and not path.is_file()):  # /dev/stdout takes both
+            continue
+        if (first := options.setdefault(path.resolve(), option)) != option:
+            raise ValueError(f"{first} {path}, {option} {path}: one file for two; name another")
 
 
 def check_folder(option: str, path: Path) -> None:

@@ -2,8 +2,10 @@
 
 Every device has two engines, one for kernels and one for collectives. Each takes its steps in the
 program's order; a step starts when its engine is free and what it reads is there. Kernels and
-collectives take no bandwidth from each other, and buffers are never short: this is the most that
-overlap can give, not what a machine was seen to do. A loop waits for both engines before each trip.
+collectives take no bandwidth from each other, and buffers are never short: in the program's order
+this is the most that overlap can give, not what a machine was seen to do. A compiler that starts
+collectives earlier than the program does would hide more. A loop waits for both engines before each
+trip.
 
 No step starts later than it would without overlap, by induction over the program: engines are free
 and values there no later than the one clock of `timeline.play` says. Nor does anything beat the

@@ -63,6 +63,7 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
         (["collectives", "all_reduce", "--machine", "ring(4, 1GX/s)"], "unknown unit 'GX/s'"),
         (["collectives", "all_reduse"], "all_reduce"),
         (["collectives", "all_reduce", "--devices", "500"], "1 to 384 devices"),
+        (["collectives", "all_reduce", "--devices", "0"], "one by its number is written as in 0-0"),
         (["collectives", "all_reduce", "--devices", "3,3"], "more than once"),
         (["collectives", "all_reduce", "--devices", "a"], "write a count, or numbers and ranges"),
         (["collectives", "all_reduce", "--min", "1X"], "not a size in bytes: '1X'"),
@@ -84,6 +85,16 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
         ),
         (["probe", "--out", "folder"], "--out folder: expected the name of a file"),
         (["run", "matmul", "--estimate", "--arithmetic", "native"], "leave one of the two out"),
+        (["run", "transformer", "--estimate", "--steps", "3"], "--steps 3 --estimate: an estimate"),
+        (["run", "matmul", "--estimate", "--real-devices", "2"], "--real-devices 2 --estimate"),
+        (["collectives", "all_reduce", "--csv", "/proc/a.csv"], "/proc/a.csv"),
+        (
+            ["collectives", "all_reduce", "--csv", "a", "--plot", "./a"],
+            "--plot a, --csv a: one file for two; name another",
+        ),
+        (["matmul", "--sweep", "--csv", "a", "--plot", "a"], "one file for two"),
+        (["compare", "matmul", "--estimate", "--csv", "a", "--json", "a"], "one file for two"),
+        (["run", "matmul", "--estimate", "--trace", "a", "--chakra", "a"], "one file for two"),
         (
             ["run", "matmul", "--tp", "2", "--steps", "3"],
             "--steps, --tp: of the program transformer",
@@ -189,6 +200,20 @@ def test_names_are_whole_on_a_narrow_terminal(
     answer = cm384("info")
     assert "…" not in answer.out
     assert "cycle" in answer.out
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_numbers_are_whole_on_a_narrow_terminal(
+    cm384: Command, program: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    long = program.rename(program.with_name("a_program_whose_name_has_as_many_letters_as_some.py"))
+    monkeypatch.setattr(show.out, "_width", columns)
+    answer = cm384("run", f"{long}:mean", "--estimate")
+    assert answer.code == 0, answer.err
+    longest = answer.out.split("Longest operations")[1].split("Collectives")[0]
+    row = next(line for line in longest.splitlines() if "psum" in line)
+    assert re.search(r" 1 +[\d.]+ us +[\d.]+ [mun]?s +links ", row), longest
+    assert re.search(r"\.py:\d", re.sub(r"\s", "", longest)), longest
 
 
 def test_own_program_with_an_algorithm(cm384: Command, program: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -494,7 +495,38 @@ def test_the_clock_is_the_pods_for_scripts_only() -> None:
         assert after[1] - before[1] == 2_000_000_000
         assert after[2] == after[0]
         assert eval("time.monotonic()", library) - host < 2.0
+        step = "timeit.timeit(step, number=3), timeit.repeat(step, number=1, repeat=2)"
+        three, ones = eval(step, {**script, "step": lambda: clock.advance(2.0)})
+        assert three == pytest.approx(6.0) and ones == pytest.approx([2.0, 2.0])
+    assert timeit.timeit(number=1) < 2.0
     assert time.perf_counter() < time.perf_counter()
+
+
+@pytest.mark.parametrize("lines", [0, 1, 3])
+def test_the_report_ends_where_its_reader_does(tmp_path: Path, lines: int) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("import jax\nprint('first', jax.jit(lambda x: x + 1)(1.0))\n")
+    line = [sys.executable, "-c", COMMAND, "exec", "--devices", "1", "--trace", "t.json", script]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(line, cwd=tmp_path, text=True, env=environment, **pipes) as process:
+        for _ in range(lines):
+            process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    # The script's own print may break, as it would under Python; the report says nothing of it.
+    assert errors.count("Traceback") <= (lines == 0), errors
+    assert (tmp_path / "t.json").exists() or lines == 0
+
+
+def test_a_trace_that_cannot_be_written_is_one_message(run: Script) -> None:
+    """The script makes a folder where the file was to be."""
+    script = "import jax, pathlib\njax.jit(lambda x: x + 1)(1.0)\n"
+    script += "pathlib.Path('t.json/t').mkdir(parents=True)\n"
+    answer = run(script, options=("--trace", "t.json"))
+    assert answer.code == 2 and "pod time" in answer.out
+    assert answer.err.startswith("cm384: --trace: ") and "t.json" in answer.err
+    assert "Traceback" not in answer.err
 
 
 def test_algorithms_are_the_commands(run: Script) -> None:

@@ -330,6 +330,8 @@ def test_loops_of_slow_devices() -> None:
         ({"planes": ["a"]}, TypeError, "planes are numbers; got 'a'"),
         ({"links": ["die5/plane9"]}, ValueError, "no plane9 .in 'die5/plane9'.; it has planes"),
         ({"links": ["cable"]}, ValueError, "'cable' in 'cable' names no part of a link"),
+        ({"links": ["die5/rdma/up"]}, NotImplementedError, "'die5/rdma/up' is not modelled: rdma"),
+        ({"links": ["node2/cpu1/host/up"]}, NotImplementedError, "host links keep their rate"),
         ({"links": ["die5/up/down"]}, ValueError, "both up and down"),
         ({"links": ["plane3"]}, ValueError, "no link 'plane3'; links are named as in"),
         ({"links": {"die5": 1.5}}, ValueError, "factor of the healthy rate.*got 1.5"),

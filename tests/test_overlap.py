@@ -55,6 +55,26 @@ def test_what_waits_for_a_collective_does_not_overlap() -> None:
     assert on.time_s == off.time_s
 
 
+def test_collectives_start_in_the_programs_order() -> None:
+    """One that waits for nothing, but stands behind one that waits, is not started first; the
+    answer says so.
+    """
+
+    def late(x: Any, y: Any) -> Any:
+        total = lax.psum(deep(x), "tp")
+        return total @ lax.pmax(y, "tp")
+
+    def early(x: Any, y: Any) -> Any:
+        largest = lax.pmax(y, "tp")
+        return lax.psum(deep(x), "tp") @ largest
+
+    off, on = times(late, X, X)
+    assert on.time_s == off.time_s
+    assert any("the most that overlap can give in the program's order" in a for a in on.assumptions)
+    off, on = times(early, X, X)
+    assert on.time_s < off.time_s
+
+
 def test_waiting_goes_through_numbers_and_layouts() -> None:
     """A maximum over devices becomes a factor: scalar work that is no kernel of its own."""
 

@@ -81,7 +81,10 @@ def devices(text: str | None, on: Machine) -> tuple[int, ...]:
     if text.strip().isdecimal():
         count = int(text)
         if not 1 <= count <= on.num_devices:
-            raise ValueError(f"--devices {count}: {on.name} has 1 to {on.num_devices} devices")
+            raise ValueError(
+                f"--devices {count}: a count, and {on.name} has 1 to {on.num_devices} devices; one "
+                "by its number is written as in 0-0"
+            )
         return tuple(range(count))
     numbers: list[int] = []
     for part in text.split(","):

@@ -73,8 +73,10 @@ def collectives(
     names: list[str | None] = [None]
     if algorithm is not None:
         names = [*choose.names("--algorithm", algorithm)]
+    rows_to = None if table in (None, "-") else Path(table)
     files.check("--plot", plot)
-    files.check("--csv", None if table in (None, "-") else Path(table))
+    files.check("--csv", rows_to)
+    files.check_apart(("--plot", plot), ("--csv", rows_to))
     pairs = None
     if op == "permute":
         pairs = tuple(zip(group, (*group[1:], group[0]), strict=True))

@@ -69,6 +69,7 @@ def compare(
         arithmetics = "candidates" if names == ["candidates"] else names
     files.check("--json", json)
     files.check("--csv", csv)
+    files.check_apart(("--json", json), ("--csv", csv))
 
     from emulator.report.compare import compare_prepared
 

@@ -91,8 +91,10 @@ def matmul(
     if chip is not None and machine is not None:
         raise ValueError(f"--chip {chip} is a die by itself, of no --machine; give one of them")
     on = single(chip) if chip is not None else choose.machine(machine or "cloudmatrix384")
+    rows_to = None if table in (None, "-") else Path(table)
     files.check("--plot", plot)
-    files.check("--csv", None if table in (None, "-") else Path(table))
+    files.check("--csv", rows_to)
+    files.check_apart(("--plot", plot), ("--csv", rows_to))
     tiling = "library" if library else None
 
     def ask(

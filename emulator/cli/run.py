@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from emulator import files
-from emulator.cli import choose
+from emulator.cli import choose, show
 from emulator.cli import real_devices as cluster
 from emulator.cli.kept import keep_compiled
 from emulator.cli.show import err, out
@@ -106,12 +106,19 @@ def run(
             f"--arithmetic {arithmetic} --estimate: times do not depend on how matmuls sum; leave "
             "one of the two out"
         )
+    for option, value in (("--steps", steps), ("--real-devices", real_devices)):
+        if estimate and value is not None:
+            raise ValueError(
+                f"{option} {value} --estimate: an estimate computes no values and is of one step; "
+                "leave one of the two out"
+            )
     choose.arithmetic(arithmetic)
     files.check("--trace", trace)
     if chakra is not None:
         if chakra.exists():
             raise ValueError(f"--chakra {chakra}: name a new folder; this one is there already")
         files.check_folder("--chakra", chakra)
+        files.check_apart(("--trace", trace), ("--chakra", chakra))
     how: dict[str, Any] = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
     how["algorithms"] = choose.algorithms(algorithms)
     devices = cluster.real_devices(real_devices, coordinator, processes, process, on)
@@ -131,7 +138,7 @@ def run(
             f"or path/to/file.py:function"
         )
     out.print()
-    out.print(answer.table())
+    show.answer(answer.table())
     if out.quiet:
         return  # of several processes, the first writes
     if trace is not None:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+#: Columns that the tables of an answer need: in fewer, their numbers would lose their ends.
+_NARROWEST = 80
+
+
+def answer(tables: RenderableType) -> None:
+    """Prints the tables of an answer, which a narrower terminal breaks by itself."""
+    width = max(out.width, _NARROWEST)
+    Console(highlight=False, file=out.file, width=width, quiet=out.quiet).print(tables)
 
 
 def whole(table: Table) -> None:

@@ -212,7 +212,8 @@ class Machine:
         Args:
             devices: {device number: factor} of the rate of its kernels (compute and memory).
             links: {name: factor} or names, as `machine.links()` gives them; with parts left out,
-                all that fit: "die5/plane3/up", "device5", "node2/plane3/switch7".
+                all that fit: "die5/plane3/up", "device5", "node2/plane3/switch7". Not those to
+                hosts and of RDMA cards.
             planes: {number: factor} or numbers of whole switch planes.
             switches: {name: factor} or names: "node2/plane3" (first level), "plane3/switch7"
                 (second level).
@@ -221,6 +222,7 @@ class Machine:
 
         Raises:
             TypeError, ValueError: a name, number or factor that the machine cannot have.
+            NotImplementedError: a link to a host or of an RDMA card.
         """
         nodes = numbers("missing_nodes", missing_nodes)
         gone = list(numbers("missing", missing))

@@ -165,6 +165,11 @@ def _parse(name: str, machine: Machine) -> dict[str, int]:
         "switch": fabric.switches_per_plane,
     }
     parts: dict[str, int] = {}
+    if ports := {port.name for port in fabric.ports} & {*name.split("/")}:
+        raise NotImplementedError(
+            f"{machine.name}: a fault of {name!r} is not modelled: {', '.join(ports)} links keep "
+            f"their rate; {_FORMS}"
+        )
     for part in name.split("/"):
         match = _PARTS.fullmatch(part)
         if match is None:

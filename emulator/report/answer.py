@@ -31,7 +31,7 @@ from emulator.timeline import CollectiveOp, Step, each, play
 NO_OVERLAP = "no overlap of compute and communication"
 OVERLAP = (
     "collectives overlap with kernels that do not wait for them, at no cost to either "
-    "(overlap=True): the most that overlap can give"
+    "(overlap=True): the most that overlap can give in the program's order"
 )
 
 

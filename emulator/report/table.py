@@ -17,6 +17,8 @@ from emulator.units import fact as units_fact
 
 TOP = 12
 
+_PLACE = 18  # letters of a place that stay on one line
+
 
 class Tables:
     """A rich renderable; `str()` of it is the same in plain text, 110 columns wide."""
@@ -108,8 +110,9 @@ def _top(e: Estimate) -> Table:
         ("limited by", False),
         ("where", False),
     )
-    for column in table.columns[1:]:  # on a narrow terminal only names fold
+    for column in table.columns[1:-1]:  # on a narrow terminal only names fold
         column.no_wrap = True
+    table.columns[-1].min_width = _PLACE
     for row in rows[:TOP]:
         table.add_row(
             row.name,

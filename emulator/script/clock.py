@@ -21,6 +21,9 @@ _OF_THE_HOST = frozenset({"jax", "jaxlib", "emulator", "kernels"}) | (
     sys.stdlib_module_names - {"timeit"}
 )
 
+#: Functions with `timeit.default_timer`, as it was when the module was imported, as a default.
+_TIMEIT: tuple[Any, ...] = (timeit.Timer.__init__, timeit.timeit, timeit.repeat)
+
 
 class PodClock:
     """Seconds on the pod since the script began; with `host_time`, the host's seconds outside of
@@ -59,16 +62,21 @@ class PodClock:
         """Python's clocks show this one to whoever is not the host's own library."""
         own = {name: getattr(time, name) for name in (*_CLOCKS, *(f"{c}_ns" for c in _CLOCKS))}
         sleep, timer = time.sleep, timeit.default_timer
+        timed = {function: function.__defaults__ for function in _TIMEIT}
         for name, clock in own.items():
             setattr(time, name, self._reading(clock, name.endswith("_ns")))
         time.sleep = self._sleeping(sleep)
         timeit.default_timer = time.perf_counter
+        for function, values in timed.items():
+            function.__defaults__ = tuple(timeit.default_timer if v is timer else v for v in values)
         try:
             yield
         finally:
             for name, clock in own.items():
                 setattr(time, name, clock)
             time.sleep, timeit.default_timer = sleep, timer
+            for function, values in timed.items():
+                function.__defaults__ = values
 
     def _reading(self, host: Callable[[], Any], whole_ns: bool) -> Callable[[], Any]:
         base = host()

@@ -10,7 +10,8 @@ import runpy
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,21 +84,36 @@ def run(options: Options, on: Machine) -> int:
     asked: list[int] = []
     with caught(steps, eager, asked.append, steps.memory_stats), clock.shown():
         status = _script(options)
-    sys.stdout.flush()
+    with _while_read():
+        sys.stdout.flush()
     if status:
         _say_devices(options.devices, asked)
     if not steps.functions:
         if not status:
             print(no_steps(options.script, eager), file=sys.stderr)
         return status
-    print()
-    show(report(on, options.devices, steps, eager, time.perf_counter() - began_s))
+    with _while_read():
+        print(flush=True)
+        show(report(on, options.devices, steps, eager, time.perf_counter() - began_s))
     if options.trace is not None and (longest := steps.longest()) is not None:
-        longest.to_perfetto(options.trace)
-        print(
-            f"trace of {longest.name} written to {options.trace}; open it at https://ui.perfetto.dev"
-        )
+        try:
+            longest.to_perfetto(options.trace)
+        except OSError as error:
+            print(f"cm384: --trace: {error}", file=sys.stderr)
+            return status or 2
+        line = f"trace of {longest.name} written to {options.trace}"
+        with _while_read():
+            print(f"{line}; open it at https://ui.perfetto.dev", flush=True)
     return status
+
+
+@contextmanager
+def _while_read() -> Iterator[None]:
+    """What prints inside ends where the reader of standard output does, as `head` does."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit):  # the latter is rich's way to end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _say_devices(devices: int, asked: list[int]) -> None:
