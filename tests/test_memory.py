@@ -156,7 +156,13 @@ def test_the_devices_of_a_node_share_its_links_to_the_host() -> None:
     of_eight = ONE / (port.per_node * port.bytes_per_s / POD.devices_per_node)
     assert time_s(8) == time_s(16) == pytest.approx(2 * (port.latency_s + of_eight))
     assert time_s(1) < time_s(8)
-    other = em.estimate(kept, X, on=em.gb200_nvl72())
+    rack = em.gb200_nvl72()
+    grace = ONE / 225e9 + rack.fabric.ports[0].latency_s  # one for two GPUs, 450 GB/s each way
+    of_rack = jax.shard_map(kept, mesh=rack.mesh(x=72), in_specs=P("x"), out_specs=P("x"))
+    there = em.estimate(of_rack, S((72 * ROWS, ROWS), F32), on=rack)
+    copies = sum(row.time_s for row in there.rows() if "host" in row.name)
+    assert copies == pytest.approx(2 * grace)
+    other = em.estimate(kept, X, on=em.custom_machine("ring(4, 50GB/s, 1us)"))
     assert any("no number for its links to the hosts" in text for text in other.assumptions)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -176,12 +177,17 @@ def test_the_validate_command(cm384) -> None:  # noqa: ANN001
         ("all_reduce", 2 * 384 * 256 * 1024, range(384), "nhr", "sdma"),
         ("all_reduce", 2 * 384 * 256 * 1024 + 2, range(384), "double_ring/nhr", "sdma"),
         ("all_gather", MiB, range(384), "double_ring/nhr", "sdma"),
+        ("all_gather", MiB, range(17), "nhr", "sdma"),  # servers with unequal numbers of ranks
+        ("all_reduce", 2**30, [*range(9), *range(16, 24)], "nhr", "sdma"),
+        ("reduce_scatter", 2**30, [*range(4), *range(8, 12)], "double_ring/nhr", "sdma"),
         ("reduce_scatter", MiB, range(16), "double_ring/nhr", "sdma"),
         ("all_to_all", MiB, range(384), "full_mesh", "sdma"),
         ("reduce", MiB, range(384), "nhr", "sdma"),
     ],
 )
-def test_choice(op: str, nbytes: int, devices: range, algorithm: str, transport: str) -> None:
+def test_choice(
+    op: str, nbytes: int, devices: Sequence[int], algorithm: str, transport: str
+) -> None:
     answer = collective(op, nbytes, PACKAGES, devices)
     assert (answer.algorithm, answer.transport) == (algorithm, transport)
     assert choose(op, nbytes, devices, PACKAGES) == (algorithm, answer.reason)

@@ -4,6 +4,7 @@ where they exist.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 
 from emulator.collectives import OPS, Group, group_of
@@ -23,6 +24,9 @@ _AIV_LARGE_TOTAL_BYTES = 16 * MB
 _SHARDED = ("all_gather", "reduce_scatter")
 _SMALLEST_RING = 3  # HCCL has no mesh of SDMA tasks for shards among two ranks
 _HCCL = "HCCL's rule (cann-hccl 9aeddc0)"
+# The rings of its two levels have as many ranks in each server, so it takes one level
+# (`multiModuleDiffDeviceNumMode`); which algorithm then depends on its version.
+_ONE_LEVEL = "servers with unequal numbers of ranks, for which HCCL has one level (NHR is assumed)"
 
 # NVLink domains have at most 576 GPUs; in larger groups nobody talks to everybody at once.
 _LARGEST_MESH = 576
@@ -102,6 +106,8 @@ def _several_servers(op: str, die_bytes: int, group: Group) -> Choice:
     """Between superpods HCCL has a third level; here all their servers count as one level."""
     if len(set(group.nodes)) == group.n:
         return "nhr", "sdma", f"{_HCCL}, level 1: one rank in each server: NHR between them"
+    if len({*collections.Counter(group.nodes).values()}) > 1:
+        return "nhr", "sdma", f"{_ONE_LEVEL}: NHR over all"
     if op == "all_reduce" and die_bytes <= 256 * KB * group.n:
         return "nhr", "sdma", f"{_HCCL}: one superpod, at most 256 KiB x ranks: NHR over all"
     reason = f"{_HCCL}: double ring in each server, NHR between them (its form of halving-doubling)"

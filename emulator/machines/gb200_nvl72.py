@@ -6,7 +6,7 @@ import functools
 
 from emulator.machines.chip import Chip
 from emulator.machines.engines import NVIDIA_TENSOR_CORE
-from emulator.machines.fabric import Fabric, Tier, Transport
+from emulator.machines.fabric import Fabric, Port, Tier, Transport
 from emulator.machines.fact import build, cite
 from emulator.machines.machine import Machine
 from emulator.machines.power import Power
@@ -182,6 +182,31 @@ def _fabric() -> Fabric:
         tiers=(tier,),
         transports=_transports(),
         in_network_reduction=True,
+        ports=(_host_port(),),
+    )
+
+
+def _host_port() -> Port:
+    return build(
+        Port,
+        cite(
+            "documented",
+            _NV,
+            "36 Grace CPUs, each with NVLink-C2C to its two GPUs: 900 GB/s in both directions "
+            "together",
+            per_node=36,
+            bytes_per_s=450 * GB,
+        ),
+        cite(
+            "assumed",
+            "the link's rate: no reading at hand",
+            read_bytes_per_s=450 * GB,
+            write_bytes_per_s=450 * GB,
+        ),
+        cite("assumed", "no vendor figure found", latency_s=1.0 * us),
+        name="host",
+        to="its two GPUs",
+        medium="electrical",
     )
 
 
