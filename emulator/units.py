@@ -13,7 +13,8 @@ def seconds(value: float) -> str:
     for prefix, scale in _SECONDS:
         if abs(value) >= scale:
             return f"{_three(value / scale)} {prefix}s"
-    return f"{_three(value / 1e-9)} ns" if value else "0 s"
+    few = _three(value / 1e-9) if abs(value) >= 0.01e-9 else f"{value / 1e-9:.2g}"
+    return f"{few} ns" if value else "0 s"
 
 
 def quantity(value: float, unit: str) -> str:

@@ -286,6 +286,7 @@ def test_sizes_and_units() -> None:
     assert units.quantity(1.96e11, "B/s") == "196 GB/s"
     assert units.capacity(3 * 2**20) == "3.00 MiB"
     assert units.seconds(4.2e-6) == "4.20 us"
+    assert units.seconds(2.4e-13) == "0.00024 ns"
     assert units.fact((1.5e-6, 2e-3), "s") == "1.5 us to 2 ms"
     assert units.fact((("a", 8.0e-12), ("b", 353.9e12)), "J/B") == "a 8 pJ/B\nb 353.9 TJ/B"
 

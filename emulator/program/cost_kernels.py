@@ -27,7 +27,8 @@ def host_call(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     if site not in walker.counts:
         raise ValueError(
             f"{node.name} ({where(node.eqn) or node.path}) takes as long as the host takes, which "
-            f"is no part of the machine: give its seconds as counts={{{site!r}: ...}}"
+            f"is no part of the machine: give its seconds to em.run or em.estimate as "
+            f"counts={{{site!r}: ...}}"
         )
     try:
         time_s = float(walker.counts[site])
