@@ -33,7 +33,8 @@ def matmul(
     starts at `c` (default +0) and is rounded once to nearest even if `out_dtype` (default FP32) is
     narrower. Subnormals, infinities and NaNs follow the record. INT8 pairs give INT32 and take such
     a `c`; their sum is exact modulo 2^32. `c` is broadcast to the result. Without products (k = 0)
-    no step runs and `c` is the result as it is. Python's numbers and lists are FP32.
+    no step runs and `c` is the result as it is. Python's numbers and lists are FP32 (`c` of INT8
+    pairs: INT32).
 
     A `tiling` sums K in another order, in which the bits of a row may depend on where it is (see
     `kernels.tiling`); "library" is the choice of Ascend's library for m, k and n. Every matrix of a
@@ -51,7 +52,7 @@ def matmul(
     """
     check(tiling)
     a, b = _array(a, "a"), _array(b, "b")
-    c = None if c is None else _array(c, "c")
+    c = None if c is None else _array(c, "c", np.int32 if a.dtype == jnp.int8 else np.float32)
     unit, batch = arguments.checked(a, b, c, arithmetic)
     arguments.check_out_dtype(out_dtype, a.dtype.name)
     size = math.prod(batch)
@@ -66,18 +67,23 @@ def matmul(
     return total.reshape(out_shape)
 
 
-def _array(x: ArrayLike, name: str) -> Array:
-    """`x` as a JAX array; 64 bits are not cut to 32 behind the caller's back."""
+def _array(x: ArrayLike, name: str, of_python: DTypeLike = np.float32) -> Array:
+    """`x` as a JAX array, numbers of Python's in `of_python`; 64 bits are not cut to 32 behind the
+    caller's back.
+    """
     dtype = getattr(x, "dtype", None)
     if dtype in (np.float64, np.int64):
         wanted = "FP32 (of INT8: INT32)" if name == "c" else "BF16, FP16, FP32 or INT8"
         raise TypeError(f"matmul: expected {name} in {wanted}, got {dtype}; cast it first")
     try:
-        return jnp.asarray(x)
+        array = jnp.asarray(x)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"matmul: expected {name} to be an array, got {type(x).__name__}"
         ) from error
+    if dtype is None and array.dtype.name in ("int32", "int64", "float64"):
+        return array.astype(of_python)
+    return array
 
 
 def multiply(
