@@ -63,7 +63,7 @@ def matmul(
     b = jnp.broadcast_to(b, batch + b.shape[-2:]).reshape(size, *b.shape[-2:])
     total = multiply(a, b, c, unit, tiling)
     if a.dtype != jnp.int8:
-        total = fixpipe.round_to(total, out_dtype or jnp.float32)
+        total = fixpipe.round_to(total, out_dtype or jnp.float32, arithmetic.overflow)
     return total.reshape(out_shape)
 
 
@@ -139,7 +139,8 @@ def _backward(
     to_a = multiply(cotangent, floats.to_float32(b).swapaxes(1, 2), None, mode, tiling)
     to_b = multiply(floats.to_float32(a).swapaxes(1, 2), cotangent, None, mode, tiling)
     to_c = cotangent if has_c else None
-    return fixpipe.round_to(to_a, a.dtype), fixpipe.round_to(to_b, b.dtype), to_c
+    narrow = partial(fixpipe.round_to, overflow=arithmetic.overflow)
+    return narrow(to_a, a.dtype), narrow(to_b, b.dtype), to_c
 
 
 _differentiable.defvjp(_forward, _backward)

@@ -239,6 +239,26 @@ def test_narrow_output_rounds_once():
     assert (narrow.view(np.uint16) == wide.astype(BF16).view(np.uint16)).all()
 
 
+@pytest.mark.parametrize("key,beyond", [("default", np.inf), ("saturation", None)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_what_is_beyond_a_narrow_output(key, beyond, dtype):
+    unit = kernels.ASCEND_910C_CANDIDATES[key]
+    largest = jnp.finfo(dtype).max
+    beyond = beyond or float(largest)
+    a, b = jnp.array([[largest], [-largest], [1]]), jnp.array([[largest]])
+
+    def product(a, b):
+        return kernels.matmul(a, b, arithmetic=unit, out_dtype=dtype)
+
+    out, pull = jax.vjp(product, a, b)
+    assert out[:, 0].tolist() == [beyond, -beyond, float(largest)]
+    rows = kernels.dot_general(a, b, (((1,), (0,)), ((), ())), arithmetic=unit)
+    assert rows[:, 0].tolist() == [beyond, -beyond, float(largest)]
+    if dtype == jnp.float16:  # what is beyond BF16 is beyond the FP32 mode, too
+        to_a, _ = pull(jnp.array([[2], [-2], [1]], dtype))
+        assert to_a[:, 0].tolist() == [beyond, -beyond, float(largest)]
+
+
 @pytest.mark.parametrize("x64", [False, True])
 def test_numbers_of_pythons_are_fp32(x64):
     with jax.enable_x64(x64):
