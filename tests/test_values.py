@@ -329,6 +329,18 @@ def test_conversions_of_wide_numbers_round_once() -> None:
         assert narrowed(beside, dtype) == [1 + last, -1 - last, np.inf, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16])
+def test_a_mask_multiplies(dtype: Any) -> None:
+    """Where it is 0 the product is 0 of the other's sign, or NaN of what is not finite."""
+    x = np.array([-2, np.inf, np.nan, -2, np.inf], dtype)
+    mask = np.array([False, False, False, True, True])
+    masked = em.emulate(lambda x, mask: x * mask.astype(x.dtype), PACKAGE)
+    for got in (masked(x, mask), jax.vmap(masked, (0, None))(x[None], mask)[0]):
+        numbers = np.asarray(got, np.float32)
+        assert np.array_equal(numbers, [0, np.nan, np.nan, -2, np.inf], equal_nan=True)
+        assert np.signbit(numbers[0])
+
+
 def test_bf16_intermediates_are_really_bf16() -> None:
     a, b, c = (normal(4099, seed=s, dtype=BF16) for s in range(3))
 

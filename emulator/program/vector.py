@@ -149,6 +149,8 @@ def _stretch(value: Folded, axes: tuple[str, ...], shape: tuple[int, ...]) -> Ar
 
 def _convert(array: Array, dtype: Any) -> Array:
     """array -> dtype with one rounding to nearest even that XLA cannot elide."""
+    if array.dtype == jnp.bool_:  # XLA takes a product with a converted one for a choice
+        return lax.select(array, lax.full_like(array, 1, dtype), lax.full_like(array, 0, dtype))
     if jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and _is_wider_than_fp32(array.dtype):
         array = _in_fp32(array)
     if array.dtype != jnp.dtype(dtype) and jnp.issubdtype(array.dtype, jnp.floating):
