@@ -310,6 +310,18 @@ def test_elementwise_operations_round_once() -> None:
     assert not same_bits(jax.jit(f)(a, b, c), want)  # XLA contracts, and divides by multiplying
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_what_xla_would_compute_in_another_order(dtype: Any) -> None:
+    a, b, c = (np.abs(normal(4099, seed=s)).astype(dtype) + dtype(0.5) for s in range(3))
+    small, large = dtype(1.1), dtype(100)
+
+    def f(a: Any, b: Any, c: Any) -> Any:
+        quotients = (a / b) / c, a / (b / c), (a / small) / large, small / (large / a)
+        return quotients, (a + small) + large, (a * small) * large, large - (large - a)
+
+    assert same_bits(em.emulate(f, PACKAGE)(a, b, c), f(a, b, c))
+
+
 def test_conversions_of_wide_numbers_round_once() -> None:
     def narrowed(x: np.ndarray, dtype: Any) -> list[float]:
         with jax.enable_x64(True):

@@ -75,6 +75,8 @@ def elementwise(
         return Folded(_convert(arrays[0], out_dtype), axes)
     if name in EXACT:
         return Folded(bind(*arrays), axes)
+    if name in _SUMS and not all(isinstance(v.array, jax.core.Tracer) for v in values):
+        name = "mul"  # as a product: XLA would add constants that follow one another first
     if name == "div" and _is_power_of_two(values[1].array):
         name = "mul"  # by a reciprocal that is exact: all the same to the bits
     if jnp.dtype(out_dtype).itemsize >= 4:
@@ -96,9 +98,8 @@ def _rounded_once(bind: Callable[..., Array], name: str, arrays: Sequence[Array]
         return no_contraction(bind(*arrays))
     if name == "div":  # a divisor that depends on the dividend cannot become a reciprocal
         dividend, divisor = arrays
-        return bind(
-            dividend, lax.select(dividend != dividend, lax.full_like(divisor, math.nan), divisor)
-        )
+        divisor = lax.select(dividend != dividend, lax.full_like(divisor, math.nan), divisor)
+        return no_contraction(bind(dividend, divisor))
     if name in functions.OWN and arrays[0].dtype == jnp.float32:
         return _alone(functions.OWN[name], arrays)
     if name in TRANSCENDENTAL:
