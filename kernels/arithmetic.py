@@ -72,7 +72,8 @@ class Arithmetic:
             (an operand's without the bits that it is cut by) and sign, and a NaN as +0.
         product_overflow: `inf`: a finite product of magnitude 2^128 or more becomes infinite. (In
             a tree every product is rounded to FP32 in any case.)
-        overflow: a finite sum beyond FP32 becomes infinity or the largest finite value.
+        overflow: a finite sum beyond FP32, or one beyond the narrower type that it is cast to,
+            becomes infinity or the largest finite value.
         nan: the FP32 word of a NaN result.
         nan_rule: `word`: every NaN result is `nan`. `propagate`, for chains: a NaN operand of a
             fused multiply-add (a before b before C) is the result, made quiet; an invalid operation

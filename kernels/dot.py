@@ -97,7 +97,8 @@ def dot_general(
     c = None if c is None else c.reshape(batch, m, n)
     out = multiply(a, b, c, _mode(a, b, precision, arithmetic), tiling)
     out_type = preferred_element_type or jnp.promote_types(lhs_type, rhs_type)
-    return _convert(out, out_type).reshape(*batch_shape, *lhs_shape, *rhs_shape)
+    out = _convert(out, out_type, arithmetic.overflow)
+    return out.reshape(*batch_shape, *lhs_shape, *rhs_shape)
 
 
 def _in_bytes(x: Array) -> Array:
@@ -138,7 +139,7 @@ def _mode(a: Array, b: Array, precision: lax.PrecisionLike, arithmetic: Arithmet
     return arithmetic.mode(a.dtype.name, b.dtype.name, "full" if full else "default")
 
 
-def _convert(x: Array, dtype: DTypeLike) -> Array:
+def _convert(x: Array, dtype: DTypeLike, overflow: fixpipe.Overflow) -> Array:
     if jnp.dtype(dtype).name in floats.FLOAT_DTYPES:
-        return fixpipe.round_to(x, dtype)
+        return fixpipe.round_to(x, dtype, overflow)
     return x.astype(dtype)

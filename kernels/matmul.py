@@ -34,7 +34,7 @@ def matmul(
     narrower. Subnormals, infinities and NaNs follow the record. Pairs of INT8 or of INT4 give INT32
     and take such a `c`; their sum is exact modulo 2^32. `c` is broadcast to the result. Without
     products (k = 0) no step runs and `c` is the result as it is. Python's numbers and lists are
-    FP32.
+    FP32 (`c` of integer pairs: INT32).
 
     A `tiling` sums K in another order, in which the bits of a row may depend on where it is (see
     `kernels.tiling`); "library" is the choice of Ascend's library for m, k and n. Every matrix of a
@@ -52,7 +52,8 @@ def matmul(
     """
     check(tiling)
     a, b = _array(a, "a"), _array(b, "b")
-    c = None if c is None else _array(c, "c")
+    accumulator = np.int32 if a.dtype.name in INTEGERS else np.float32
+    c = None if c is None else _array(c, "c", accumulator)
     unit, batch = arguments.checked(a, b, c, arithmetic)
     arguments.check_out_dtype(out_dtype, a.dtype.name)
     size = math.prod(batch)
@@ -63,22 +64,27 @@ def matmul(
     b = jnp.broadcast_to(b, batch + b.shape[-2:]).reshape(size, *b.shape[-2:])
     total = multiply(a, b, c, unit, tiling)
     if a.dtype.name not in INTEGERS:
-        total = fixpipe.round_to(total, out_dtype or jnp.float32)
+        total = fixpipe.round_to(total, out_dtype or jnp.float32, arithmetic.overflow)
     return total.reshape(out_shape)
 
 
-def _array(x: ArrayLike, name: str) -> Array:
-    """`x` as a JAX array; 64 bits are not cut to 32 behind the caller's back."""
+def _array(x: ArrayLike, name: str, of_python: DTypeLike = np.float32) -> Array:
+    """`x` as a JAX array, numbers of Python's in `of_python`; 64 bits are not cut to 32 behind the
+    caller's back.
+    """
     dtype = getattr(x, "dtype", None)
     if dtype in (np.float64, np.int64):
         wanted = "FP32 (of integers: INT32)" if name == "c" else "BF16, FP16, FP32, INT8 or INT4"
         raise TypeError(f"matmul: expected {name} in {wanted}, got {dtype}; cast it first")
     try:
-        return jnp.asarray(x)
+        array = jnp.asarray(x)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"matmul: expected {name} to be an array, got {type(x).__name__}"
         ) from error
+    if dtype is None and array.dtype.name in ("int32", "int64", "float64"):
+        return array.astype(of_python)
+    return array
 
 
 def multiply(
@@ -135,7 +141,8 @@ def _backward(
     to_a = multiply(cotangent, floats.to_float32(b).swapaxes(1, 2), None, mode, tiling)
     to_b = multiply(floats.to_float32(a).swapaxes(1, 2), cotangent, None, mode, tiling)
     to_c = cotangent if has_c else None
-    return fixpipe.round_to(to_a, a.dtype), fixpipe.round_to(to_b, b.dtype), to_c
+    narrow = partial(fixpipe.round_to, overflow=arithmetic.overflow)
+    return narrow(to_a, a.dtype), narrow(to_b, b.dtype), to_c
 
 
 _differentiable.defvjp(_forward, _backward)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -101,6 +102,9 @@ def test_round_to_specials():
         with np.errstate(all="ignore"):
             expected = x.view(np.float32).astype(dtype)
         assert same(fixpipe.round_to(jnp.asarray(x.view(np.float32)), dtype), expected).all()
+        expected[-1] = ml_dtypes.finfo(dtype).max  # the only finite one
+        got = fixpipe.round_to(jnp.asarray(x.view(np.float32)), dtype, "saturate")
+        assert same(got, expected).all()
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=lambda d: d.name)

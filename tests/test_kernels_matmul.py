@@ -239,6 +239,36 @@ def test_narrow_output_rounds_once():
     assert (narrow.view(np.uint16) == wide.astype(BF16).view(np.uint16)).all()
 
 
+@pytest.mark.parametrize("key,beyond", [("default", np.inf), ("saturation", None)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_what_is_beyond_a_narrow_output(key, beyond, dtype):
+    unit = kernels.ASCEND_910C_CANDIDATES[key]
+    largest = jnp.finfo(dtype).max
+    beyond = beyond or float(largest)
+    a, b = jnp.array([[largest], [-largest], [1]]), jnp.array([[largest]])
+
+    def product(a, b):
+        return kernels.matmul(a, b, arithmetic=unit, out_dtype=dtype)
+
+    out, pull = jax.vjp(product, a, b)
+    assert out[:, 0].tolist() == [beyond, -beyond, float(largest)]
+    rows = kernels.dot_general(a, b, (((1,), (0,)), ((), ())), arithmetic=unit)
+    assert rows[:, 0].tolist() == [beyond, -beyond, float(largest)]
+    if dtype == jnp.float16:  # what is beyond BF16 is beyond the FP32 mode, too
+        to_a, _ = pull(jnp.array([[2], [-2], [1]], dtype))
+        assert to_a[:, 0].tolist() == [beyond, -beyond, float(largest)]
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_numbers_of_pythons_are_fp32(x64):
+    with jax.enable_x64(x64):
+        for one, half in ((1, 0.5), (1.0, 0.5)):
+            got = kernels.matmul([[one, one]], [[half], [half]], one)
+            assert got.dtype == jnp.float32
+            assert got == 2
+        assert kernels.matmul(np.ones((1, 2), np.int8), np.ones((2, 1), np.int8), 3) == 5
+
+
 def test_gradient_is_that_of_a_product():
     a, b, c = (jnp.asarray(x) for x in draw_matrices("normal", 11, 5, 24, 6, BF16))
     weight = jnp.asarray(np.random.default_rng(1).normal(size=(5, 6)), jnp.float32)

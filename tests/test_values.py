@@ -310,6 +310,49 @@ def test_elementwise_operations_round_once() -> None:
     assert not same_bits(jax.jit(f)(a, b, c), want)  # XLA contracts, and divides by multiplying
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_what_xla_would_compute_in_another_order(dtype: Any) -> None:
+    a, b, c = (np.abs(normal(4099, seed=s)).astype(dtype) + dtype(0.5) for s in range(3))
+    small, large = dtype(1.1), dtype(100)
+
+    def f(a: Any, b: Any, c: Any) -> Any:
+        quotients = (a / b) / c, a / (b / c), (a / small) / large, small / (large / a)
+        return quotients, (a + small) + large, (a * small) * large, large - (large - a)
+
+    assert same_bits(em.emulate(f, PACKAGE)(a, b, c), f(a, b, c))
+
+
+def test_conversions_of_wide_numbers_round_once() -> None:
+    def narrowed(x: np.ndarray, dtype: Any) -> list[float]:
+        with jax.enable_x64(True):
+            got = em.emulate(lambda x: x.astype(dtype), PACKAGE)(x)
+        return [float(x) for x in np.asarray(got)]
+
+    # Beside a tie of the narrow type, by less than FP32 can tell.
+    whole = np.array([(257 << 17) + 1, (259 << 17) - 1, (257 << 17), 2**31 - 1, 12])
+    want = [float(x) for x in (258 << 17, 258 << 17, 256 << 17, 2**31, 12)]
+    for dtype in (np.int32, np.uint32, np.int64, np.uint64):
+        assert narrowed(whole.astype(dtype), jnp.bfloat16) == want
+    longer = np.array([(257 << 54) + 1, -(257 << 54) - 1])
+    assert narrowed(longer, jnp.bfloat16) == [258.0 * 2**54, -258.0 * 2**54]
+    for dtype, digits in ((jnp.bfloat16, 7), (jnp.float16, 10)):
+        last = 2.0**-digits
+        beside = np.array([1 + last / 2 + 2.0**-40, -1 - 1.5 * last + 2.0**-40, 1e300, -0.0])
+        assert narrowed(beside, dtype) == [1 + last, -1 - last, np.inf, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16])
+def test_a_mask_multiplies(dtype: Any) -> None:
+    """Where it is 0 the product is 0 of the other's sign, or NaN of what is not finite."""
+    x = np.array([-2, np.inf, np.nan, -2, np.inf], dtype)
+    mask = np.array([False, False, False, True, True])
+    masked = em.emulate(lambda x, mask: x * mask.astype(x.dtype), PACKAGE)
+    for got in (masked(x, mask), jax.vmap(masked, (0, None))(x[None], mask)[0]):
+        numbers = np.asarray(got, np.float32)
+        assert np.array_equal(numbers, [0, np.nan, np.nan, -2, np.inf], equal_nan=True)
+        assert np.signbit(numbers[0])
+
+
 def test_bf16_intermediates_are_really_bf16() -> None:
     a, b, c = (normal(4099, seed=s, dtype=BF16) for s in range(3))
 

@@ -130,7 +130,8 @@ class _Product:
 
     def rounded(self, total: Array) -> Array:
         if self.out_type.name in kernels.floats.FLOAT_DTYPES:
-            return kernels.fixpipe.round_to(total, self.out_type)
+            overflow = self.options["arithmetic"].overflow
+            return kernels.fixpipe.round_to(total, self.out_type, overflow)
         return total.astype(self.out_type)
 
     def _dot(self, a: Array, b: Array, **options: Any) -> Array:

@@ -75,6 +75,8 @@ def elementwise(
         return Folded(_convert(arrays[0], out_dtype), axes)
     if name in EXACT:
         return Folded(bind(*arrays), axes)
+    if name in _SUMS and not all(isinstance(v.array, jax.core.Tracer) for v in values):
+        name = "mul"  # as a product: XLA would add constants that follow one another first
     if name == "div" and _is_power_of_two(values[1].array):
         name = "mul"  # by a reciprocal that is exact: all the same to the bits
     if jnp.dtype(out_dtype).itemsize >= 4:
@@ -96,9 +98,8 @@ def _rounded_once(bind: Callable[..., Array], name: str, arrays: Sequence[Array]
         return no_contraction(bind(*arrays))
     if name == "div":  # a divisor that depends on the dividend cannot become a reciprocal
         dividend, divisor = arrays
-        return bind(
-            dividend, lax.select(dividend != dividend, lax.full_like(divisor, math.nan), divisor)
-        )
+        divisor = lax.select(dividend != dividend, lax.full_like(divisor, math.nan), divisor)
+        return no_contraction(bind(dividend, divisor))
     if name in functions.OWN and arrays[0].dtype == jnp.float32:
         return _alone(functions.OWN[name], arrays)
     if name in TRANSCENDENTAL:
@@ -149,6 +150,10 @@ def _stretch(value: Folded, axes: tuple[str, ...], shape: tuple[int, ...]) -> Ar
 
 def _convert(array: Array, dtype: Any) -> Array:
     """array -> dtype with one rounding to nearest even that XLA cannot elide."""
+    if array.dtype == jnp.bool_:  # XLA takes a product with a converted one for a choice
+        return lax.select(array, lax.full_like(array, 1, dtype), lax.full_like(array, 0, dtype))
+    if jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and _is_wider_than_fp32(array.dtype):
+        array = _in_fp32(array)
     if array.dtype != jnp.dtype(dtype) and jnp.issubdtype(array.dtype, jnp.floating):
         if jnp.dtype(dtype) == jnp.bfloat16:
             if array.dtype == jnp.float32:
@@ -156,6 +161,33 @@ def _convert(array: Array, dtype: Any) -> Array:
         elif jnp.dtype(dtype) == jnp.float16 and array.dtype == jnp.float32:
             return kernels.fixpipe.round_to(array, jnp.float16)
     return lax.convert_element_type(array, dtype)
+
+
+def _is_wider_than_fp32(dtype: Any) -> bool:
+    return dtype.itemsize >= 4 and (dtype == jnp.float64 or jnp.issubdtype(dtype, jnp.integer))
+
+
+def _in_fp32(array: Array) -> Array:
+    """FP64 numbers or integers of 32 and 64 bits in FP32, cut so that to round them further is to
+    round once.
+    """
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        bits = 8 * array.dtype.itemsize
+        digits, floating = (24, jnp.float32) if bits == 32 else (53, jnp.float64)
+        exact = jnp.abs(array) < 1 << digits
+        array = jnp.where(exact, array, _to_odd(array, bits - digits)).astype(floating)
+    if array.dtype == jnp.float64:
+        words = _to_odd(lax.bitcast_convert_type(array, jnp.uint64), 29)
+        array = lax.bitcast_convert_type(words, jnp.float64)
+    return array.astype(jnp.float32)
+
+
+def _to_odd(words: Array, count: int) -> Array:
+    """`words` without the last `count` bits; if any was set, the last one left is set: whatever is
+    rounded from there sees no false tie.
+    """
+    lost = (words & ((1 << count) - 1)) != 0
+    return ((words >> count) | lost.astype(words.dtype)) << count
 
 
 def reduce_tree(value: Folded, dims: Sequence[int], kind: str) -> Folded:
