@@ -1,14 +1,15 @@
 """Matrix multiplication with a chosen unit's arithmetic: the JAX twin of `kernels.reference`."""
 
 import math
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
+from typing import Any
 
 import jax
-import jax.custom_batching
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
@@ -100,7 +101,7 @@ def multiply(
     c = rest[0] if rest else None
     if a.dtype.name in INTEGERS:
         a, b = a.astype(jnp.int8), b.astype(jnp.int8)  # XLA:CPU does not sum products of INT4
-        return _batchable(arithmetic, None, c is not None)(a, b, *([] if c is None else [c]))
+        return _bind(arithmetic, None, a, b, c)
     return _differentiable(arithmetic, tiling, a, b, c)
 
 
@@ -118,7 +119,7 @@ def _varying_alike(operands: list[Array]) -> list[Array]:
 def _differentiable(
     arithmetic: Arithmetic, tiling: Tiling | str | None, a: Array, b: Array, c: Array | None
 ) -> Array:
-    return _batchable(arithmetic, tiling, c is not None)(a, b, *([] if c is None else [c]))
+    return _bind(arithmetic, tiling, a, b, c)
 
 
 def _forward(
@@ -148,30 +149,60 @@ def _backward(
 _differentiable.defvjp(_forward, _backward)
 
 
-@cache
-def _batchable(
-    arithmetic: Arithmetic, tiling: Tiling | str | None, has_c: bool
-) -> Callable[..., Array]:
-    """`_compute` for one record; `vmap` adds to its batch dimension, so that branches on data stay
-    branches.
-    """
+# One operation for JAX, whatever it is made of: `vmap` adds to its batch dimension, so that
+# branches on data stay branches, and a `shard_map` need not know over which of its axes the loops
+# inside vary.
+_primitive = Primitive("unit_matmul")
 
-    @jax.custom_batching.custom_vmap
-    def compute(*operands: Array) -> Array:
-        a, b, c = operands if has_c else (*operands, None)
-        return _compute(a, b, c, arithmetic, tiling)
 
-    @compute.def_vmap
-    def batched(size: int, in_batched: list[bool], *operands: Array) -> tuple[Array, bool]:
-        stacked = [
-            x if mapped else jnp.broadcast_to(x, (size, *x.shape))
-            for x, mapped in zip(operands, in_batched, strict=True)
-        ]
-        batch = size * stacked[0].shape[1]
-        out = compute(*(x.reshape(batch, *x.shape[2:]) for x in stacked))
-        return out.reshape(size, stacked[0].shape[1], *out.shape[1:]), True
+def _bind(
+    arithmetic: Arithmetic, tiling: Tiling | str | None, a: Array, b: Array, c: Array | None
+) -> Array:
+    operands = (a, b) if c is None else (a, b, c)
+    found: Array = _primitive.bind(*operands, arithmetic=arithmetic, tiling=tiling)
+    return found
 
-    return compute
+
+def _lowered(
+    a: Array, b: Array, *c: Array, arithmetic: Arithmetic, tiling: Tiling | str | None
+) -> Array:
+    return _compute(a, b, c[0] if c else None, arithmetic, tiling)
+
+
+@_primitive.def_impl
+def _eager(*operands: Array, **options: Any) -> Array:
+    with jax.disable_jit(False):
+        return _lowered(*operands, **options)
+
+
+@_primitive.def_abstract_eval
+def _shape(a: Any, b: Any, *c: Any, arithmetic: Arithmetic, tiling: Tiling | str | None) -> Any:
+    dtype = jnp.int32 if a.dtype == jnp.int8 else jnp.float32
+    return a.update(shape=(a.shape[0], a.shape[1], b.shape[2]), dtype=jnp.dtype(dtype))
+
+
+def _batched(operands: Any, dims: Any, **options: Any) -> Any:
+    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+    stacked = [
+        jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
+        for x, d in zip(operands, dims, strict=True)
+    ]
+    batch = size * stacked[0].shape[1]
+    found = _primitive.bind(*(x.reshape(batch, *x.shape[2:]) for x in stacked), **options)
+    return found.reshape(size, stacked[0].shape[1], *found.shape[1:]), 0
+
+
+def _lower(context: Any, *operands: Any, **options: Any) -> Any:
+    """As if nothing varied over the axes of a mesh."""
+    plain = context.replace(
+        avals_in=[type(x)(x.shape, x.dtype) for x in context.avals_in],
+        avals_out=[type(x)(x.shape, x.dtype) for x in context.avals_out],
+    )
+    return mlir.lower_fun(_lowered, multiple_results=False)(plain, *operands, **options)
+
+
+batching.primitive_batchers[_primitive] = _batched
+mlir.register_lowering(_primitive, _lower)
 
 
 @partial(jax.jit, static_argnums=(3, 4))

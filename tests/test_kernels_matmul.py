@@ -333,6 +333,20 @@ def test_what_cannot_come_out_is_refused_before_any_work(monkeypatch):
         kernels.matmul(None, B)
 
 
+@pytest.mark.parametrize("unit", kernels.PRESETS.values(), ids=lambda unit: unit.name)
+@pytest.mark.parametrize("tiling", [None, kernels.Tiling(base_m=2, base_n=2, base_k=4, split_k=2)])
+def test_every_unit_within_a_shard_map_that_checks_what_varies(unit, tiling):
+    kind = "bfloat16" if "bfloat16" in unit.dtypes else unit.dtypes[0]
+    a, b = jax.ShapeDtypeStruct((4, 40), kind), jax.ShapeDtypeStruct((40, 6), kind)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def product(a, b):
+        return kernels.matmul(a, b, arithmetic=unit, tiling=tiling)
+
+    inside = jax.shard_map(product, mesh=mesh, in_specs=(P("x"), P()), out_specs=P("x"))
+    jax.jit(inside).lower(a, b)
+
+
 @pytest.mark.parametrize("divided", [(P("x"), P(), P("x")), (P(), P(None, "x"), P(None, "x"))])
 def test_within_a_shard_map_that_checks_what_varies(divided):
     """One operand varies over the mesh, the other does not; the derivatives keep to that."""

@@ -23,7 +23,7 @@ PER_DEVICE = frozenset(
 )
 
 #: This package's own, in programs that are emulated already or call `kernels.matmul`.
-OWN = frozenset(("exact_product", "ordered_sums"))
+OWN = frozenset(("exact_product", "ordered_sums", "unit_matmul"))
 
 #: Factorisations and transforms: XLA's (LAPACK's) on each device's own arrays.
 LINEAR_ALGEBRA = frozenset(
