@@ -415,7 +415,7 @@ def tile(base_m: int, base_n: int, base_k: int = 16, step_k: int = 1) -> kernels
         ({"groups": 16}, TypeError, "groups=16.*rows of each group"),
         ({"dtype": "float64"}, NotImplementedError, "float64"),
         ({"dtype": "tf32"}, NotImplementedError, "tf32"),
-        ({"out_dtype": "int4"}, ValueError, "int4"),
+        ({"out_dtype": "complex64"}, ValueError, "complex64"),
         ({"l2": "hot"}, ValueError, "hot.*cold.*warm"),
         ({"rows": "loose"}, ValueError, "rows='loose'.*packed.*one after the other.*padded"),
         ({"rows": 512}, TypeError, "rows=512"),
