@@ -214,7 +214,18 @@ MIXED = [
 ]
 
 
-@pytest.mark.parametrize("arithmetic", MIXED, ids=lambda x: x.name)
+# Each compiles for seconds.
+mixed = pytest.mark.parametrize(
+    "arithmetic",
+    [
+        record if index in (0, 1, 3) else pytest.param(record, marks=pytest.mark.slow)
+        for index, record in enumerate(MIXED)
+    ],
+    ids=lambda x: x.name,
+)
+
+
+@mixed
 @pytest.mark.parametrize("scale", [2.0**-75, 2.0**-70, 2.0**-64])
 def test_sums_far_below_the_normal_numbers(arithmetic, scale):
     """Some products are zeros and some sums cancel, so that signs of zeros are at stake."""
@@ -229,7 +240,7 @@ def test_sums_far_below_the_normal_numbers(arithmetic, scale):
         check("tiny", a, b, start, arithmetic)
 
 
-@pytest.mark.parametrize("arithmetic", MIXED, ids=lambda x: x.name)
+@mixed
 @pytest.mark.parametrize("small", [2.0**-68, 2.0**-71])
 def test_small_products_follow_large_ones_that_cancel(arithmetic, small):
     """Few sums are below 2^-126, and the products that reach those have bits below 2^-149."""
