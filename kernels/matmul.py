@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
@@ -41,9 +41,9 @@ def matmul(
     `kernels.tiling`); "library" is the choice of Ascend's library for m, k and n. Every matrix of a
     batch is tiled by itself.
 
-    The result does not depend on jit, vmap or batching. Reverse-mode derivatives are those of a
-    matrix product, computed with the same arithmetic and tiling ("library" chooses anew for their
-    shapes).
+    The result does not depend on jit, vmap or batching. Derivatives are those of a matrix product,
+    computed with the same arithmetic and tiling ("library" chooses anew for their shapes): forward
+    in the mode of the operands, backward in the FP32 mode.
 
     Raises:
         TypeError: a dtype that the unit does not take, `c` not of the accumulator's, or a `tiling`
@@ -64,8 +64,8 @@ def matmul(
     a = jnp.broadcast_to(a, batch + a.shape[-2:]).reshape(size, *a.shape[-2:])
     b = jnp.broadcast_to(b, batch + b.shape[-2:]).reshape(size, *b.shape[-2:])
     total = multiply(a, b, c, unit, tiling)
-    if a.dtype.name not in INTEGERS:
-        total = fixpipe.round_to(total, out_dtype or jnp.float32, arithmetic.overflow)
+    if a.dtype.name not in INTEGERS and out_dtype is not None:
+        total = fixpipe.round_to(total, out_dtype, arithmetic.overflow)
     return total.reshape(out_shape)
 
 
@@ -101,8 +101,8 @@ def multiply(
     c = rest[0] if rest else None
     if a.dtype.name in INTEGERS:
         a, b = a.astype(jnp.int8), b.astype(jnp.int8)  # XLA:CPU does not sum products of INT4
-        return _bind(arithmetic, None, a, b, c)
-    return _differentiable(arithmetic, tiling, a, b, c)
+        tiling = None
+    return _bind(arithmetic, tiling, a, b, c)
 
 
 def _varying_alike(operands: list[Array]) -> list[Array]:
@@ -113,40 +113,6 @@ def _varying_alike(operands: list[Array]) -> list[Array]:
         lax.pcast(x, tuple(every - own), to="varying") if every - own else x
         for x, own in zip(operands, axes, strict=True)
     ]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _differentiable(
-    arithmetic: Arithmetic, tiling: Tiling | str | None, a: Array, b: Array, c: Array | None
-) -> Array:
-    return _bind(arithmetic, tiling, a, b, c)
-
-
-def _forward(
-    arithmetic: Arithmetic, tiling: Tiling | str | None, a: Array, b: Array, c: Array | None
-) -> tuple[Array, tuple[Array, Array, bool]]:
-    return _differentiable(arithmetic, tiling, a, b, c), (a, b, c is not None)
-
-
-def _backward(
-    arithmetic: Arithmetic,
-    tiling: Tiling | str | None,
-    saved: tuple[Array, Array, bool],
-    cotangent: Array,
-) -> tuple[Array, Array, Array | None]:
-    """Two products of the FP32 cotangent, hence in FP32 mode, each rounded once to the operand's
-    type.
-    """
-    a, b, has_c = saved
-    mode = arithmetic.mode("float32", "float32")
-    to_a = multiply(cotangent, floats.to_float32(b).swapaxes(1, 2), None, mode, tiling)
-    to_b = multiply(floats.to_float32(a).swapaxes(1, 2), cotangent, None, mode, tiling)
-    to_c = cotangent if has_c else None
-    narrow = partial(fixpipe.round_to, overflow=arithmetic.overflow)
-    return narrow(to_a, a.dtype), narrow(to_b, b.dtype), to_c
-
-
-_differentiable.defvjp(_forward, _backward)
 
 
 # One operation for JAX, whatever it is made of: `vmap` adds to its batch dimension, so that
@@ -192,6 +158,36 @@ def _batched(operands: Any, dims: Any, **options: Any) -> Any:
     return found.reshape(size, stacked[0].shape[1], *found.shape[1:]), 0
 
 
+def _derivative(
+    primals: Any, tangents: Any, *, arithmetic: Arithmetic, tiling: Tiling | str | None
+) -> tuple[Array, Any]:
+    """The sum of a product for each operand, computed as the product itself, in FP32."""
+    (a, b, *c), (da, db, *dc) = primals, tangents
+    found = _bind(arithmetic, tiling, a, b, *c, *[None] * (1 - len(c)))
+    terms = [x for x in dc if type(x) is not ad.Zero]
+    for left, right, tangent in ((da, b, da), (a, db, db)):
+        if type(tangent) is not ad.Zero:
+            terms.append(_bind(arithmetic, tiling, left, right, None))
+    return found, sum(terms[1:], terms[0])  # JAX asks only if there is one
+
+
+def _transposed(
+    cotangent: Any, *operands: Any, arithmetic: Arithmetic, tiling: Tiling | str | None
+) -> list[Array | None]:
+    """Of a product in one of its operands: one with the FP32 cotangent, hence in FP32 mode, rounded
+    once to the operand's type.
+    """
+    a, b = operands  # the derivative of C is added apart
+    if type(cotangent) is ad.Zero:
+        return [None, None]
+    mode = arithmetic.mode("float32", "float32")
+    if ad.is_undefined_primal(a):
+        left = multiply(cotangent, floats.to_float32(b).swapaxes(1, 2), None, mode, tiling)
+        return [fixpipe.round_to(left, a.aval.dtype, arithmetic.overflow), None]
+    right = multiply(floats.to_float32(a).swapaxes(1, 2), cotangent, None, mode, tiling)
+    return [None, fixpipe.round_to(right, b.aval.dtype, arithmetic.overflow)]
+
+
 def _lower(context: Any, *operands: Any, **options: Any) -> Any:
     """As if nothing varied over the axes of a mesh."""
     plain = context.replace(
@@ -201,6 +197,8 @@ def _lower(context: Any, *operands: Any, **options: Any) -> Any:
     return mlir.lower_fun(_lowered, multiple_results=False)(plain, *operands, **options)
 
 
+ad.primitive_jvps[_primitive] = _derivative
+ad.primitive_transposes[_primitive] = _transposed
 batching.primitive_batchers[_primitive] = _batched
 mlir.register_lowering(_primitive, _lower)
 

@@ -286,6 +286,38 @@ def test_gradient_is_that_of_a_product():
     assert np.abs(np.asarray(to_a, np.float32)).max() > 0.1
 
 
+def test_forward_derivatives_are_sums_of_products():
+    a, b, c, da, db, dc = (
+        jnp.asarray(x) for seed in (11, 12) for x in draw_matrices("normal", seed, 5, 24, 6, BF16)
+    )
+
+    def product(a, b, c):
+        return kernels.matmul(a, b, c)
+
+    out, tangent = jax.jit(lambda *v: jax.jvp(product, v[:3], v[3:]))(a, b, c, da, db, dc)
+    assert (words(out) == words(product(a, b, c))).all()
+    assert (words(tangent) == words(dc + kernels.matmul(da, b) + kernels.matmul(a, db))).all()
+    _, of_b = jax.jvp(lambda b: product(a, b, c), (b,), (db,))
+    assert (words(of_b) == words(kernels.matmul(a, db))).all()
+    (back,) = jax.linear_transpose(lambda a: kernels.matmul(a, b), a)(c)
+    _, pull = jax.vjp(lambda a: kernels.matmul(a, b), a)
+    assert (back == pull(c)[0]).all() and back.dtype == a.dtype
+
+
+@pytest.mark.parametrize("unit", [kernels.ASCEND_910C, kernels.NVIDIA_HOPPER], ids=lambda u: u.name)
+def test_second_derivatives(unit):
+    x, w = (jnp.asarray(v, jnp.float32) for v in draw_matrices("normal", 3, 1, 4, 4, FP32)[:2])
+
+    def loss(product):
+        return lambda x: jnp.sum(jnp.tanh(product(jnp.tanh(product(x, w)), w)))
+
+    found = jax.hessian(loss(lambda x, y: kernels.matmul(x, y, arithmetic=unit)))(x)
+    want = jax.hessian(loss(lambda x, y: jnp.matmul(x, y, precision="highest")))(x)
+    np.testing.assert_allclose(found, want, atol=1e-2 * np.abs(want).max())
+    rows = jax.vmap(jax.jacfwd(loss(lambda x, y: kernels.matmul(x, y, arithmetic=unit))))(x[None])
+    assert rows.shape == (1, *x.shape)
+
+
 A, B = np.zeros((2, 4), BF16), np.zeros((4, 3), BF16)
 I8 = np.zeros((4, 4), np.int8)
 BAD_CALLS = [
