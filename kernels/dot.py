@@ -59,11 +59,11 @@ def dot_general(
     ):
         out_type = preferred_element_type or jnp.promote_types(lhs_type, rhs_type)
         out = lax.dot_general(
-            _in_bytes(lhs),
-            _in_bytes(rhs),
+            lhs.astype(_in_bytes(lhs_type)),
+            rhs.astype(_in_bytes(rhs_type)),
             dimension_numbers,
             precision=precision,
-            preferred_element_type=_in_bytes(jnp.zeros((), out_type)).dtype,
+            preferred_element_type=_in_bytes(out_type),
         ).astype(out_type)
         return out if c is None else out + c
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
@@ -101,12 +101,10 @@ def dot_general(
     return out.reshape(*batch_shape, *lhs_shape, *rhs_shape)
 
 
-def _in_bytes(x: Array) -> Array:
-    """Integers of less than 8 bits, products of which XLA:CPU does not sum, in 8; all else as it
-    is.
-    """
+def _in_bytes(dtype: DTypeLike) -> DTypeLike:
+    """8 bits for integers of less, products of which XLA:CPU does not sum; all else as it is."""
     narrow = {"int2": jnp.int8, "int4": jnp.int8, "uint2": jnp.uint8, "uint4": jnp.uint8}
-    return x.astype(narrow.get(x.dtype.name, x.dtype))
+    return narrow.get(jnp.dtype(dtype).name, dtype)
 
 
 def _outside(outer: Sequence[int], inner: Sequence[int]) -> bool:

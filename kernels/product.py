@@ -1,16 +1,14 @@
-"""Exact step sums and FMA chains as one JAX operation: compiled for the processor where that is a
-CPU (`kernels.native`, `kernels.native_chain`), XLA's operations elsewhere (`kernels.exact`,
-`kernels.chain`). The bits are the same.
+"""Exact step sums and FMA chains as one operation inside that of `kernels.matmul`: compiled for the
+processor where that is a CPU (`kernels.native`, `kernels.native_chain`), XLA's operations elsewhere
+(`kernels.exact`, `kernels.chain`). The bits are the same.
 """
 
 import platform
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import mlir
 from jaxtyping import Array
 
 from kernels import chain, exact
@@ -77,29 +75,10 @@ def _elsewhere(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:
     return _by_xla(a, b, c[0] if c else None, arithmetic)
 
 
-@_product.def_impl
-def _eager(*operands: Array, arithmetic: Arithmetic) -> Array:
-    with jax.disable_jit(False):
-        found: Array = jax.jit(partial(_product.bind, arithmetic=arithmetic))(*operands)
-    return found
-
-
 @_product.def_abstract_eval
 def _shape(a: Any, b: Any, *c: Any, arithmetic: Arithmetic) -> Any:
     return a.update(shape=(a.shape[0], a.shape[1], b.shape[2]), dtype=jnp.dtype(jnp.float32))
 
 
-def _batched(operands: Any, dims: Any, arithmetic: Arithmetic) -> Any:
-    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
-    stacked = [
-        jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
-        for x, d in zip(operands, dims, strict=True)
-    ]
-    flat = [x.reshape(-1, *x.shape[2:]) for x in stacked]
-    found = _product.bind(*flat, arithmetic=arithmetic)
-    return found.reshape(size, -1, *found.shape[1:]), 0
-
-
-batching.primitive_batchers[_product] = _batched
 mlir.register_lowering(_product, mlir.lower_fun(_elsewhere, multiple_results=False))
 mlir.register_lowering(_product, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")

@@ -189,17 +189,13 @@ def _fabric() -> Fabric:
 def _host_port() -> Port:
     return build(
         Port,
-        cite(
-            "documented",
-            _NV,
-            "36 Grace CPUs, each with NVLink-C2C to its two GPUs: 900 GB/s in both directions "
-            "together",
-            per_node=36,
-            bytes_per_s=450 * GB,
-        ),
+        cite("documented", _NV, "36 Grace CPUs, each with two GPUs", per_node=36),
         cite(
             "assumed",
-            "the link's rate: no reading at hand",
+            "descriptions of the GB200 superchip by third parties",
+            "NVLink-C2C: 900 GB/s, taken for both directions and both GPUs together; no reading of "
+            "what copies reach is at hand",
+            bytes_per_s=450 * GB,
             read_bytes_per_s=450 * GB,
             write_bytes_per_s=450 * GB,
         ),
