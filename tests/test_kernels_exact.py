@@ -164,37 +164,45 @@ def test_tiles_of_every_shape(record, dtype, monkeypatch):
     jax.clear_caches()
 
 
-def ways(a, b, record=ASCEND) -> dict[str, int]:
-    """How many blocks went which way, and how many rows were added up exactly; the result is
-    right.
-    """
-    counts = collections.Counter()
-    a, b = np.asarray(a), np.asarray(b)
-    mode = record.mode(a.dtype.name, b.dtype.name)
+WAYS = (
+    ("plain", exact, "_plain"),
+    ("checked", exact, "_checked"),
+    ("split", split, "steps"),
+    ("exact", fixed_point, "steps"),
+    ("pairs", pairs, "steps"),
+)
+taken: collections.Counter[str] = collections.Counter()
 
-    def counted(name, original):
+
+@functools.partial(jax.jit, static_argnums=2)
+def counted(a, b, mode):
+    """A product that counts in `taken` which way a block goes."""
+
+    def counting(name, original):
         def function(*arguments):
-            jax.debug.callback(lambda _: counts.update([name]), arguments[0].ravel()[0])
+            jax.debug.callback(lambda _: taken.update([name]), arguments[0].ravel()[0])
             return original(*arguments)
 
         return function
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, module, attribute in (
-            ("plain", exact, "_plain"),
-            ("checked", exact, "_checked"),
-            ("split", split, "steps"),
-            ("exact", fixed_point, "steps"),
-            ("pairs", pairs, "steps"),
-        ):
-            patch.setattr(module, attribute, counted(name, getattr(module, attribute)))
-        out = jax.jit(lambda x, y: exact.accumulate(x, y, None, mode))(a[None], b[None])
-        out = words(out)[0]
+        for name, module, attribute in WAYS:
+            patch.setattr(module, attribute, counting(name, getattr(module, attribute)))
+        return exact.accumulate(a[None], b[None], None, mode)[0]
+
+
+def ways(a, b, record=ASCEND) -> dict[str, int]:
+    """How many blocks went which way, and how many rows were added up exactly; the result is
+    right.
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    taken.clear()
+    out = words(counted(a, b, record.mode(a.dtype.name, b.dtype.name)))
     jax.effects_barrier()
     some = np.random.default_rng(0).permutation(len(a))[:3]
     expected = words(kernels.reference.matmul(a[some], b[:, :9], arithmetic=record))
     assert np.array_equal(out[some, :9], expected)
-    return dict(counts)
+    return dict(taken)
 
 
 def test_each_way_is_taken_by_what_it_is_for():
