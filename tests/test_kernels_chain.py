@@ -80,7 +80,7 @@ def by_xla_in_squares(a, b, c, arithmetic):
     """Of matrices, filled up with zeros to whole squares: XLA compiles for seconds for each shape,
     and for C given or not.
     """
-    (m, k), n = a.shape, b.shape[1]
+    m, n = len(a), b.shape[1]
     c = np.zeros((m, n), FP32) if c is None else c
     above, beside = -m % 32, -n % 32
     a, b = np.pad(a, [(0, above), (0, 0)]), np.pad(b, [(0, 0), (0, beside)])
