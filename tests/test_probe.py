@@ -159,6 +159,13 @@ def test_a_unit_that_is_no_preset_is_recovered() -> None:
     assert parameters(report.arithmetic) == parameters(unit)  # type: ignore[arg-type]
 
 
+def test_where_joined_sums_are_cut() -> None:
+    """One place above CDNA3's, which shows where the sum is less than C; one below never shows."""
+    report = recovered(replace(kernels.AMD_CDNA3, name="x", sum_fraction_bits=31))
+    assert report.arithmetic is not None and report.arithmetic.sum_fraction_bits == 31
+    assert "sum_fraction_bits" not in report.ambiguous
+
+
 @pytest.mark.slow
 def test_a_joined_unit_with_other_widths_is_recovered_with_c() -> None:
     unit = replace(

@@ -21,7 +21,7 @@ from kernels.probe.answers import RESULTS, Answers, words_of
 from kernels.probe.inputs import Tile
 
 _FAMILY = "cm384 probe"
-_FORMAT = f"{_FAMILY} 3"
+_FORMAT = f"{_FAMILY} 4"
 _INPUTS, _OUTPUTS, _SCRIPT = "inputs.npz", "outputs.npz", "run_probe.py"
 
 

@@ -180,15 +180,21 @@ def _tail(dtype: str) -> tuple[NDArray, NDArray, NDArray, float]:
 
 
 def _tails(dtype: str) -> Iterator[Tile]:
-    """1 + 2^-23, half of its last bit, and 2^-(24 + t): in one step, in two, and far apart."""
-    for places in ((0, 1, 2, 3), (0, 1, 64, 65), (0, 1, 20, 66)):
+    """1 + 2^-23, half of its last bit, and 2^-(24 + t): in one step, in two, and far apart. And 1
+    before 2^-25 - 2^-9, so that what joins it has its last place above that of the sum.
+    """
+    odd, below = (1, 2.0**-23, 2.0**-24), (1, -(2.0**-9), 2.0**-25)
+    for places, terms in (
+        ((0, 1, 2, 3), odd),
+        ((0, 1, 64, 65), odd),
+        ((0, 1, 20, 66), odd),
+        ((0, 64, 65, 66), below),
+    ):
         left, right, sign, base = _tail(dtype)
         a, b = np.zeros((M, K)), np.zeros((K, N))
-        for place, down in zip(places, (0, 23, 24), strict=False):
-            a[:, place], b[place] = (
-                2.0 ** ((26 + base) // 2),
-                sign * 2.0 ** (-down + (27 + base) // 2),
-            )
+        for place, term in zip(places, terms, strict=False):
+            a[:, place] = 2.0 ** ((26 + base) // 2)
+            b[place] = sign * term * 2.0 ** ((27 + base) // 2)
         a[:, places[3]], b[places[3]] = left, right
         name = f"tail of a tie, at {places}"
         a, b = _cast(a, dtype), _cast(b, dtype)
