@@ -19,6 +19,7 @@ from emulator.machines import cloudmatrix384, custom_machine
 from emulator.report import Estimate, estimate
 from emulator.report.compare import compare
 from emulator.report.html import _lanes, page
+from emulator.report.result import collective_rows, groups_of
 from emulator.timeline import Timeline
 from emulator.units import count, quantity, seconds, several
 
@@ -263,3 +264,55 @@ def test_quantities() -> None:
     assert quantity(353.9e12, "FLOP/s") == "354 TFLOP/s"
     assert quantity(0.85, "") == "0.85 "
     assert (count(3.0), count(2.5)) == ("3", "2.50")
+
+
+def test_collectives_are_counted_by_how_often_they_run(tmp_path: Path) -> None:
+    """One in a loop that takes longest in all is first, on the page as in the table; the same axis
+    in other groups is another collective.
+    """
+    mesh = POD.mesh(x=384)
+    eights = [list(range(i, i + 8)) for i in range(0, 384, 8)]
+
+    def f(x: Any) -> Any:
+        def trip(x: Any, _: None) -> Any:
+            return lax.psum(x, "x", axis_index_groups=eights), None
+
+        x = lax.scan(trip, x, None, length=50)[0]
+        return lax.psum(lax.psum(x, "x") + 1, "x")
+
+    f = jax.shard_map(f, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    e = estimate(f, jax.ShapeDtypeStruct((1024,), jnp.float32), on=POD)
+    found = [(groups_of(step), times) for step, times in collective_rows(e)]
+    assert found == [("48 x 8", 50), ("1 x 384", 2)]
+    text = str(e)
+    assert text.index("48 x 8 ") < text.index("1 x 384 ")
+    text = page(e)
+    assert text.index('<td class="n">50</td>') < text.index('<td class="n">1 x 384</td>')
+
+
+def test_page_draws_every_share_of_many_operations() -> None:
+    """Kernels too narrow to see are drawn together: none is left out, none is over another."""
+
+    def f(x: Any) -> Any:
+        for _ in range(2500):
+            x = jnp.tanh(x @ x)
+        return x
+
+    e = estimate(f, jax.ShapeDtypeStruct((64, 64), jnp.bfloat16), on=POD, fusion="eager")
+    (lane,) = _lanes(e)
+    slices = lane["slices"]
+    assert len(slices) <= len(e.timeline.spans) / 2
+    for kind, time_s in e.by_kind().items():
+        drawn = sum(s["w"] for s in slices if s["kind"] == kind)
+        assert drawn == pytest.approx(1000 * time_s / e.time_s)
+        half = sum(s["w"] for s in slices if s["kind"] == kind and s["x"] < 500)
+        assert half == pytest.approx(drawn / 2, rel=0.01)
+    for s, after in zip(slices, slices[1:], strict=False):
+        assert s["x"] + s["w"] <= after["x"] + 1e-6
+    assert "those of a kind are drawn as one" in page(e)
+
+
+def test_wide_tables_scroll_by_themselves_and_by_keyboard(answer: Estimate) -> None:
+    """On a phone the page itself stays as wide as the screen."""
+    text = page(answer)
+    assert text.count("<table>") == text.count('<div class="scroll" tabindex="0"><table>') == 6

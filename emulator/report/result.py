@@ -226,3 +226,18 @@ class Run(Estimate):
 
     value: Any
     counts: dict[str, Any]
+
+
+def collective_rows(e: Estimate) -> list[tuple[CollectiveOp, float]]:
+    """Each different collective of a program and how often it runs, the longest in all first."""
+    rows: dict[tuple[object, ...], tuple[CollectiveOp, float]] = {}
+    for step, times in each(e.steps):
+        if isinstance(step, CollectiveOp):
+            key = (step.name, step.op, step.nbytes, step.algorithm, step.time_s, groups_of(step))
+            rows[key] = (step, times + (rows[key][1] if key in rows else 0.0))
+    return sorted(rows.values(), key=lambda row: -row[0].time_s * row[1])
+
+
+def groups_of(step: CollectiveOp) -> str:
+    """How many groups of how many ranks: "48 x 8"; of the largest, where they differ."""
+    return f"{sum(len(p) for p, _ in step.groups)} x {step.ranks}"
