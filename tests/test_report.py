@@ -316,3 +316,45 @@ def test_wide_tables_scroll_by_themselves_and_by_keyboard(answer: Estimate) -> N
     """On a phone the page itself stays as wide as the screen."""
     text = page(answer)
     assert text.count("<table>") == text.count('<div class="scroll" tabindex="0"><table>') == 6
+
+
+@pytest.mark.parametrize("size", [512, 1000, 1024])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_slices_of_a_track_lie_inside_one_another_in_whole_nanoseconds(
+    share: float, size: int, tmp_path: Path
+) -> None:
+    """As Perfetto reads them, which leaves out a slice that reaches over the end of another."""
+
+    def f(x: Any) -> Any:
+        def grow(x: Any) -> Any:
+            return lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ c + 1, x)
+
+        return lax.cond(x.sum() > 0, grow, lambda x: jnp.tanh(x @ x), x) @ x
+
+    counts = {"cond_0": (share, 1 - share), "while_0": 1}
+    e = estimate(f, jax.ShapeDtypeStruct((size, size), jnp.float32), on=POD, counts=counts)
+    events = json.loads(e.to_perfetto(tmp_path / "t.json").read_text())["traceEvents"]
+    outer: list[int] = []
+    for event in (e for e in events if e["ph"] == "X"):
+        start, duration = int(event["ts"] * 1000), int(event["dur"] * 1000)
+        while outer and outer[-1] <= start:
+            outer.pop()
+        assert start + duration <= min(outer, default=start + duration), event["name"]
+        outer.append(start + duration)
+
+
+def test_rounding_to_picoseconds_is_no_waiting(tmp_path: Path) -> None:
+    """Clocks are whole picoseconds, what collectives take is not."""
+    f = jax.shard_map(
+        lambda x: lax.psum(jnp.tanh(x), "x"), mesh=POD.mesh(x=8), in_specs=P(), out_specs=P()
+    )
+    for size in range(1000, 1010):
+        e = estimate(f, jax.ShapeDtypeStruct((size,), jnp.float32), on=POD)
+        events = json.loads(e.to_perfetto(tmp_path / "t.json").read_text())["traceEvents"]
+        (waited,) = (x["args"]["waited for others"] for x in events if x.get("cat") == "collective")
+        assert waited == "0 s"
+
+
+def test_one_operation_is_no_plural() -> None:
+    e = estimate(jnp.tanh, jax.ShapeDtypeStruct((64,), jnp.float32), on=POD)
+    assert [row.detail for row in e.rows()] == ["1 operation"]
