@@ -355,6 +355,7 @@ def test_rounding_to_picoseconds_is_no_waiting(tmp_path: Path) -> None:
         assert waited == "0 s"
 
 
-def test_one_operation_is_no_plural() -> None:
+def test_one_is_no_plural() -> None:
     e = estimate(jnp.tanh, jax.ShapeDtypeStruct((64,), jnp.float32), on=POD)
     assert [row.detail for row in e.rows()] == ["1 operation"]
+    assert "on 1 device of" in repr(e)

@@ -212,10 +212,10 @@ class Estimate:
         return str(self.table())
 
     def __repr__(self) -> str:
-        from emulator.units import seconds
+        from emulator.units import seconds, several
 
         return (
-            f"{type(self).__name__}({self.name} on {len(self.devices)} devices of "
+            f"{type(self).__name__}({self.name} on {several(len(self.devices), 'device')} of "
             f"{self.machine.name}: {seconds(self.time_s)}, bound {seconds(self.bound_s)})"
         )
 
