@@ -311,3 +311,15 @@ def test_what_is_compiled_is_kept(tmp_path: Path) -> None:
     none = {**env, "JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "none")}
     done = subprocess.run(command, env=none, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and not (tmp_path / "none").exists()
+
+
+def test_names_that_standard_output_cannot_show_are_escaped(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("def größe():\n    import jax\n    return jax.numpy.ones(4) + 1\n")
+    words = ["cm384", "run", f"{program}:größe", "--estimate"]
+    code = f"import sys; sys.argv = {words!r}; from emulator.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "gr\\xf6\\xdfe on CloudMatrix 384" in done.stdout, done.stderr

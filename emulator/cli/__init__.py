@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from emulator import files
 from emulator.cli import collectives, compare, exec, info, matmul, probe, run, validate
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ def _origin(error: Exception) -> str:
 
 def main() -> None:
     """Runs the command; a mistake in what was asked for becomes one message and exit status 2."""
+    files.print_all_names()
     try:
         app()
     except (ValueError, TypeError, NotImplementedError, OSError, NameError) as error:
