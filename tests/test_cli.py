@@ -44,6 +44,10 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
         (["run", "program.py:unknown_axis"], "tq"),
         (["run", "program.py:too_large"], "has 512 devices"),
         (["run", "transformer", "--size", "huge"], "unknown size 'huge'; known: tiny"),
+        (["run", "transformer", "--size", ""], "unknown size ''; known: tiny"),
+        (["compare", "transformer", "--size", ""], "unknown size ''; known: tiny"),
+        (["compare", "matmul", "--arithmetic", "own,own"], "with commas: own,NVIDIA_HOPPER"),
+        (["run", "matmul", "--algorithms", ""], "with commas: all_reduce=ring,all_gather=nhr"),
         (["run", "transformer", "--size", "70b"], "add --estimate"),
         (["run", "transformer", "--dp", "96"], "96 x tp=8 has 768 devices"),
         (["run", "transformer", "--tp", "3"], "tp=3 does not divide heads=8"),
@@ -323,3 +327,10 @@ def test_names_that_standard_output_cannot_show_are_escaped(tmp_path: Path) -> N
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0 and "gr\\xf6\\xdfe on CloudMatrix 384" in done.stdout, done.stderr
+
+
+def test_a_program_that_python_cannot_read_is_one_message(cm384: Command, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def f(:")
+    answer = cm384("run", f"{tmp_path / 'broken.py'}:f")
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err == "cm384: invalid syntax (broken.py, line 1)\n"

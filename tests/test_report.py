@@ -21,7 +21,7 @@ from emulator.report.compare import compare
 from emulator.report.html import _lanes, page
 from emulator.report.result import collective_rows, groups_of
 from emulator.timeline import Timeline
-from emulator.units import count, quantity, seconds, several
+from emulator.units import capacity, count, quantity, seconds, several
 
 POD = cloudmatrix384()
 
@@ -186,7 +186,19 @@ def test_empty_program_reports(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0 s"), (1.5, "1.50 s"), (0.0123, "12.3 ms"), (4.2e-6, "4.20 us"), (3e-10, "0.30 ns")],
+    [
+        (0.0, "0 s"),
+        (1.5, "1.50 s"),
+        (0.0123, "12.3 ms"),
+        (4.2e-6, "4.20 us"),
+        (3e-10, "0.30 ns"),
+        (999.6e-6, "1.00 ms"),
+        (0.99949, "999 ms"),
+        (99.96e-3, "100 ms"),
+        (9.996, "10.0 s"),
+        (0.9999, "1.00 s"),
+        (2499.0, "2499 s"),
+    ],
 )
 def test_seconds(value: float, text: str) -> None:
     assert seconds(value) == text
@@ -263,6 +275,8 @@ def test_quantities() -> None:
     assert quantity(0.0, "J") == "0.00 J"
     assert quantity(353.9e12, "FLOP/s") == "354 TFLOP/s"
     assert quantity(0.85, "") == "0.85 "
+    assert quantity(999.7e9, "B") == "1.00 TB"
+    assert (capacity(1), capacity(2), capacity(1024)) == ("1 byte", "2 bytes", "1.00 KiB")
     assert (count(3.0), count(2.5)) == ("3", "2.50")
 
 

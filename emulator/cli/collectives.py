@@ -18,6 +18,7 @@ from rich.table import Table
 from emulator import files
 from emulator.cli import choose
 from emulator.cli.show import err, out, whole
+from emulator.collectives import OPS
 from emulator.fabric import Collective, collective
 from emulator.fabric.arguments import ITEM_BYTES
 from emulator.machines import Machine
@@ -31,13 +32,17 @@ Rows = list[tuple[int, list[Collective]]]
 
 
 def collectives(
-    op: Annotated[str, typer.Argument(help="all_reduce, all_gather, reduce_scatter, ...")],
-    smallest: Annotated[str, typer.Option("--min", help="Smallest size.")] = "1K",
+    op: Annotated[str, typer.Argument(help=f"One of {', '.join(OPS)}.")],
+    smallest: Annotated[
+        str, typer.Option("--min", help="Smallest size in bytes: 4096, 64K, 1M or 1G.")
+    ] = "1K",
     largest: Annotated[str, typer.Option("--max", help="Largest size.")] = "1G",
     factor: Annotated[int, typer.Option(min=2, help="From one size to the next.")] = 4,
     devices: Annotated[
         str | None,
-        typer.Option(help="A count, or numbers and ranges: 0,8,16 or 0-15 or 0:384:8."),
+        typer.Option(
+            help="A count, or numbers and ranges: 0,8,16 or 0-15 or 0:384:8. Default: all."
+        ),
     ] = None,
     algorithm: Annotated[
         str | None,
@@ -46,11 +51,13 @@ def collectives(
         ),
     ] = None,
     transport: Annotated[
-        str | None, typer.Option(help="How bytes are moved, e.g. sdma. Default: the fastest.")
+        str | None,
+        typer.Option(help="How bytes are moved, e.g. sdma. Default: the machine's choice."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="What is sent.")] = "bfloat16",
     root: Annotated[
-        int | None, typer.Option(help="Device number, for broadcast, reduce, scatter, gather.")
+        int | None,
+        typer.Option(help="Of broadcast, reduce, scatter, gather. Default: the first device."),
     ] = None,
     production: Annotated[
         bool, typer.Option("--production", help="Add what production takes longer than benchmarks.")
@@ -72,7 +79,7 @@ def collectives(
     sizes = _sizes(smallest, largest, factor)
     names: list[str | None] = [None]
     if algorithm is not None:
-        names = [*choose.names("--algorithm", algorithm)]
+        names = [*choose.names("--algorithm", algorithm, "ring,nhr,best")]
     rows_to = None if table in (None, "-") else Path(table)
     files.check("--plot", plot)
     files.check("--csv", rows_to)

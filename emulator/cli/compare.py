@@ -65,7 +65,7 @@ def compare(
     choose.check_belongs(program, transformer={"--tp": tp, "--dp": dp}, size=size)
     arithmetics: Any = None
     if arithmetic is not None:
-        names = choose.names("--arithmetic", arithmetic)
+        names = choose.names("--arithmetic", arithmetic, "own,NVIDIA_HOPPER")
         arithmetics = "candidates" if names == ["candidates"] else names
     files.check("--json", json)
     files.check("--csv", csv)
@@ -107,7 +107,7 @@ def _machine_names(text: str) -> list[str]:
 def _prepare(program: str, size: str | None, dp: int | None, tp: int, shapes_only: bool) -> Prepare:
     """The program and its arguments for each machine."""
     if program == "transformer":
-        return _transformer(size or "tiny", dp, tp, shapes_only)
+        return _transformer("tiny" if size is None else size, dp, tp, shapes_only)
     if program == "matmul":
         return _matmul(size, shapes_only)
     if ":" not in program:

@@ -125,8 +125,9 @@ def run(
     if devices is None and not estimate:
         keep_compiled()
     if program == "transformer":
+        size = "tiny" if size is None else size
         answer = _transformer(
-            *(on, size or "tiny", steps or 4, dp, tp or 8, estimate, arithmetic, devices, how)
+            *(on, size, steps or 4, dp, tp or 8, estimate, arithmetic, devices, how)
         )
     elif program == "matmul":
         answer = _matmul(on, size, estimate, arithmetic, devices, how)
