@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -334,3 +335,10 @@ def test_a_program_that_python_cannot_read_is_one_message(cm384: Command, tmp_pa
     answer = cm384("run", f"{tmp_path / 'broken.py'}:f")
     assert (answer.code, answer.out) == (2, "")
     assert answer.err == "cm384: invalid syntax (broken.py, line 1)\n"
+
+
+def test_help_of_the_command_cuts_no_line_short(cm384: Command, monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    answer = cm384("--help")
+    commands = answer.out.partition("Commands:")[2]
+    assert "validate" in commands and "..." not in commands

@@ -70,9 +70,10 @@ def collectives(
     ] = None,
     machine: Annotated[str, typer.Option(help=choose.MACHINE_HELP)] = "cloudmatrix384",
 ) -> None:
-    """Time one collective over a range of sizes (sizes and bandwidths as in nccl-tests).
+    """Time one collective over a range of sizes.
 
-    A permute sends from each device to the next one of the group.
+    Sizes and bandwidths are those of nccl-tests. A permute sends from each device to the next
+    one of the group.
     """
     on = choose.machine(machine)
     group = choose.devices(devices, on)

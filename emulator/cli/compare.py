@@ -55,11 +55,11 @@ def compare(
     json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
 ) -> None:
-    """Run a program on several virtual machines: seconds, performance per watt, and errors against
-    the same program in FP64.
+    """Run a program on several virtual machines, side by side.
 
-    A program of your own is named as for cm384 run; its function_mesh(machine) and
-    function_args(machine) are called for each machine.
+    Seconds, performance per watt, and errors against the same program in FP64. A program of
+    your own is named as for cm384 run; its function_mesh(machine) and function_args(machine)
+    are called for each machine.
     """
     machines = [choose.machine(name) for name in _machine_names(machine)]
     choose.check_belongs(program, transformer={"--tp": tp, "--dp": dp}, size=size)

@@ -15,7 +15,7 @@ from emulator.machines import Fact, Machine, cloudmatrix384, gb200_nvl72
 def info(
     notes: Annotated[bool, typer.Option("--notes", help="Add the remark on every number.")] = False,
 ) -> None:
-    """Print both machines side by side, with the source and the evidence of every number."""
+    """Print both machines: every number, source and evidence."""
     machines = [cloudmatrix384(), gb200_nvl72()]
     facts = [{fact.name: fact for fact in machine.facts()} for machine in machines]
     sources: dict[str, int] = {}

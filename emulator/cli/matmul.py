@@ -87,7 +87,10 @@ def matmul(
         Path | None, typer.Option(help="Draw the sweep under its roofline to this PNG file.")
     ] = None,
 ) -> None:
-    """Time one matrix product (M x K) @ (K x N) on one device, with what limits it."""
+    """Time one matrix product on one device.
+
+    (M x K) @ (K x N), engine by engine, with what limits it.
+    """
     if chip is not None and machine is not None:
         raise ValueError(f"--chip {chip} is a die by itself, of no --machine; give one of them")
     on = single(chip) if chip is not None else choose.machine(machine or "cloudmatrix384")

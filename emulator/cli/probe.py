@@ -39,10 +39,11 @@ def probe(
         bool, typer.Option("--force", help="Write where other files or a changed script are.")
     ] = False,
 ) -> None:
-    """Find out how a matrix unit sums: of a device, of an emulated preset, or of XLA here.
+    """Find out how a matrix unit sums.
 
-    On a real device: cm384 probe --write DIR; copy DIR there and run python run_probe.py; copy it
-    back; cm384 probe --read DIR --out unit.json; cm384 run ... --arithmetic unit.json.
+    Without options XLA's own here, with --preset an emulated one. On a real device: cm384 probe
+    --write DIR; copy DIR there and run python run_probe.py; copy it back; cm384 probe --read
+    DIR --out unit.json; cm384 run ... --arithmetic unit.json.
     """
     if sum(choice is not None for choice in (write, read, preset)) > 1:
         raise ValueError("probe: --write, --read and --preset are three different things; give one")

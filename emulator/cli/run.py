@@ -90,7 +90,7 @@ def run(
         int | None, typer.Option(min=0, help="Which of them this one is, from 0.")
     ] = None,
 ) -> None:
-    """Run a program on the virtual machine and say what it computes and how long it takes there.
+    """Run a program on the virtual machine: values and time.
 
     A program of your own is named as path/to/file.py:function. If the function takes arguments,
     the file also defines function_args(machine), which returns them as a tuple; if it has a
