@@ -116,6 +116,7 @@ class Estimate:
 
     @property
     def devices(self) -> tuple[int, ...]:
+        """The numbers of the devices that take part."""
         return self.timeline.devices
 
     @property
