@@ -342,3 +342,27 @@ def test_help_of_the_command_cuts_no_line_short(cm384: Command, monkeypatch: Any
     answer = cm384("--help")
     commands = answer.out.partition("Commands:")[2]
     assert "validate" in commands and "..." not in commands
+
+
+NAMES = """
+import jax.numpy as jnp
+
+def step(x):
+    return {"a_parameter_whose_name_is_longer_than_a_narrow_terminal": x @ x * 1e30, "n": x > 2}
+
+def step_args(machine):
+    return (jnp.ones((8, 8), jnp.bfloat16) / 3,)
+"""
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "80"])
+def test_narrow_terminals_cut_no_number_short(
+    columns: str, cm384: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    (tmp_path / "program.py").write_text(NAMES)
+    program = f"{tmp_path / 'program.py'}:step"
+    for words in (["info"], ["run", program], ["compare", program]):
+        answer = cm384(*words)
+        assert answer.code == 0, answer.err
+        assert "\N{HORIZONTAL ELLIPSIS}" not in answer.out

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emulator import files
-from emulator.cli import choose
+from emulator.cli import choose, show
 from emulator.cli.kept import keep_compiled
-from emulator.cli.show import err, out
 from emulator.machines import Machine
 
 if TYPE_CHECKING:
@@ -77,9 +76,9 @@ def compare(
         keep_compiled()
     prepare = _prepare(program, size, dp, tp or 8, shapes_only=estimate)
     how = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
-    with err.status(f"comparing {program}"):
+    with show.err.status(f"comparing {program}"):
         found = compare_prepared(program, prepare, machines, arithmetics, not estimate, how)
-    out.print(found.table())
+    show.answer(found.table())
     if json is not None:
         files.write(json, found.to_json())
     if csv is not None:

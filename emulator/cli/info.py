@@ -22,7 +22,7 @@ def info(
     table = Table(title="Machines (numbers in brackets: sources below)", title_justify="left")
     table.add_column("quantity", overflow="fold")
     for machine in machines:
-        table.add_column(f"{machine.name} ({machine.device_kind})")
+        table.add_column(f"{machine.name} ({machine.device_kind})", overflow="fold")
     for name in dict.fromkeys(name for column in facts for name in column):
         table.add_row(name, *(_cell(column.get(name), sources) for column in facts))
     out.print(table)

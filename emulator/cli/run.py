@@ -348,7 +348,7 @@ def _own(
     out.print(f"values, computed in {wall_s:.2f} s on this host")
     table = LiteralTable()
     for column in ("output", "dtype", "shape", "value"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for path, leaf in jax.tree_util.tree_leaves_with_path(answer.value):
         name = jax.tree_util.keystr(path) or "result"
         table.add_row(name, str(leaf.dtype), str(leaf.shape), _in_brief(leaf))
