@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import kernels
 from emulator import units
 from emulator.cli import choose, show
 from emulator.machines import Machine
@@ -366,3 +368,35 @@ def test_narrow_terminals_cut_no_number_short(
         answer = cm384(*words)
         assert answer.code == 0, answer.err
         assert "\N{HORIZONTAL ELLIPSIS}" not in answer.out
+
+
+def test_brackets_in_names_are_no_markup(
+    cm384: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`[red]` would vanish, `[/b]` be an error after all the work."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs[red]", "runs[/b]"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "runs[/b]/program.py").write_text(NAMES)
+    unit = "runs[/b]/unit.json"
+    kernels.arithmetic_file.save(dataclasses.replace(kernels.NVIDIA_HOPPER, name="a[/b]"), unit)
+    program, wide = "runs[/b]/program.py:step", str(tmp_path / "runs[/b]" / ("x" * 200))
+    for words, told in (
+        (["compare", program, "--estimate"], ""),
+        (["run", program, "--estimate", "--trace", wide], f"trace written to {wide}; open"),
+        (
+            ["run", program, "--estimate", "--chakra", "runs[/b]/c"],
+            "1 device written to runs[/b]/c/",
+        ),
+        (["run", "matmul", "--size", "48", "--arithmetic", unit], "values in a[/b] arithmetic"),
+        (
+            ["collectives", "reduce", "--max", "2K", "--csv", "runs[/b]/x"],
+            "written to runs[/b]/x\n",
+        ),
+        (["collectives", "reduce", "--max", "2K", "--plot", "runs[/b]/y"], "drawn to runs[/b]/y\n"),
+        (["matmul", "8", "8", "8", "--csv", "runs[red]/x"], "written to runs[red]/x\n"),
+        (["matmul", "8", "8", "8", "--sweep", "--plot", "runs[/b]/z"], "drawn to runs[/b]/z\n"),
+        (["probe", "--write", "runs[/b]/[q]"], "python [q]/run_probe.py\n"),
+    ):
+        answer = cm384(*words)
+        assert answer.code == 0 and told in answer.out + answer.err, words

@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from emulator import files
-from emulator.cli import choose
+from emulator.cli import choose, show
 from emulator.cli.show import err, out, whole
 from emulator.collectives import OPS
 from emulator.fabric import Collective, collective
@@ -111,14 +111,14 @@ def collectives(
         from emulator.report.plot import bandwidths
 
         bandwidths(rows, names, _title(op, group, on), plot)
-        err.print(f"drawn to {plot}", soft_wrap=True)
+        show.line(f"drawn to {plot}", err)
     if table is not None:
         text = _csv(rows)
         if table == "-":
             sys.stdout.write(text)
             return
         files.write(Path(table), text)
-        err.print(f"written to {table}", soft_wrap=True)
+        show.line(f"written to {table}", err)
     _print(rows, names, _title(op, group, on))
 
 

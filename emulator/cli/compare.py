@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from emulator import files
 from emulator.cli import choose, show
@@ -76,7 +77,7 @@ def compare(
         keep_compiled()
     prepare = _prepare(program, size, dp, tp or 8, shapes_only=estimate)
     how = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
-    with show.err.status(f"comparing {program}"):
+    with show.err.status(f"comparing {escape(program)}"):
         found = compare_prepared(program, prepare, machines, arithmetics, not estimate, how)
     show.answer(found.table())
     if json is not None:

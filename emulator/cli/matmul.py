@@ -16,7 +16,7 @@ from rich.table import Table
 
 from emulator import files
 from emulator.chip import MatmulTime, matmul_time
-from emulator.cli import choose
+from emulator.cli import choose, show
 from emulator.cli.show import err, out, whole
 from emulator.machines import Machine
 from emulator.machines.chips import chip_names, single
@@ -139,7 +139,7 @@ def matmul(
         from emulator.report.plot import roofline
 
         roofline(series, f"{dtype} matmuls on one {on.device_kind} of {on.name}", plot)
-        err.print(f"drawn to {plot}", soft_wrap=True)
+        show.line(f"drawn to {plot}", err)
     if table is not None:
         _write(series, table)
     if table != "-":
@@ -235,4 +235,4 @@ def _write(series: Series, table: str) -> None:
         sys.stdout.write(text.getvalue())
         return
     files.write(Path(table), text.getvalue())
-    err.print(f"written to {table}", soft_wrap=True)
+    show.line(f"written to {table}", err)
