@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from pathlib import Path
 
 
@@ -18,6 +20,14 @@ def write(path: Path, content: str | bytes) -> None:
         files.write(path, content)
     except OSError as error:
         raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
+
+
+def print_all_names() -> None:
+    """From now on standard output shows letters that its encoding lacks as escapes, as standard
+    error does, where they would end an answer half way.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def check(option: str, path: Path | None) -> None:

@@ -11,7 +11,7 @@ _SECONDS = (("", 1.0), ("m", 1e-3), ("u", 1e-6), ("n", 1e-9))
 def seconds(value: float) -> str:
     """Seconds with a prefix: "12.3 ms"."""
     for prefix, scale in _SECONDS:
-        if abs(value) >= scale:
+        if _shown(value) >= scale:
             return f"{_three(value / scale)} {prefix}s"
     few = _three(value / 1e-9) if abs(value) >= 0.01e-9 else f"{value / 1e-9:.2g}"
     return f"{few} ns" if value else "0 s"
@@ -20,7 +20,7 @@ def seconds(value: float) -> str:
 def quantity(value: float, unit: str) -> str:
     """A number with a decimal prefix: "354 TFLOP", "1.20 GB"; joules and watts below 1, too."""
     for prefix, scale in (*_DECIMAL, *(_SECONDS if unit in ("J", "W") else ())):
-        if abs(value) >= scale:
+        if _shown(value) >= scale:
             return f"{_three(value / scale)} {prefix}{unit}"
     return f"{_three(value)} {unit}"
 
@@ -55,7 +55,7 @@ def capacity(nbytes: float) -> str:
     for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(nbytes) >= scale:
             return f"{nbytes / scale:.2f} {unit}"
-    return f"{nbytes} bytes"
+    return "1 byte" if nbytes == 1 else f"{nbytes} bytes"
 
 
 def count(value: float) -> str:
@@ -68,7 +68,13 @@ def several(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
+def _shown(value: float) -> float:
+    """The size of a number as three digits show it: 999.7 is 1000."""
+    return abs(float(f"{value:.3g}"))
+
+
 def _three(value: float) -> str:
-    if abs(value) >= 100:
+    size = _shown(value)
+    if size >= 100:
         return f"{value:.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.2f}"

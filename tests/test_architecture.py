@@ -182,3 +182,12 @@ def test_public_names_exist() -> None:
         assert getattr(em, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         em.no_such_name  # noqa: B018
+
+
+def test_everything_public_says_what_it_is() -> None:
+    for name in em.__all__:
+        thing = getattr(em, name)
+        assert thing.__doc__, name
+        for part, value in vars(thing).items() if isinstance(thing, type) else ():
+            if not part.startswith("_") and (callable(value) or isinstance(value, property)):
+                assert value.__doc__, f"{name}.{part}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -10,9 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import kernels
 from emulator import units
 from emulator.cli import choose, show
 from emulator.machines import Machine
@@ -44,6 +47,10 @@ def test_info_shows_both_machines_with_source_and_evidence(cm384: Command) -> No
         (["run", "program.py:unknown_axis"], "tq"),
         (["run", "program.py:too_large"], "has 512 devices"),
         (["run", "transformer", "--size", "huge"], "unknown size 'huge'; known: tiny"),
+        (["run", "transformer", "--size", ""], "unknown size ''; known: tiny"),
+        (["compare", "transformer", "--size", ""], "unknown size ''; known: tiny"),
+        (["compare", "matmul", "--arithmetic", "own,own"], "with commas: own,NVIDIA_HOPPER"),
+        (["run", "matmul", "--algorithms", ""], "with commas: all_reduce=ring,all_gather=nhr"),
         (["run", "transformer", "--size", "70b"], "add --estimate"),
         (["run", "transformer", "--dp", "96"], "96 x tp=8 has 768 devices"),
         (["run", "transformer", "--tp", "3"], "tp=3 does not divide heads=8"),
@@ -311,3 +318,85 @@ def test_what_is_compiled_is_kept(tmp_path: Path) -> None:
     none = {**env, "JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "none")}
     done = subprocess.run(command, env=none, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and not (tmp_path / "none").exists()
+
+
+def test_names_that_standard_output_cannot_show_are_escaped(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("def größe():\n    import jax\n    return jax.numpy.ones(4) + 1\n")
+    words = ["cm384", "run", f"{program}:größe", "--estimate"]
+    code = f"import sys; sys.argv = {words!r}; from emulator.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "gr\\xf6\\xdfe on CloudMatrix 384" in done.stdout, done.stderr
+
+
+def test_a_program_that_python_cannot_read_is_one_message(cm384: Command, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def f(:")
+    answer = cm384("run", f"{tmp_path / 'broken.py'}:f")
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err == "cm384: invalid syntax (broken.py, line 1)\n"
+
+
+def test_help_of_the_command_cuts_no_line_short(cm384: Command, monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    answer = cm384("--help")
+    commands = answer.out.partition("Commands:")[2]
+    assert "validate" in commands and "..." not in commands
+
+
+NAMES = """
+import jax.numpy as jnp
+
+def step(x):
+    return {"a_parameter_whose_name_is_longer_than_a_narrow_terminal": x @ x * 1e30, "n": x > 2}
+
+def step_args(machine):
+    return (jnp.ones((8, 8), jnp.bfloat16) / 3,)
+"""
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "80"])
+def test_narrow_terminals_cut_no_number_short(
+    columns: str, cm384: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    (tmp_path / "program.py").write_text(NAMES)
+    program = f"{tmp_path / 'program.py'}:step"
+    for words in (["info"], ["run", program], ["compare", program]):
+        answer = cm384(*words)
+        assert answer.code == 0, answer.err
+        assert "\N{HORIZONTAL ELLIPSIS}" not in answer.out
+
+
+def test_brackets_in_names_are_no_markup(
+    cm384: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`[red]` would vanish, `[/b]` be an error after all the work."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs[red]", "runs[/b]"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "runs[/b]/program.py").write_text(NAMES)
+    unit = "runs[/b]/unit.json"
+    kernels.arithmetic_file.save(dataclasses.replace(kernels.NVIDIA_HOPPER, name="a[/b]"), unit)
+    program, wide = "runs[/b]/program.py:step", str(tmp_path / "runs[/b]" / ("x" * 200))
+    for words, told in (
+        (["compare", program, "--estimate"], ""),
+        (["run", program, "--estimate", "--trace", wide], f"trace written to {wide}; open"),
+        (
+            ["run", program, "--estimate", "--chakra", "runs[/b]/c"],
+            "1 device written to runs[/b]/c/",
+        ),
+        (["run", "matmul", "--size", "48", "--arithmetic", unit], "values in a[/b] arithmetic"),
+        (
+            ["collectives", "reduce", "--max", "2K", "--csv", "runs[/b]/x"],
+            "written to runs[/b]/x\n",
+        ),
+        (["collectives", "reduce", "--max", "2K", "--plot", "runs[/b]/y"], "drawn to runs[/b]/y\n"),
+        (["matmul", "8", "8", "8", "--csv", "runs[red]/x"], "written to runs[red]/x\n"),
+        (["matmul", "8", "8", "8", "--sweep", "--plot", "runs[/b]/z"], "drawn to runs[/b]/z\n"),
+        (["probe", "--write", "runs[/b]/[q]"], "python [q]/run_probe.py\n"),
+    ):
+        answer = cm384(*words)
+        assert answer.code == 0 and told in answer.out + answer.err, words

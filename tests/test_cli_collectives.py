@@ -109,3 +109,10 @@ def test_a_long_sweep_shows_no_bar_where_nobody_looks(cm384: Command) -> None:
     )
     assert 21 * 7 > _LONG_SWEEP
     assert answer.code == 0 and answer.err == ""
+
+
+@pytest.mark.parametrize("devices", ["1", "8"])
+def test_a_picture_of_one_size_or_of_no_time(cm384: Command, tmp_path: Path, devices: str) -> None:
+    words = ("--devices", devices, "--min", "1K", "--max", "1K", "--plot", tmp_path / "x.png")
+    answer = cm384("collectives", "all_reduce", *words)
+    assert answer.code == 0 and "Warning" not in answer.err

@@ -770,3 +770,14 @@ def test_shardings_are_spelled_as_jax_spells_them(run: Script, tmp_path: Path) -
     assert said == native.splitlines() and len(said) == 21
     assert "shard_map" not in answer.out.partition("eager operations")[2]  # all are steps
     assert "which it should not" not in answer.err + answer.out
+
+
+def test_names_that_standard_output_cannot_show_are_escaped(
+    run: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    text = "import jax\n@jax.jit\ndef größe(x): return x + 1\nprint(größe(1))"
+    answer = run(text)
+    assert answer.code == 0 and "gr\\xf6\\xdfe" in answer.out, answer.err
+    answer = run(text + "\nprint('größe')")  # the script's own output is its own affair
+    assert answer.code == 1 and "UnicodeEncodeError" in answer.err

@@ -19,8 +19,9 @@ from emulator.machines import cloudmatrix384, custom_machine
 from emulator.report import Estimate, estimate
 from emulator.report.compare import compare
 from emulator.report.html import _lanes, page
+from emulator.report.result import collective_rows, groups_of
 from emulator.timeline import Timeline
-from emulator.units import count, quantity, seconds, several
+from emulator.units import capacity, count, quantity, seconds, several
 
 POD = cloudmatrix384()
 
@@ -185,7 +186,19 @@ def test_empty_program_reports(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0 s"), (1.5, "1.50 s"), (0.0123, "12.3 ms"), (4.2e-6, "4.20 us"), (3e-10, "0.30 ns")],
+    [
+        (0.0, "0 s"),
+        (1.5, "1.50 s"),
+        (0.0123, "12.3 ms"),
+        (4.2e-6, "4.20 us"),
+        (3e-10, "0.30 ns"),
+        (999.6e-6, "1.00 ms"),
+        (0.99949, "999 ms"),
+        (99.96e-3, "100 ms"),
+        (9.996, "10.0 s"),
+        (0.9999, "1.00 s"),
+        (2499.0, "2499 s"),
+    ],
 )
 def test_seconds(value: float, text: str) -> None:
     assert seconds(value) == text
@@ -262,4 +275,101 @@ def test_quantities() -> None:
     assert quantity(0.0, "J") == "0.00 J"
     assert quantity(353.9e12, "FLOP/s") == "354 TFLOP/s"
     assert quantity(0.85, "") == "0.85 "
+    assert quantity(999.7e9, "B") == "1.00 TB"
+    assert (capacity(1), capacity(2), capacity(1024)) == ("1 byte", "2 bytes", "1.00 KiB")
     assert (count(3.0), count(2.5)) == ("3", "2.50")
+
+
+def test_collectives_are_counted_by_how_often_they_run(tmp_path: Path) -> None:
+    """One in a loop that takes longest in all is first, on the page as in the table; the same axis
+    in other groups is another collective.
+    """
+    mesh = POD.mesh(x=384)
+    eights = [list(range(i, i + 8)) for i in range(0, 384, 8)]
+
+    def f(x: Any) -> Any:
+        def trip(x: Any, _: None) -> Any:
+            return lax.psum(x, "x", axis_index_groups=eights), None
+
+        x = lax.scan(trip, x, None, length=50)[0]
+        return lax.psum(lax.psum(x, "x") + 1, "x")
+
+    f = jax.shard_map(f, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    e = estimate(f, jax.ShapeDtypeStruct((1024,), jnp.float32), on=POD)
+    found = [(groups_of(step), times) for step, times in collective_rows(e)]
+    assert found == [("48 x 8", 50), ("1 x 384", 2)]
+    text = str(e)
+    assert text.index("48 x 8 ") < text.index("1 x 384 ")
+    text = page(e)
+    assert text.index('<td class="n">50</td>') < text.index('<td class="n">1 x 384</td>')
+
+
+def test_page_draws_every_share_of_many_operations() -> None:
+    """Kernels too narrow to see are drawn together: none is left out, none is over another."""
+
+    def f(x: Any) -> Any:
+        for _ in range(2500):
+            x = jnp.tanh(x @ x)
+        return x
+
+    e = estimate(f, jax.ShapeDtypeStruct((64, 64), jnp.bfloat16), on=POD, fusion="eager")
+    (lane,) = _lanes(e)
+    slices = lane["slices"]
+    assert len(slices) <= len(e.timeline.spans) / 2
+    for kind, time_s in e.by_kind().items():
+        drawn = sum(s["w"] for s in slices if s["kind"] == kind)
+        assert drawn == pytest.approx(1000 * time_s / e.time_s)
+        half = sum(s["w"] for s in slices if s["kind"] == kind and s["x"] < 500)
+        assert half == pytest.approx(drawn / 2, rel=0.01)
+    for s, after in zip(slices, slices[1:], strict=False):
+        assert s["x"] + s["w"] <= after["x"] + 1e-6
+    assert "those of a kind are drawn as one" in page(e)
+
+
+def test_wide_tables_scroll_by_themselves_and_by_keyboard(answer: Estimate) -> None:
+    """On a phone the page itself stays as wide as the screen."""
+    text = page(answer)
+    assert text.count("<table>") == text.count('<div class="scroll" tabindex="0"><table>') == 6
+
+
+@pytest.mark.parametrize("size", [512, 1000, 1024])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_slices_of_a_track_lie_inside_one_another_in_whole_nanoseconds(
+    share: float, size: int, tmp_path: Path
+) -> None:
+    """As Perfetto reads them, which leaves out a slice that reaches over the end of another."""
+
+    def f(x: Any) -> Any:
+        def grow(x: Any) -> Any:
+            return lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ c + 1, x)
+
+        return lax.cond(x.sum() > 0, grow, lambda x: jnp.tanh(x @ x), x) @ x
+
+    counts = {"cond_0": (share, 1 - share), "while_0": 1}
+    e = estimate(f, jax.ShapeDtypeStruct((size, size), jnp.float32), on=POD, counts=counts)
+    events = json.loads(e.to_perfetto(tmp_path / "t.json").read_text())["traceEvents"]
+    outer: list[int] = []
+    for event in (e for e in events if e["ph"] == "X"):
+        start, duration = int(event["ts"] * 1000), int(event["dur"] * 1000)
+        while outer and outer[-1] <= start:
+            outer.pop()
+        assert start + duration <= min(outer, default=start + duration), event["name"]
+        outer.append(start + duration)
+
+
+def test_rounding_to_picoseconds_is_no_waiting(tmp_path: Path) -> None:
+    """Clocks are whole picoseconds, what collectives take is not."""
+    f = jax.shard_map(
+        lambda x: lax.psum(jnp.tanh(x), "x"), mesh=POD.mesh(x=8), in_specs=P(), out_specs=P()
+    )
+    for size in range(1000, 1010):
+        e = estimate(f, jax.ShapeDtypeStruct((size,), jnp.float32), on=POD)
+        events = json.loads(e.to_perfetto(tmp_path / "t.json").read_text())["traceEvents"]
+        (waited,) = (x["args"]["waited for others"] for x in events if x.get("cat") == "collective")
+        assert waited == "0 s"
+
+
+def test_one_is_no_plural() -> None:
+    e = estimate(jnp.tanh, jax.ShapeDtypeStruct((64,), jnp.float32), on=POD)
+    assert [row.detail for row in e.rows()] == ["1 operation"]
+    assert "on 1 device of" in repr(e)

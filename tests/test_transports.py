@@ -277,3 +277,10 @@ def test_a_program_may_ask_for_the_best() -> None:
     assert np.array_equal(*bits)
     with pytest.raises(ValueError, match="unknown algorithm 'fastest'"):
         em.run(total, x, on=PACKAGES, algorithms={"all_reduce": "fastest"})
+
+
+def test_production_where_nothing_is_published_is_refused() -> None:
+    on = gb200_nvl72()
+    with pytest.raises(NotImplementedError, match="nothing is published about GB200 NVL72 there"):
+        collective("all_reduce", 2**20, on, launch="production")
+    assert "production" not in " ".join(collective("all_reduce", 2**20, on).assumptions)

@@ -84,10 +84,12 @@ class MatmulTime:
 
     @property
     def utilization(self) -> float:
+        """`flops_per_s` over the matrix unit's peak."""
         return self.flops_per_s / self.peak_flops_per_s
 
     @property
     def quoted_utilization(self) -> float:
+        """`flops_per_s` over the advertised figure."""
         return self.flops_per_s / self.quoted_flops_per_s
 
     @property

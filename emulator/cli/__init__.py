@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from emulator import files
 from emulator.cli import collectives, compare, exec, info, matmul, probe, run, validate
 
 app = typer.Typer(
@@ -46,12 +47,13 @@ def _origin(error: Exception) -> str:
 
 def main() -> None:
     """Runs the command; a mistake in what was asked for becomes one message and exit status 2."""
+    files.print_all_names()
     try:
         app()
-    except (ValueError, TypeError, NotImplementedError, OSError, NameError) as error:
-        # The rooms raise these for what a caller can put right, and JAX a NameError for an axis
-        # that the mesh does not have. Anything else is our own bug and keeps its traceback, as
-        # does everything under `python -X dev`.
+    except (ValueError, TypeError, NotImplementedError, OSError, NameError, SyntaxError) as error:
+        # The rooms raise these for what a caller can put right, JAX a NameError for an axis that
+        # the mesh does not have, Python a SyntaxError for a program of the user's own. Anything
+        # else is our own bug and keeps its traceback, as does everything under `python -X dev`.
         unexpected = isinstance(error, NameError) and "axis name" not in str(error)
         if sys.flags.dev_mode or unexpected:
             raise

@@ -34,7 +34,7 @@ def algorithms(text: str | None) -> dict[str, str] | None:
     if text is None:
         return None
     chosen: dict[str, str] = {}
-    for part in names("--algorithms", text):
+    for part in names("--algorithms", text, "all_reduce=ring,all_gather=nhr"):
         op, given, algorithm = part.partition("=")
         if not given or op in chosen:
             raise ValueError(
@@ -109,11 +109,11 @@ def _check_range(text: str, part: str, fine: bool) -> None:
         raise ValueError(f"--devices {text!r}: {part.strip()!r} is an empty range")
 
 
-def names(option: str, text: str) -> list[str]:
-    """A list of names: "ring,nhr,best"."""
+def names(option: str, text: str, example: str) -> list[str]:
+    """A list of names such as `example`: "ring,nhr,best"."""
     listed = [name.strip() for name in text.split(",")]
     if not all(listed) or len(set(listed)) != len(listed):
-        raise ValueError(f"{option} {text!r}: write different names with commas: ring,nhr,best")
+        raise ValueError(f"{option} {text!r}: write different names with commas: {example}")
     return listed
 
 

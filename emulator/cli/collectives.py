@@ -16,8 +16,9 @@ from rich.progress import track
 from rich.table import Table
 
 from emulator import files
-from emulator.cli import choose
+from emulator.cli import choose, show
 from emulator.cli.show import err, out, whole
+from emulator.collectives import OPS
 from emulator.fabric import Collective, collective
 from emulator.fabric.arguments import ITEM_BYTES
 from emulator.machines import Machine
@@ -31,13 +32,17 @@ Rows = list[tuple[int, list[Collective]]]
 
 
 def collectives(
-    op: Annotated[str, typer.Argument(help="all_reduce, all_gather, reduce_scatter, ...")],
-    smallest: Annotated[str, typer.Option("--min", help="Smallest size.")] = "1K",
+    op: Annotated[str, typer.Argument(help=f"One of {', '.join(OPS)}.")],
+    smallest: Annotated[
+        str, typer.Option("--min", help="Smallest size in bytes: 4096, 64K, 1M or 1G.")
+    ] = "1K",
     largest: Annotated[str, typer.Option("--max", help="Largest size.")] = "1G",
     factor: Annotated[int, typer.Option(min=2, help="From one size to the next.")] = 4,
     devices: Annotated[
         str | None,
-        typer.Option(help="A count, or numbers and ranges: 0,8,16 or 0-15 or 0:384:8."),
+        typer.Option(
+            help="A count, or numbers and ranges: 0,8,16 or 0-15 or 0:384:8. Default: all."
+        ),
     ] = None,
     algorithm: Annotated[
         str | None,
@@ -46,11 +51,13 @@ def collectives(
         ),
     ] = None,
     transport: Annotated[
-        str | None, typer.Option(help="How bytes are moved, e.g. sdma. Default: the fastest.")
+        str | None,
+        typer.Option(help="How bytes are moved, e.g. sdma. Default: the machine's choice."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="What is sent.")] = "bfloat16",
     root: Annotated[
-        int | None, typer.Option(help="Device number, for broadcast, reduce, scatter, gather.")
+        int | None,
+        typer.Option(help="Of broadcast, reduce, scatter, gather. Default: the first device."),
     ] = None,
     production: Annotated[
         bool, typer.Option("--production", help="Add what production takes longer than benchmarks.")
@@ -63,16 +70,17 @@ def collectives(
     ] = None,
     machine: Annotated[str, typer.Option(help=choose.MACHINE_HELP)] = "cloudmatrix384",
 ) -> None:
-    """Time one collective over a range of sizes (sizes and bandwidths as in nccl-tests).
+    """Time one collective over a range of sizes.
 
-    A permute sends from each device to the next one of the group.
+    Sizes and bandwidths are those of nccl-tests. A permute sends from each device to the next
+    one of the group.
     """
     on = choose.machine(machine)
     group = choose.devices(devices, on)
     sizes = _sizes(smallest, largest, factor)
     names: list[str | None] = [None]
     if algorithm is not None:
-        names = [*choose.names("--algorithm", algorithm)]
+        names = [*choose.names("--algorithm", algorithm, "ring,nhr,best")]
     rows_to = None if table in (None, "-") else Path(table)
     files.check("--plot", plot)
     files.check("--csv", rows_to)
@@ -103,14 +111,14 @@ def collectives(
         from emulator.report.plot import bandwidths
 
         bandwidths(rows, names, _title(op, group, on), plot)
-        err.print(f"drawn to {plot}", soft_wrap=True)
+        show.line(f"drawn to {plot}", err)
     if table is not None:
         text = _csv(rows)
         if table == "-":
             sys.stdout.write(text)
             return
         files.write(Path(table), text)
-        err.print(f"written to {table}", soft_wrap=True)
+        show.line(f"written to {table}", err)
     _print(rows, names, _title(op, group, on))
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from emulator import files
-from emulator.cli import choose
+from emulator.cli import choose, show
 from emulator.cli.kept import keep_compiled
-from emulator.cli.show import err, out
 from emulator.machines import Machine
 
 if TYPE_CHECKING:
@@ -55,17 +55,17 @@ def compare(
     json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
 ) -> None:
-    """Run a program on several virtual machines: seconds, performance per watt, and errors against
-    the same program in FP64.
+    """Run a program on several virtual machines, side by side.
 
-    A program of your own is named as for cm384 run; its function_mesh(machine) and
-    function_args(machine) are called for each machine.
+    Seconds, performance per watt, and errors against the same program in FP64. A program of
+    your own is named as for cm384 run; its function_mesh(machine) and function_args(machine)
+    are called for each machine.
     """
     machines = [choose.machine(name) for name in _machine_names(machine)]
     choose.check_belongs(program, transformer={"--tp": tp, "--dp": dp}, size=size)
     arithmetics: Any = None
     if arithmetic is not None:
-        names = choose.names("--arithmetic", arithmetic)
+        names = choose.names("--arithmetic", arithmetic, "own,NVIDIA_HOPPER")
         arithmetics = "candidates" if names == ["candidates"] else names
     files.check("--json", json)
     files.check("--csv", csv)
@@ -77,9 +77,9 @@ def compare(
         keep_compiled()
     prepare = _prepare(program, size, dp, tp or 8, shapes_only=estimate)
     how = {"fusion": fusion, "overlap": overlap, "allow_oom": allow_oom}
-    with err.status(f"comparing {program}"):
+    with show.err.status(f"comparing {escape(program)}"):
         found = compare_prepared(program, prepare, machines, arithmetics, not estimate, how)
-    out.print(found.table())
+    show.answer(found.table())
     if json is not None:
         files.write(json, found.to_json())
     if csv is not None:
@@ -107,7 +107,7 @@ def _machine_names(text: str) -> list[str]:
 def _prepare(program: str, size: str | None, dp: int | None, tp: int, shapes_only: bool) -> Prepare:
     """The program and its arguments for each machine."""
     if program == "transformer":
-        return _transformer(size or "tiny", dp, tp, shapes_only)
+        return _transformer("tiny" if size is None else size, dp, tp, shapes_only)
     if program == "matmul":
         return _matmul(size, shapes_only)
     if ":" not in program:

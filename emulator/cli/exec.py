@@ -45,7 +45,7 @@ def exec_(
         bool, typer.Option("--allow-oom", help="Go on if a device's memory is too small.")
     ] = False,
 ) -> None:
-    """Run a Python script as if on the virtual machine, and report its steps.
+    """Run a whole Python script and report its steps.
 
     jax.devices() has the machine's devices; whatever the script jits (or maps with shard_map or
     pmap) is computed as the machine computes it and takes the machine's time on Python's clocks.

@@ -15,14 +15,14 @@ from emulator.machines import Fact, Machine, cloudmatrix384, gb200_nvl72
 def info(
     notes: Annotated[bool, typer.Option("--notes", help="Add the remark on every number.")] = False,
 ) -> None:
-    """Print both machines side by side, with the source and the evidence of every number."""
+    """Print both machines: every number, source and evidence."""
     machines = [cloudmatrix384(), gb200_nvl72()]
     facts = [{fact.name: fact for fact in machine.facts()} for machine in machines]
     sources: dict[str, int] = {}
     table = Table(title="Machines (numbers in brackets: sources below)", title_justify="left")
     table.add_column("quantity", overflow="fold")
     for machine in machines:
-        table.add_column(f"{machine.name} ({machine.device_kind})")
+        table.add_column(f"{machine.name} ({machine.device_kind})", overflow="fold")
     for name in dict.fromkeys(name for column in facts for name in column):
         table.add_row(name, *(_cell(column.get(name), sources) for column in facts))
     out.print(table)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from emulator import files
 from emulator.chip import MatmulTime, matmul_time
-from emulator.cli import choose
+from emulator.cli import choose, show
 from emulator.cli.show import err, out, whole
 from emulator.machines import Machine
 from emulator.machines.chips import chip_names, single
@@ -87,7 +87,10 @@ def matmul(
         Path | None, typer.Option(help="Draw the sweep under its roofline to this PNG file.")
     ] = None,
 ) -> None:
-    """Time one matrix product (M x K) @ (K x N) on one device, with what limits it."""
+    """Time one matrix product on one device.
+
+    (M x K) @ (K x N), engine by engine, with what limits it.
+    """
     if chip is not None and machine is not None:
         raise ValueError(f"--chip {chip} is a die by itself, of no --machine; give one of them")
     on = single(chip) if chip is not None else choose.machine(machine or "cloudmatrix384")
@@ -136,7 +139,7 @@ def matmul(
         from emulator.report.plot import roofline
 
         roofline(series, f"{dtype} matmuls on one {on.device_kind} of {on.name}", plot)
-        err.print(f"drawn to {plot}", soft_wrap=True)
+        show.line(f"drawn to {plot}", err)
     if table is not None:
         _write(series, table)
     if table != "-":
@@ -232,4 +235,4 @@ def _write(series: Series, table: str) -> None:
         sys.stdout.write(text.getvalue())
         return
     files.write(Path(table), text.getvalue())
-    err.print(f"written to {table}", soft_wrap=True)
+    show.line(f"written to {table}", err)

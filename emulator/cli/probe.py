@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from emulator import files
+from emulator.cli import show
 from emulator.cli.show import err, out
 
 if TYPE_CHECKING:
@@ -39,10 +40,11 @@ def probe(
         bool, typer.Option("--force", help="Write where other files or a changed script are.")
     ] = False,
 ) -> None:
-    """Find out how a matrix unit sums: of a device, of an emulated preset, or of XLA here.
+    """Find out how a matrix unit sums.
 
-    On a real device: cm384 probe --write DIR; copy DIR there and run python run_probe.py; copy it
-    back; cm384 probe --read DIR --out unit.json; cm384 run ... --arithmetic unit.json.
+    Without options XLA's own here, with --preset an emulated one. On a real device: cm384 probe
+    --write DIR; copy DIR there and run python run_probe.py; copy it back; cm384 probe --read
+    DIR --out unit.json; cm384 run ... --arithmetic unit.json.
     """
     if sum(choice is not None for choice in (write, read, preset)) > 1:
         raise ValueError("probe: --write, --read and --preset are three different things; give one")
@@ -68,17 +70,17 @@ def probe(
         raise ValueError("none of the known families; no arithmetic file can describe this unit")
     if result is not None:
         arithmetic_file.save(report.arithmetic, result)
-        out.print(f"\nwritten to {result}; use it as --arithmetic {result}", soft_wrap=True)
+        show.line(f"\nwritten to {result}; use it as --arithmetic {result}")
 
 
 def _write(folder: Path, dtype: str, force: bool) -> None:
     from kernels.probe import folder as probe_folder
 
     probe_folder.write(folder, dtype=dtype, force=force)
-    out.print(f"Probes are in {folder}. Copy it to the device and run there:", soft_wrap=True)
-    out.print(f"  python {folder.name}/run_probe.py", soft_wrap=True)
-    out.print("(NumPy and PyTorch; no JAX). Then, with the folder back here:", soft_wrap=True)
-    out.print(f"  cm384 probe --read {folder} --out unit.json", soft_wrap=True)
+    show.line(f"Probes are in {folder}. Copy it to the device and run there:")
+    show.line(f"  python {folder.name}/run_probe.py")
+    show.line("(NumPy and PyTorch; no JAX). Then, with the folder back here:")
+    show.line(f"  cm384 probe --read {folder} --out unit.json")
 
 
 def _read(folder: Path) -> Any:
@@ -103,7 +105,7 @@ def _here(preset: str | None, dtype: str | None) -> Report:
         return probes.investigate(partial(kernels.matmul, arithmetic=unit), dtype=dtype)
     dot = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
     dtype = dtype or "bfloat16"
-    out.print(f"XLA's {dtype} dot on {jax.devices()[0].device_kind}", soft_wrap=True)
+    show.line(f"XLA's {dtype} dot on {jax.devices()[0].device_kind}")
     return probes.investigate(dot, dtype=dtype, takes_c=False)
 
 
@@ -115,7 +117,7 @@ def _show(report: Report) -> None:
         soft_wrap=True,
     )
     if report.arithmetic is None:
-        out.print(escape(str(report)), soft_wrap=True)
+        show.line(str(report))
         return
     names = ", ".join(report.same_as) or "no preset or candidate"
     out.print(f"[b]Same bits as[/b]: {names}", soft_wrap=True)
@@ -131,4 +133,4 @@ def _show(report: Report) -> None:
         soft_wrap=True,
     )
     for note in report.notes:
-        out.print(f"Note: {note}", soft_wrap=True)
+        show.line(f"Note: {note}")

@@ -16,7 +16,7 @@ from emulator.cli import real_devices as cluster
 from emulator.cli.kept import keep_compiled
 from emulator.cli.show import err, out
 from emulator.machines import Machine
-from emulator.units import capacity
+from emulator.units import capacity, several
 
 if TYPE_CHECKING:
     from emulator.report import Estimate
@@ -90,7 +90,7 @@ def run(
         int | None, typer.Option(min=0, help="Which of them this one is, from 0.")
     ] = None,
 ) -> None:
-    """Run a program on the virtual machine and say what it computes and how long it takes there.
+    """Run a program on the virtual machine: values and time.
 
     A program of your own is named as path/to/file.py:function. If the function takes arguments,
     the file also defines function_args(machine), which returns them as a tuple; if it has a
@@ -125,8 +125,9 @@ def run(
     if devices is None and not estimate:
         keep_compiled()
     if program == "transformer":
+        size = "tiny" if size is None else size
         answer = _transformer(
-            *(on, size or "tiny", steps or 4, dp, tp or 8, estimate, arithmetic, devices, how)
+            *(on, size, steps or 4, dp, tp or 8, estimate, arithmetic, devices, how)
         )
     elif program == "matmul":
         answer = _matmul(on, size, estimate, arithmetic, devices, how)
@@ -143,10 +144,11 @@ def run(
         return  # of several processes, the first writes
     if trace is not None:
         answer.to_perfetto(trace)
-        out.print(f"trace written to {trace}; open it at https://ui.perfetto.dev")
+        show.line(f"trace written to {trace}; open it at https://ui.perfetto.dev")
     if chakra is not None:
         answer.to_chakra(chakra)
-        out.print(f"Chakra traces of {len(answer.devices)} devices written to {chakra}/")
+        written = f"Chakra traces of {several(len(answer.devices), 'device')} written to {chakra}/"
+        show.line(written)
 
 
 def _transformer(
@@ -222,25 +224,28 @@ def _train(
     for label, chosen in ((own, arithmetic), ("native XLA", "native")):
         options = {"arithmetic": chosen, "algorithms": algorithms, "devices": devices}
         emulated = jax.jit(em.emulate(step, on=on, **options))
-        with err.status(f"compiling the step for {on.mesh(dp=dp, tp=tp).size} devices, {label}"):
+        with err.status(
+            f"compiling the step for {on.mesh(dp=dp, tp=tp).size} devices, {escape(label)}"
+        ):
             began = time.perf_counter()
             runs[label] = emulated.lower(*start, tokens).compile()
             wall_s = time.perf_counter() - began
-        out.print(f"compiled with matmuls in {label} arithmetic in {wall_s:.1f} s on this host")
-    head = f"{'step':>4}  {'loss, ' + own:>20}  {'loss, native XLA':>18}  wall on this host"
-    out.print("\n" + head)
+        show.line(f"compiled with matmuls in {label} arithmetic in {wall_s:.1f} s on this host")
+    wide = max(20, len(own) + 6)
+    head = f"{'step':>4}  {'loss, ' + own:>{wide}}  {'loss, native XLA':>18}  wall on this host"
+    show.line("\n" + head)
     states = {label: start for label in runs}
     for number in range(1, steps + 1):
         losses, walls = [], []
         for label, compiled in runs.items():
-            with err.status(f"step {number} of {steps}, {label}"):
+            with err.status(f"step {number} of {steps}, {escape(label)}"):
                 began = time.perf_counter()
                 *state, loss = compiled(*states[label], tokens)
                 states[label] = tuple(state)
                 losses.append(float(loss))
                 walls.append(time.perf_counter() - began)
         seconds = f"{walls[0]:.2f} s and {walls[1]:.2f} s"
-        out.print(f"{number:>4}  {losses[0]:>20.6f}  {losses[1]:>18.6f}  {seconds}")
+        show.line(f"{number:>4}  {losses[0]:>{wide}.6f}  {losses[1]:>18.6f}  {seconds}")
         tokens = next(text)
 
 
@@ -278,7 +283,7 @@ def _matmul(
                 "bits between divisions; name a unit"
             )
         unit = kernels.arithmetic_file.named(arithmetic or on.arithmetic)
-        out.print(f"  values in {unit.name} arithmetic", soft_wrap=True)
+        show.line(f"  values in {unit.name} arithmetic")
         a, b = matmul.operands(rows)
 
         def tiles() -> Any:
@@ -302,7 +307,7 @@ def _matmul(
         }
         bits = {}
         for name, way in ways.items():
-            with err.status(f"{name}, arithmetic {unit.name}"):
+            with err.status(f"{name}, arithmetic {escape(unit.name)}"):
                 began = time.perf_counter()
                 bits[name] = np.asarray(jax.block_until_ready(way())).view(np.uint32)
                 wall_s = time.perf_counter() - began
@@ -347,7 +352,7 @@ def _own(
     out.print(f"values, computed in {wall_s:.2f} s on this host")
     table = LiteralTable()
     for column in ("output", "dtype", "shape", "value"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for path, leaf in jax.tree_util.tree_leaves_with_path(answer.value):
         name = jax.tree_util.keystr(path) or "result"
         table.add_row(name, str(leaf.dtype), str(leaf.shape), _in_brief(leaf))

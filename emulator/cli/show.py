@@ -13,6 +13,13 @@ err = Console(stderr=True, highlight=False)
 _NARROWEST = 80
 
 
+def line(text: str, to: Console = out) -> None:
+    """Prints text that holds names, of files for example: brackets in it are no markup, and it is
+    left to the terminal to break it.
+    """
+    to.print(text, markup=False, soft_wrap=True)
+
+
 def answer(tables: RenderableType) -> None:
     """Prints the tables of an answer, which a narrower terminal breaks by itself."""
     width = max(out.width, _NARROWEST)

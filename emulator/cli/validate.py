@@ -20,10 +20,10 @@ def validate(
         bool, typer.Option("--refit", help="Fit the numbers again, and compare with the shipped.")
     ] = False,
 ) -> None:
-    """Print the model beside the measured points behind it: errors, sources, degrees of freedom.
+    """Print the model beside the measured points behind it.
 
-    With --refit the fitted numbers are found again from these points; the exit status is 1 if one
-    of them is not what is shipped.
+    Errors, sources, degrees of freedom. With --refit the fitted numbers are found again from
+    these points; the exit status is 1 if one of them is not what is shipped.
     """
     began = time.perf_counter()
     sets = calibrations()

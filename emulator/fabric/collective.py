@@ -24,7 +24,7 @@ from emulator.fabric.bound import bound_s as bound_of
 from emulator.fabric.bound import not_below
 from emulator.fabric.choose import choose_with_transport
 from emulator.fabric.cost import ScheduleLoad, dies_of, load_schedule, transports_for
-from emulator.fabric.production import LAUNCHES, in_production
+from emulator.fabric.production import LAUNCHES, in_production, published
 from emulator.machines import Machine
 from emulator.machines.fabric import Transport
 
@@ -113,6 +113,7 @@ def collective(
 
     Raises:
         TypeError, ValueError: an argument that does not fit; the message names it.
+        NotImplementedError: production on a machine of which nothing is published there.
     """
     if not isinstance(on, Machine):
         raise TypeError(f"on must be a Machine, e.g. cloudmatrix384(); got {type(on).__name__}")
@@ -125,6 +126,10 @@ def collective(
         )
     if launch not in LAUNCHES:
         raise ValueError(f"launch must be one of {', '.join(LAUNCHES)}; got {launch!r}")
+    if launch == "production" and not published(on):
+        raise NotImplementedError(
+            f"launch='production': nothing is published about {on.name} there; take 'benchmark'"
+        )
     nbytes = whole("nbytes", nbytes)
     if nbytes > LARGEST_BYTES:
         raise ValueError(f"nbytes must be at most 2^60; got {nbytes}")
@@ -243,7 +248,7 @@ def slot_bytes_of(schedule: Schedule, nbytes: int, item_bytes: int, dies: int) -
 def _assumptions(on: Machine, load: ScheduleLoad | in_network.Load, launch: str) -> tuple[str, ...]:
     if not load.num_steps:
         return ()
-    start = "a benchmark's start (production adds 1 to 15 us)"
+    start = "a benchmark's start" + published(on) * " (production adds 1 to 15 us)"
     notes = [
         f"transport {load.transport.name}: start-up and rates fitted to published points "
         f"(cm384 validate shows them); {start if launch == 'benchmark' else launch + ' start'}",

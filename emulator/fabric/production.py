@@ -7,9 +7,15 @@ without an offset take the mean of the others.
 
 from __future__ import annotations
 
+from emulator.machines import Machine
 from emulator.machines.fabric import Transport
 
 LAUNCHES = ("benchmark", "production")
+
+
+def published(on: Machine) -> bool:
+    """Whether anything is known of this machine's collectives in production."""
+    return any(t.production_offsets_s or t.production_factor for t in on.fabric.transports)
 
 
 def in_production(time_s: float, op: str, ranks: int, transport: Transport) -> float:

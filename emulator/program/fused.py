@@ -10,6 +10,7 @@ from emulator.program.walker import Frame, Walker
 from emulator.program.weights import GENERATED, PER_ELEMENT, RANDOM, REDUCTIONS, SLICES
 from emulator.program.where import at
 from emulator.timeline import Op
+from emulator.units import several
 
 
 def fuse(walker: Walker, frame: Frame, indices: tuple[int, ...]) -> list[Op]:
@@ -93,7 +94,7 @@ class _Segment:
         total = sum(ops.values())
         if not total and not reads and largest <= 1:
             return None  # a constant
-        detail = f"{len(part)} operations" if largest > 1 else ""
+        detail = several(len(part), "operation") if largest > 1 else ""
         how = spread.of_chain(walker, frame, part, ops, reads, written)
         traffic = sum(reads.values()) + written
         return walker.kernel(label, "vector", total, traffic, last, detail=detail, spread=how)

@@ -105,12 +105,20 @@ def run(
 ) -> Run:
     """What `fun(*args)` computes on the machine `on`, and everything that `estimate` says.
 
-    `arithmetic` is the machine's own if None; "native" leaves matmuls to XLA. `tiling` is that of
-    `em.emulate`; it changes values, not times. `devices` are the real ones that compute, as in
-    `em.emulate`. Trip counts and
-    branches that depend on values are counted while the values are computed; `counts` is only for
-    what is the host's, the seconds of "pure_callback_0" and "io_callback_0". As under `jax.jit`, a
-    function is traced once for equal shapes.
+    Args:
+        fun, args: as for `estimate`, the arguments with values. As under `jax.jit`, a function is
+            traced once for equal shapes.
+        on, algorithms, fusion, overlap, allow_oom: as for `estimate`.
+        arithmetic: as for `em.emulate`: None is the machine's own, "native" leaves matmuls to XLA.
+        counts: the seconds of calls to the host, "pure_callback_0" and "io_callback_0". Trip counts
+            and branches that depend on values are counted while these are computed.
+        tiling: as for `em.emulate`; it changes values, not times.
+        devices: the real ones that compute, as for `em.emulate`.
+
+    Raises:
+        OutOfMemoryError: the program does not fit; nothing has been computed.
+        TypeError, ValueError, NotImplementedError: as for `estimate` and `em.emulate`, and for an
+            argument that is a shape without values.
     """
     # Imported here because an estimate needs nothing of the values reading.
     from emulator.program.emulate import evaluate_with_counts, trace_once

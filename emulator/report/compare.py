@@ -73,6 +73,7 @@ class Comparison:
         return tuple(first.values())
 
     def of(self, machine: Machine) -> tuple[Column, ...]:
+        """The columns of one machine."""
         return tuple(c for c in self.columns if c.machine == machine)
 
     def conclusions(self) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def _times(c: Comparison) -> Table:
     table = LiteralTable(
         title=c.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
     )
-    table.add_column("")
+    table.add_column("", overflow="fold")
     answers = [column.answer for column in c.machines]
     for column in c.machines:
         table.add_column(column.title, justify="right", overflow="fold")
@@ -100,7 +100,7 @@ def _values(c: Comparison) -> Group:
         "largest", "relative", "of RMS", "ULP: half", "99 %", "all",
         *(["not finite"] if nonfinite else []), "differ",
     ):  # fmt: skip
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for column in c.columns:
         table.add_row(Text(column.name, style="bold"))
         worst = sorted(range(len(column.errors)), key=lambda i: -column.errors[i].rel_rms)[:TOP]

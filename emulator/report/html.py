@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import jinja2
 
 from emulator import files
 from emulator.report.perfetto import lane_name
-from emulator.report.result import Estimate
+from emulator.report.result import Estimate, collective_rows, groups_of
 from emulator.timeline import Loop, Span
 from emulator.units import capacity, count, interval, quantity, seconds, several
 from emulator.units import fact as units_fact
@@ -20,6 +20,7 @@ from emulator.units import fact as units_fact
 TOP = 25
 MAX_LANES = 12
 MAX_SLICES = 4000
+NARROW = 1.0  # thousandths of the whole time: about a pixel
 
 # Colour-blind safe (Okabe and Ito).
 COLOURS = {
@@ -30,7 +31,7 @@ COLOURS = {
     "sort": "#cc79a7",
     "collective": "#d55e00",
     "waiting": "#bbbbbb",
-    "loop": "#e8ecf0",
+    "loop": "#ced6de",
 }
 
 
@@ -50,17 +51,21 @@ def page(estimate: Estimate) -> str:
         count=count,
         several=several,
         fact=units_fact,
+        groups=groups_of,
     )
+    collectives = collective_rows(estimate)
+    lanes = _lanes(estimate)
     return environment.from_string(template).render(
         e=estimate,
         kinds=_kinds(estimate),
         rows=estimate.rows()[:TOP],
         row_count=len(estimate.rows()),
-        collectives=_collectives(estimate),
+        collectives=collectives[:TOP],
+        collective_count=len(collectives),
         energy=interval(estimate.energy.low_j, estimate.energy.high_j, "J"),
         power=interval(*estimate.energy.power_w, "W"),
         device=interval(*estimate.energy.device_w, "W"),
-        lanes=_lanes(estimate),
+        lanes=lanes,
         lane_count=len(estimate.timeline.lanes()),
         colours=COLOURS,
         alive=estimate.memory.alive[:TOP],
@@ -76,17 +81,6 @@ def _kinds(e: Estimate) -> list[dict[str, Any]]:
     return [{"name": k, "time_s": t, "share": t / whole} for k, t in kinds.items()]
 
 
-def _collectives(e: Estimate) -> list[dict[str, Any]]:
-    found: dict[tuple[object, ...], dict[str, Any]] = {}
-    for row in e.collectives:
-        key = (row.name, row.nbytes, row.algorithm)
-        entry = found.setdefault(
-            key, {"step": row, "places": 0, "groups": sum(len(p) for p, _ in row.groups)}
-        )
-        entry["places"] += 1
-    return sorted(found.values(), key=lambda c: -c["step"].time_s * c["places"])[:TOP]
-
-
 def _lanes(e: Estimate) -> list[dict[str, Any]]:
     """Slices of the timeline for each different device history, longest first."""
     whole = e.timeline.time_ps or 1
@@ -95,10 +89,44 @@ def _lanes(e: Estimate) -> list[dict[str, Any]]:
     lanes = []
     for lane in e.timeline.lanes()[:MAX_LANES]:
         slices = _slices(e.timeline.spans, lane[0], whole, rows)
-        slices = sorted(slices, key=lambda s: -s["w"])[:MAX_SLICES]
-        name = lane_name(e, lane)
-        lanes.append({"name": name, "slices": slices, "rows": rows * (depth + 1)})
+        narrow = len(slices) > MAX_SLICES
+        lanes.append(
+            {
+                "name": lane_name(e, lane),
+                "slices": _joined(slices) if narrow else slices,
+                "narrow": narrow,
+                "rows": rows * (depth + 1),
+            }
+        )
     return lanes
+
+
+def _joined(slices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Fewer slices with the same share of each colour: of neighbours in one row that are too narrow
+    to see, those of a kind become one.
+    """
+    joined = []
+    for run in _runs(sorted(slices, key=lambda s: s["y"])):
+        x = run[0]["x"]
+        kinds = sorted(run, key=lambda s: s["kind"])
+        for kind, of_kind in itertools.groupby(kinds, key=lambda s: s["kind"]):
+            same = list(of_kind)
+            width = sum(s["w"] for s in same)
+            title = same[0]["title"] if len(same) == 1 else f"{len(same)} x {kind}"
+            joined.append({**same[0], "x": x, "w": width, "title": title})
+            x += width
+    return joined
+
+
+def _runs(slices: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Neighbours in one row that are together at most `NARROW`, or one wider slice."""
+    run = slices[:1]
+    for s in slices[1:]:
+        if s["y"] != run[0]["y"] or s["x"] + s["w"] - run[0]["x"] > NARROW:
+            yield run
+            run = []
+        run.append(s)
+    yield run
 
 
 def _slices(spans: Sequence[Span], device: int, whole: int, rows: int = 1) -> list[dict[str, Any]]:
@@ -126,6 +154,7 @@ def _slices(spans: Sequence[Span], device: int, whole: int, rows: int = 1) -> li
                 {
                     "x": x,
                     "w": width,
+                    "kind": span.step.kind,
                     "y": rows * span.depth + (rows - 1) * (span.step.kind == "collective"),
                     "colour": COLOURS.get(span.step.kind, "#999999"),
                     "title": f"{span.step.name}: {seconds((end - start) / 1e12)}{where}",

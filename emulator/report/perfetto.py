@@ -8,12 +8,13 @@ runs less than once on average as short as it is on average.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from emulator import files
 from emulator.report.result import Estimate
-from emulator.timeline import CollectiveOp, Loop, Op, Span
+from emulator.timeline import PS_PER_S, CollectiveOp, Loop, Op, Span
 from emulator.units import quantity, seconds
 
 MAX_TRACKS = 64
@@ -38,10 +39,13 @@ def trace(estimate: Estimate) -> dict[str, Any]:
         for track, engine in enumerate(engines, start=first):
             events.append(_meta("thread_name", track, lane_name(estimate, lane) + engine))
             events.append(_meta("thread_sort_index", track, track))
+        ends: list[int] = []  # of the loops around a slice, in nanoseconds
         for span in timeline.spans:
             apart = estimate.overlap and isinstance(span.step, CollectiveOp)
             event = _slice(span, lane[0], first + apart)
             if event:
+                del ends[span.depth :]
+                _fit(event, ends)
                 events.append(event)
     return {
         "displayTimeUnit": "ns",
@@ -89,6 +93,17 @@ def _slice(span: Span, device: int, track: int) -> dict[str, Any] | None:
     }
 
 
+def _fit(event: dict[str, Any], ends: list[int]) -> None:
+    """Keeps a slice inside the loops around it, whose ends follow, where a reader cuts starts and
+    durations to whole nanoseconds: Perfetto leaves out what reaches over an end by one.
+    """
+    start, duration = (round(event[key] * 1e6) // 1000 for key in ("ts", "dur"))
+    if ends and start + duration == ends[-1] + 1:
+        duration -= 1
+        event["dur"] = (duration + 0.5) / 1000
+    ends.append(start + duration)
+
+
 def _args(step: Op | CollectiveOp | Loop, device: int, duration_ps: int) -> dict[str, Any]:
     if isinstance(step, Loop):
         shown = "first trip" if step.trips >= 1 else "mean of executions"
@@ -107,12 +122,12 @@ def _args(step: Op | CollectiveOp | Loop, device: int, duration_ps: int) -> dict
             "memory traffic": quantity(step.bytes, "B"),
         }
     else:
-        waited = duration_ps / 1e12 - step.group_s(device)
+        waited_ps = duration_ps - math.ceil(step.group_s(device) * PS_PER_S)
         args |= {
             "op": step.op,
             "algorithm": step.algorithm,
             "why": step.reason,
             "bytes": quantity(step.nbytes, "B"),
-            "waited for others": seconds(max(0.0, waited)),
+            "waited for others": seconds(max(0, waited_ps) / PS_PER_S),
         }
     return args

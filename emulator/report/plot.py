@@ -38,12 +38,14 @@ def bandwidths(
     first = [each[0] for _, each in rows]
     bounds = [a.bound_s * 1e6 for a in first]
     at_bound = [a.busbw * a.time_s / a.bound_s / 1e9 if a.bound_s else 0.0 for a in first]
-    speed.plot(sizes, at_bound, color="black", linestyle="--", label="physical bound")
-    duration.plot(sizes, bounds, color="black", linestyle="--")
+    style = {"color": "black", "linestyle": "--", "marker": "." if len(sizes) == 1 else None}
+    speed.plot(sizes, at_bound, label="physical bound", **style)
+    duration.plot(sizes, bounds, **style)
     speed.set_ylabel("bus bandwidth, GB/s")
     duration.set_ylabel("time, us")
-    duration.set_yscale("log")
-    duration.set_ylim(bottom=min(a.time_s * 1e6 for _, each in rows for a in each) / 10 or None)
+    if shortest := min(a.time_s * 1e6 for _, each in rows for a in each):
+        duration.set_yscale("log")
+        duration.set_ylim(bottom=shortest / 10)
     for axes in (speed, duration):
         axes.set_xscale("log", base=2)
         axes.set_xlabel("size, bytes (as in nccl-tests)")

@@ -116,6 +116,7 @@ class Estimate:
 
     @property
     def devices(self) -> tuple[int, ...]:
+        """The numbers of the devices that take part."""
         return self.timeline.devices
 
     @property
@@ -212,10 +213,10 @@ class Estimate:
         return str(self.table())
 
     def __repr__(self) -> str:
-        from emulator.units import seconds
+        from emulator.units import seconds, several
 
         return (
-            f"{type(self).__name__}({self.name} on {len(self.devices)} devices of "
+            f"{type(self).__name__}({self.name} on {several(len(self.devices), 'device')} of "
             f"{self.machine.name}: {seconds(self.time_s)}, bound {seconds(self.bound_s)})"
         )
 
@@ -226,3 +227,18 @@ class Run(Estimate):
 
     value: Any
     counts: dict[str, Any]
+
+
+def collective_rows(e: Estimate) -> list[tuple[CollectiveOp, float]]:
+    """Each different collective of a program and how often it runs, the longest in all first."""
+    rows: dict[tuple[object, ...], tuple[CollectiveOp, float]] = {}
+    for step, times in each(e.steps):
+        if isinstance(step, CollectiveOp):
+            key = (step.name, step.op, step.nbytes, step.algorithm, step.time_s, groups_of(step))
+            rows[key] = (step, times + (rows[key][1] if key in rows else 0.0))
+    return sorted(rows.values(), key=lambda row: -row[0].time_s * row[1])
+
+
+def groups_of(step: CollectiveOp) -> str:
+    """How many groups of how many ranks: "48 x 8"; of the largest, where they differ."""
+    return f"{sum(len(p) for p, _ in step.groups)} x {step.ranks}"

@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emulator.report.literal import LiteralTable
-from emulator.report.result import Estimate
-from emulator.timeline import CollectiveOp, each
+from emulator.report.result import Estimate, collective_rows, groups_of
 from emulator.units import capacity, count, interval, quantity, seconds, several
 from emulator.units import fact as units_fact
 
@@ -136,26 +135,20 @@ def _collectives(e: Estimate) -> Group:
         ("algorithm", False),
         ("why", False),
     )
-    rows: dict[tuple[str, int, str], tuple[CollectiveOp, float]] = {}
-    for step, times in each(e.steps):
-        if isinstance(step, CollectiveOp):
-            key = (step.name, step.nbytes, step.algorithm)
-            rows[key] = (step, times + (rows[key][1] if key in rows else 0.0))
-    ordered = sorted(rows.values(), key=lambda row: -row[0].time_s * row[1])
+    rows = collective_rows(e)
     reasons: dict[str, int] = {}
-    for step, times in ordered[:TOP]:
-        groups = sum(len(p) for p, _ in step.groups)
+    for step, times in rows[:TOP]:
         table.add_row(
             f"{step.name} ({step.op})" if step.op not in step.name else step.name,
             quantity(step.nbytes, "B"),
             count(times),
             seconds(step.time_s),
-            f"{groups} x {step.ranks}",
+            groups_of(step),
             step.algorithm,
             f"[{reasons.setdefault(step.reason, len(reasons) + 1)}]",
         )
-    if len(ordered) > TOP:
-        table.caption = f"and {len(ordered) - TOP} more"
+    if len(rows) > TOP:
+        table.caption = f"and {len(rows) - TOP} more"
     why = "\n".join(f"  [{number}] {reason}" for reason, number in reasons.items())
     return Group(table, Text(why))
 

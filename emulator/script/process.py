@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from emulator import files
 from emulator.machines import Machine
 from emulator.script.clock import PodClock
 
@@ -92,6 +93,7 @@ def run(options: Options, on: Machine) -> int:
         if not status:
             print(no_steps(options.script, eager), file=sys.stderr)
         return status
+    files.print_all_names()
     with _while_read():
         print(flush=True)
         show(report(on, options.devices, steps, eager, time.perf_counter() - began_s))
