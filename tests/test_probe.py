@@ -159,11 +159,25 @@ def test_a_unit_that_is_no_preset_is_recovered() -> None:
     assert parameters(report.arithmetic) == parameters(unit)  # type: ignore[arg-type]
 
 
-def test_where_joined_sums_are_cut() -> None:
-    """One place above CDNA3's, which shows where the sum is less than C; one below never shows."""
-    report = recovered(replace(kernels.AMD_CDNA3, name="x", sum_fraction_bits=31))
-    assert report.arithmetic is not None and report.arithmetic.sum_fraction_bits == 31
-    assert "sum_fraction_bits" not in report.ambiguous
+@pytest.mark.parametrize(("bits", "shows"), [(30, True), (31, True), (32, False)])
+def test_where_joined_sums_are_cut(bits: int, shows: bool) -> None:
+    """Beside a larger C, where CDNA3's result has no place below 2^-32 of that."""
+    units = [replace(kernels.AMD_CDNA3, sum_fraction_bits=bits + i) for i in range(2)]
+    (tile,) = [t for t in inputs.tiles("bfloat16", False) if t.name.endswith("(0, 64, 65, 66)")]
+    found = [words(kernels.reference.matmul(tile.a, tile.b, arithmetic=unit)) for unit in units]
+    assert shows != np.array_equal(*found)
+
+
+@pytest.mark.parametrize("floor", [-148, -149, -150, -151])
+def test_floors_below_all_of_fp32_show(floor: int) -> None:
+    """In sums of products that are smaller than their result can be."""
+    units = [replace(kernels.NVIDIA_HOPPER, min_exponent=floor - i) for i in range(2)]
+    small = [tile for tile in inputs.tiles("bfloat16", False) if tile.name.endswith("in parts")]
+    found = [
+        [words(kernels.reference.matmul(t.a, t.b, arithmetic=unit)) for t in small]
+        for unit in units
+    ]
+    assert len(small) == 2 and not np.array_equal(*found)
 
 
 @pytest.mark.slow

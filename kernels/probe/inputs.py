@@ -263,6 +263,10 @@ def _bottom(rng: Generator, dtype: str) -> Iterator[Tile]:
         for name, places in _SCANS.items():
             a, b = _scan(places)
             yield Tile(name=f"bottom: {name}", group="bottom", a=a, b=b, thorough=True)
+        for half in (3, 2):
+            a, b = _of_small_products(half)
+            name = f"bottom: {half} halves of 2^-149 in parts"
+            yield Tile(name=name, group="bottom", a=a, b=b, thorough=True)
         a, b = _just_below_normal()
         yield Tile(name="bottom: just below 2^-126", group="bottom", a=a, b=b, thorough=True)
     bits = 7 if dtype == "bfloat16" else 10
@@ -351,6 +355,20 @@ def _scan(places: tuple[tuple[int, float], ...]) -> tuple[NDArray, NDArray]:
     for position, times in places:
         a[:, position] = times * 2.0 ** -(100.0 + rows)
         b[position] = np.choose(kind, [1, 1, -1]) * 2.0 ** -(36.0 + 16 * span)
+    return _cast(a, "bfloat16"), _cast(b, "bfloat16")
+
+
+def _of_small_products(halves: int) -> tuple[NDArray, NDArray]:
+    """BF16: so many halves of 2^-149 (a tie, or none), as so many products of 2^-150, twice as many
+    of 2^-151 or four times as many of 2^-152; less 2^-j in the same step, for all j from 154 to
+    233. Terms are cut in relation to a largest exponent below all of FP32.
+    """
+    a, b = np.zeros((M, K)), np.zeros((K, N))
+    b[0], b[1 : 4 * halves + 1] = -(2.0 ** -(50.0 + np.arange(N))), 2.0**-75
+    for row in range(M - 1):
+        down, span = row % 3, row // 3
+        a[row, 0] = 2.0 ** -(104.0 + 16 * span)
+        a[row, 1 : (halves << down) + 1] = 2.0 ** -(75.0 + down)
     return _cast(a, "bfloat16"), _cast(b, "bfloat16")
 
 
