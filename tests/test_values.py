@@ -322,6 +322,31 @@ def test_what_xla_would_compute_in_another_order(dtype: Any) -> None:
     assert same_bits(em.emulate(f, PACKAGE)(a, b, c), f(a, b, c))
 
 
+def test_constants_that_a_program_makes_are_added_in_its_order() -> None:
+    """XLA knows what nothing given has a part in, and would add it up first."""
+    x = normal(4000, seed=1)
+    mesh = PACKAGE.mesh(d=4)
+
+    def added(x: Any, small: Any, large: Any) -> Any:
+        return (x + small) + large
+
+    def f(x: Any) -> Any:
+        small, large = (jnp.full(x.shape, value, x.dtype) for value in (0.1, 0.7))
+        return {
+            "plain": added(x, small, large),
+            "jit": jax.jit(added)(x, small, large),
+            "scan": lax.scan(lambda c, _: (added(c, small, large), None), x, length=1)[0],
+            "cond": lax.cond(x[0] < 9, added, lambda x, *_: x, x, small, large),
+            "shard_map": jax.shard_map(added, mesh=mesh, in_specs=P("d"), out_specs=P("d"))(
+                x, small, large
+            ),
+        }
+
+    want = (x + np.float32(0.1)) + np.float32(0.7)
+    found = jax.jit(em.emulate(f, PACKAGE))(x)
+    assert {name for name, y in found.items() if not same_bits(y, want)} == set()
+
+
 def test_conversions_of_wide_numbers_round_once() -> None:
     def narrowed(x: np.ndarray, dtype: Any) -> list[float]:
         with jax.enable_x64(True):

@@ -79,12 +79,14 @@ class FoldedMesh:
 class Folded:
     """One value on all devices: `array` is [*sizes of axes, *local shape]; `axes` are in mesh
     order. `lies` is the order in which its maker has them, where that is another: to transpose
-    the array to it costs nothing.
+    the array to it costs nothing. `known`: nothing that the program is given has a part in it, so
+    that XLA may compute it, and what follows from it, beforehand.
     """
 
     array: Any
     axes: tuple[str, ...] = ()
     lies: tuple[str, ...] | None = None
+    known: bool = False
 
     @property
     def local_shape(self) -> tuple[int, ...]:

@@ -104,21 +104,25 @@ class Evaluator:
         consts = getattr(jaxpr, "consts", None) or []
         body = open_jaxpr(jaxpr)
         env: dict[Any, Folded] = {}
-        env.update(zip(body.constvars, (Folded(of_the_host(c)) for c in consts), strict=True))
+        for var, const in zip(body.constvars, map(of_the_host, consts), strict=True):
+            env[var] = Folded(const, known=not isinstance(const, jax.core.Tracer))
         env.update(zip(body.invars, args, strict=True))
 
         def read(atom: Any) -> Folded:
             # A literal's own type carries the mesh it was traced under; its value does not.
             if isinstance(atom, core.Literal):
                 aval: Any = atom.aval
-                return Folded(np.asarray(atom.val, aval.dtype))
+                return Folded(np.asarray(atom.val, aval.dtype), known=True)
             return env[atom]
 
         live = _live_equations(body)
         for i, eqn in enumerate(body.eqns):
             if i not in live:
                 continue
-            outs = self.equation(eqn, [read(v) for v in eqn.invars], f"{path}/{i}")
+            values = [read(v) for v in eqn.invars]
+            outs = self.equation(eqn, values, f"{path}/{i}")
+            if all(v.known for v in values):
+                outs = [dataclasses.replace(out, known=True) for out in outs]
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in body.outvars]
 
@@ -191,7 +195,8 @@ class Evaluator:
 
         def on_one(mesh: FoldedMesh, *arrays: Array) -> Any:
             frame = dataclasses.replace(self, mesh=mesh, counts={})
-            outs = frame.shard_mapped(params, list(map(Folded, arrays)), path, outside=self.mesh)
+            whole = [Folded(a, known=v.known) for a, v in zip(arrays, values, strict=True)]
+            outs = frame.shard_mapped(params, whole, path, outside=self.mesh)
             return [jnp.asarray(v.array) for v in outs], frame.counts
 
         arrays = [jnp.asarray(v.array) for v in values]
@@ -209,7 +214,8 @@ class Evaluator:
             spec = _spec(s, len(v.local_shape), "in_specs")
             named = [name for names in spec for name in names]
             divided = split_dims(v, spec, self.mesh.whole(named))
-            entered.append(own_part(divided, named, self.mesh))
+            part = own_part(divided, named, self.mesh)
+            entered.append(dataclasses.replace(part, known=v.known))
         outs = self.in_turns(params["jaxpr"], entered, path, nested=bool(outside.names))
         leaving = tuple(a for a in self.mesh.manual if a not in outside.manual)
         left = []
@@ -235,7 +241,7 @@ class Evaluator:
 
         def turn(index: Array) -> list[Array]:
             values = [
-                Folded(part(index), v.axes) if part else v
+                Folded(part(index), v.axes, known=v.known) if part else v
                 for part, v in zip(parts, entered, strict=True)
             ]
             outs = frame.jaxpr(body, values, path)
@@ -408,7 +414,11 @@ class Evaluator:
         def run(i: int) -> Callable[..., Any]:
             def branch(*arrays: Array) -> Any:
                 frame = self._frame()
-                outs = frame.jaxpr(branches[i], list(map(Folded, arrays, arg_axes)), f"{path}.{i}")
+                given = [
+                    Folded(array, v.axes, known=v.known)
+                    for array, v in zip(arrays, operands, strict=True)
+                ]
+                outs = frame.jaxpr(branches[i], given, f"{path}.{i}")
                 arrays_out = [
                     spread(v, axes, self.mesh).array for v, axes in zip(outs, joined, strict=True)
                 ]

@@ -75,7 +75,7 @@ def elementwise(
         return Folded(_convert(arrays[0], out_dtype), axes)
     if name in EXACT:
         return Folded(bind(*arrays), axes)
-    if name in _SUMS and not all(isinstance(v.array, jax.core.Tracer) for v in values):
+    if name in _SUMS and any(v.known for v in values):
         name = "mul"  # as a product: XLA would add constants that follow one another first
     if name == "div" and _is_power_of_two(values[1].array):
         name = "mul"  # by a reciprocal that is exact: all the same to the bits
