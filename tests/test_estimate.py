@@ -388,6 +388,12 @@ def test_results_of_integer_matmuls_have_any_type(dtype: Any, out: Any) -> None:
     assert one.detail.startswith(dtype.dtype.name.lstrip("u"))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bool, jnp.int16, jnp.int32])
+def test_operations_of_matmuls_on_the_vector_units(dtype: Any) -> None:
+    answer = estimate(lambda x: x @ x, S((64, 64), dtype), on=POD)
+    assert answer.flops == 2 * 64**3
+
+
 @pytest.mark.parametrize("dtype", [jnp.int4, jnp.uint4])
 def test_int4_matmuls_have_a_matrix_unit_on_ascend_only(dtype: Any) -> None:
     def product(a: Any, b: Any) -> Any:
