@@ -743,6 +743,16 @@ def test_an_unknown_axis_is_a_clear_error(body: Any, check_vma: bool) -> None:
             call(np.ones(4, np.float32))
 
 
+def test_an_assertion_of_the_program_is_its_own() -> None:
+    def program(x: Any) -> Any:
+        assert x.ndim == 2
+        return x
+
+    for call in (em.emulate(program, PACKAGE), lambda x: em.estimate(program, x, on=PACKAGE)):
+        with pytest.raises(AssertionError):
+            call(np.ones(4, np.float32))
+
+
 # --- placement, shardings, groups that differ -----------------------------------------------------
 
 
