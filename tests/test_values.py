@@ -745,7 +745,8 @@ def test_an_unknown_axis_is_a_clear_error(body: Any, check_vma: bool) -> None:
 
 def test_an_assertion_of_the_program_is_its_own() -> None:
     def program(x: Any) -> Any:
-        assert x.ndim == 2
+        if x.ndim != 2:
+            raise AssertionError  # as a bare assert does where pytest says no more
         return x
 
     for call in (em.emulate(program, PACKAGE), lambda x: em.estimate(program, x, on=PACKAGE)):
