@@ -125,6 +125,11 @@ def trace_leaves(fun: Callable[..., Any], leaves: Sequence[Any], in_tree: Any) -
     try:
         jaxpr = _jaxpr(flat, list(itertools.compress(leaves, dynamic)), fun)
     except ValueError as error:
+        if _is_of_pmap(error):
+            raise ValueError(
+                f"jax.pmap has the {jax.device_count()} devices of this process, one for each row "
+                "of its arguments; with more rows take em.pmap(fun, axis_name=..., on=machine)"
+            ) from error
         if "Non-hashable static arguments" not in str(error):
             raise
         raise TypeError(
@@ -184,6 +189,15 @@ def _check_result(fun: Any, result: Any) -> None:
                 f"{type(leaf).__name__} {leaf!r:.60} at result{jax.tree_util.keystr(path)}; "
                 "return it from elsewhere"
             ) from error
+
+
+def _is_of_pmap(error: ValueError) -> bool:
+    """Whether `jax.pmap` found arguments with more rows than there are devices."""
+    if not re.search("squeeze out|evenly divisible", str(error)):
+        return False
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    known = [f for f in files if f.endswith("pmap.py") or not f.startswith(_JAX)]
+    return known[-1].startswith(_JAX)
 
 
 def _statement(at: traceback.FrameSummary) -> str:
