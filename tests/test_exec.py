@@ -259,7 +259,9 @@ def test_many_kinds_of_steps(run: Script) -> None:
     assert row(answer.out, "scaled")[1:3] == ["train.py:55", "1"]
     assert row(answer.out, "add")[1:3] == ["train.py:28", "3"]
     assert "outside the model" not in answer.err
-    assert answer.err.strip() == (
+    # A busy host may also say what takes it long.
+    said = [line for line in answer.err.splitlines() if "reading and compiling" not in line]
+    assert "\n".join(said) == (
         "cm384: the script asks for 4 devices and was given 8; "
         "cm384 exec --devices 4 gives it as many"
     )
