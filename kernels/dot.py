@@ -49,7 +49,7 @@ def dot_general(
     """
     lhs_type, rhs_type = lhs.dtype, rhs.dtype
     for dtype in (lhs_type, rhs_type):
-        if dtype.name.startswith(("float8", "float4", "float6")):
+        if dtype.name.startswith(("float8_", "float6_", "float4_")):
             raise NotImplementedError(
                 f"dot_general: sums of {dtype.name} products are not modelled; cast the operands "
                 "to bfloat16, which holds them exactly"

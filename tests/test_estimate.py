@@ -388,6 +388,12 @@ def test_results_of_integer_matmuls_have_any_type(dtype: Any, out: Any) -> None:
     assert one.detail.startswith(dtype.dtype.name.lstrip("u"))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bool, jnp.int16, jnp.int32])
+def test_operations_of_matmuls_on_the_vector_units(dtype: Any) -> None:
+    answer = estimate(lambda x: x @ x, S((64, 64), dtype), on=POD)
+    assert answer.flops == 2 * 64**3
+
+
 @pytest.mark.parametrize("dtype", [jnp.int4, jnp.uint4])
 def test_int4_matmuls_have_a_matrix_unit_on_ascend_only(dtype: Any) -> None:
     def product(a: Any, b: Any) -> Any:
@@ -847,6 +853,25 @@ def test_run_refuses_before_it_computes() -> None:
     with pytest.raises(ValueError, match="counts={'pure_callback_0'"):
         run(lambda x: jax.pure_callback(called.append, x, x), np.ones((8, 8), np.float32), on=POD)
     assert not called
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+def test_a_call_to_the_host_needs_no_seconds_in_a_branch_that_is_never_taken(branch: int) -> None:
+    """Libraries check values so: the branch for wrong ones raises in a callback."""
+
+    def f(i: Any, x: Any) -> Any:
+        ask = lambda: jax.pure_callback(lambda y: y + 1, x, x)  # noqa: E731
+        rest = lambda: x * 2  # noqa: E731
+        return lax.cond(i == 1, *((ask, rest) if branch else (rest, ask)))
+
+    x = np.ones(4, np.float32)
+    answer = run(f, 1 - branch, x, on=POD)
+    assert answer.counts.keys() == {"cond_0"}
+    assert not any("host" in said for said in answer.assumptions)
+    assert estimate(f, 1, x, on=POD, counts=answer.counts).time_s == answer.time_s
+    with pytest.raises(ValueError, match="counts={'pure_callback_0'"):
+        run(f, branch, x, on=POD)
+    assert run(f, branch, x, on=POD, counts={"pure_callback_0": 0.5}).time_s > 0.5
 
 
 def test_other_machine_is_one_argument_away() -> None:

@@ -259,7 +259,9 @@ def test_many_kinds_of_steps(run: Script) -> None:
     assert row(answer.out, "scaled")[1:3] == ["train.py:55", "1"]
     assert row(answer.out, "add")[1:3] == ["train.py:28", "3"]
     assert "outside the model" not in answer.err
-    assert answer.err.strip() == (
+    # A busy host may also say what takes it long.
+    said = [line for line in answer.err.splitlines() if "reading and compiling" not in line]
+    assert "\n".join(said) == (
         "cm384: the script asks for 4 devices and was given 8; "
         "cm384 exec --devices 4 gives it as many"
     )
@@ -289,6 +291,11 @@ def asks(x):
     jax.debug.print("sum {}", x.sum())
     return jax.pure_callback(lambda x: x + 1, jax.typeof(x), x)
 print(float(asks(x).sum()))
+@jax.jit
+def checks(x):
+    wrong = lambda x: jax.pure_callback(lambda x: 1 / 0, jax.typeof(x), x)
+    return jax.lax.cond(x.sum() < 0, wrong, lambda x: x, x)
+checks(jnp.ones(8))
 """
 
 
@@ -390,6 +397,7 @@ def test_calls_to_the_host_are_made_once_and_take_no_time(run: Script) -> None:
     assert row(answer.out, "asks")[1:3] == ["train.py:5", "1"]
     said = "Outside the model: the calls of asks (train.py:5) to the host, in no pod time"
     assert said in answer.out
+    assert "the calls of checks" not in answer.out  # in a branch that is not taken
 
 
 NEEDS_VALUES = """

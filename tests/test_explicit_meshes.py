@@ -55,6 +55,19 @@ def test_the_context_gives_shard_map_its_mesh() -> None:
     assert np.array_equal(mapped[0][1], total) and np.array_equal(mapped[1][1], product)
 
 
+def test_a_program_may_enter_its_mesh_itself() -> None:
+    """Whatever jits it then needs no context, which `jax.jit` takes of real devices only."""
+    mesh = explicit(x=4, y=2)
+
+    def program(x: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh):
+            return 2 * jax.reshard(x, P("x", "y")).sum(0)
+
+    for f in (em.emulate(program, POD), jax.jit(em.emulate(program, POD))):
+        assert np.array_equal(f(X), 2 * X.sum(0))
+    assert em.estimate(program, X, on=POD).devices == tuple(range(8))
+
+
 def test_one_function_under_several_meshes_is_several_programs() -> None:
     def program(x: Any) -> Any:
         return jax.shard_map(lambda a: lax.psum(a, "x"), in_specs=P("x"), out_specs=P())(x)

@@ -93,6 +93,11 @@ def test_integers_are_exact_and_wide_types_pass_through():
         assert (np.asarray(got, np.int64) == (exact - least) % (-2 * least) + least).all()
     z = random(9, (3, 4), jnp.float32) + 1j * random(10, (3, 4), jnp.float32)
     assert dot(z, z.T, MATRIX).dtype == jnp.complex64
+    with jax.enable_x64(True):
+        x = np.random.default_rng(0).standard_normal((3, 4))
+        for other in (x, x.astype(np.float32)):
+            got = dot(jnp.asarray(x), jnp.asarray(other.T), MATRIX)
+            np.testing.assert_allclose(np.asarray(got), x @ other.T, rtol=1e-14)
 
 
 def test_float8_is_not_modelled():

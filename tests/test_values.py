@@ -768,6 +768,29 @@ def test_an_unknown_axis_is_a_clear_error(body: Any, check_vma: bool) -> None:
             call(np.ones(4, np.float32))
 
 
+@pytest.mark.parametrize("call", [em.emulate, lambda f, on: lambda x: em.run(f, x, on=on)])
+def test_a_pmap_of_more_rows_than_devices_names_em_pmap(call: Any) -> None:
+    program = jax.pmap(lambda v: lax.psum(v, "i"), axis_name="i")
+    x = np.ones((jax.device_count(), 2), np.float32)
+    for more in (np.tile(x, (48, 1)), np.concatenate([x, x, x[:1]])):
+        with pytest.raises(ValueError, match=r"em\.pmap\(fun"):
+            call(program, PACKAGE)(more)
+    squeezed = jax.pmap(lambda v: v.squeeze(0), axis_name="i")
+    with pytest.raises(ValueError, match="squeeze out"):
+        call(squeezed, PACKAGE)(x)
+
+
+def test_an_assertion_of_the_program_is_its_own() -> None:
+    def program(x: Any) -> Any:
+        if x.ndim != 2:
+            raise AssertionError  # as a bare assert does where pytest says no more
+        return x
+
+    for call in (em.emulate(program, PACKAGE), lambda x: em.estimate(program, x, on=PACKAGE)):
+        with pytest.raises(AssertionError):
+            call(np.ones(4, np.float32))
+
+
 # --- placement, shardings, groups that differ -----------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -144,7 +145,8 @@ def _divided(
     consts = [placed(c) for c in jaxpr.consts]
     ins = [*consts, *(s or around_in.get(v) for s, v in zip(given, body.invars, strict=True))]
     outs = [None if isinstance(v, core.Literal) else around_out.get(v) for v in body.outvars]
-    shares = partitioner.partition(jaxpr, ins, outs, mesh.size)
+    with _in_use(mesh):
+        shares = partitioner.partition(jaxpr, ins, outs, mesh.size)
 
     program = _with_global_arrays(jaxpr, shares, mesh)
     variables = [*body.constvars, *body.invars]
@@ -163,6 +165,12 @@ def _divided(
         debug_info=new.debug_info._replace(arg_names=None),
     )
     return core.ClosedJaxpr(new, [*closed.consts, *jaxpr.consts])
+
+
+def _in_use(mesh: Any) -> Any:
+    """The mesh of types as the one in use, without which JAX would want to know its devices."""
+    typed = AxisType.Explicit in mesh.axis_types and jax.sharding.get_abstract_mesh().empty
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if typed else nullcontext()
 
 
 def _with_global_arrays(

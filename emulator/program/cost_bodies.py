@@ -88,8 +88,10 @@ def inner(
     body: Graph,
     links: list[tuple[int, int, int]],
     carried: frozenset[int],
+    reached: bool = True,
 ) -> Frame:
     """Walks a loop's or branch's body in a frame of its own."""
+    around = walker.reached
     seeds = {}
     for outer, inside, drop in links:
         if outer in frame.layouts:
@@ -100,7 +102,9 @@ def inner(
     )
     for v in carried:
         walker.own(sub, v, at(f"carry of {node.name}", node))
+    walker.reached = around and reached
     walker.walk(sub)
+    walker.reached = around
     return sub
 
 
@@ -206,7 +210,7 @@ def cond(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     lives = []
     for i, ((branch, ins, _), column) in enumerate(zip(links, table.T, strict=True)):
         share = float(column.mean())
-        sub = inner(walker, frame, node, branch, ins, frozenset())
+        sub = inner(walker, frame, node, branch, ins, frozenset(), share > 0)
         lives.append(life(walker, sub, frozenset()))
         if share and sub.steps:
             name = f"{site} branch {i} ({share:.0%})"

@@ -23,6 +23,9 @@ def free(walker: Walker, frame: Frame, index: int, node: Node) -> None:
 
 def host_call(walker: Walker, frame: Frame, index: int, node: Node) -> None:
     """A call of Python: as long as `counts` says that one takes, on all devices at once."""
+    if not walker.reached:
+        walker.emit(frame, None, node)
+        return
     site = walker.sites[node.path]
     if site not in walker.counts:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from emulator.chip import MatmulTime, lane_factor, matmul_time
@@ -73,7 +74,8 @@ def matmul(
         walker.assume(f"matmuls of {types[0]} x {types[1]} run on the vector units")
         ops = 2 * b * m * k * n * lane_factor(types[0], walker.on)
         traffic = walker.read_bytes(frame, node) + walker.write_bytes(frame, node)
-        return walker.emit(frame, walker.kernel(label, "matmul", ops, traffic, node), node)
+        step = walker.kernel(label, "matmul", ops, traffic, node)
+        return walker.emit(frame, dataclasses.replace(step, flops=2 * b * m * k * n), node)
     a_layout, b_layout = layouts
     time = matmul_time(
         *(m, k, n, walker.on, unit, b_layout, b, str(walker.dtype(frame, out))), a_layout=a_layout

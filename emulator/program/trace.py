@@ -12,8 +12,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import linecache
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +28,8 @@ from jax.interpreters.partial_eval import trace_to_jaxpr_dynamic
 from emulator.program.calls import call_body, is_call, spelled_out
 from emulator.program.refs import without_refs
 from emulator.program.wide_types import as_wide_as
+
+_JAX = str(Path(jax.__file__).parent)
 
 #: The name of the operation that `em.emulate` makes of a program, and of the jitted function in
 #: which it computes: not a program of the machine's.
@@ -121,6 +125,11 @@ def trace_leaves(fun: Callable[..., Any], leaves: Sequence[Any], in_tree: Any) -
     try:
         jaxpr = _jaxpr(flat, list(itertools.compress(leaves, dynamic)), fun)
     except ValueError as error:
+        if _is_of_pmap(error):
+            raise ValueError(
+                f"jax.pmap has the {jax.device_count()} devices of this process, one for each row "
+                "of its arguments; with more rows take em.pmap(fun, axis_name=..., on=machine)"
+            ) from error
         if "Non-hashable static arguments" not in str(error):
             raise
         raise TypeError(
@@ -130,15 +139,21 @@ def trace_leaves(fun: Callable[..., Any], leaves: Sequence[Any], in_tree: Any) -
     except (NameError, AssertionError) as error:
         if str(error) and "axis name" not in str(error):
             raise
-        at = traceback.extract_tb(error.__traceback__)[-1]  # JAX asserts that the axis is there
-        if isinstance(error, AssertionError) and "ragged_all_to_all" in _statement(at):
+        frames = traceback.extract_tb(error.__traceback__)
+        # JAX asserts that the axis is there; it may have left its own frames out.
+        at = next(frame for frame in reversed(frames) if not frame.filename.startswith(_JAX))
+        asserted = isinstance(error, AssertionError)
+        if asserted and at == frames[-1] and re.search(r"\b(assert|raise)\b", _statement(at)):
+            raise
+        if asserted and "ragged_all_to_all" in _statement(at):
             raise NotImplementedError(
                 "JAX has no rule for ragged_all_to_all under a vmap of some of its operands "
                 f"({at.filename}:{at.lineno}); batch all six, as in jnp.broadcast_to"
             ) from error
         raise ValueError(
             "a collective names an axis that no enclosing shard_map or pmap has: "
-            f"{at.line or error} ({at.filename}:{at.lineno}); name an axis of the mesh"
+            f"{at.line or error} ({at.filename}:{at.lineno}); name an axis of the mesh, or, if it "
+            "is that of a jax.vmap inside shard_map, pass check_vma=False to shard_map"
         ) from error
     if jaxpr.jaxpr.is_high:
         with as_wide_as(jaxpr):
@@ -174,6 +189,15 @@ def _check_result(fun: Any, result: Any) -> None:
                 f"{type(leaf).__name__} {leaf!r:.60} at result{jax.tree_util.keystr(path)}; "
                 "return it from elsewhere"
             ) from error
+
+
+def _is_of_pmap(error: ValueError) -> bool:
+    """Whether `jax.pmap` found arguments with more rows than there are devices."""
+    if not re.search("squeeze out|evenly divisible", str(error)):
+        return False
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    known = [f for f in files if f.endswith("pmap.py") or not f.startswith(_JAX)]
+    return known[-1].startswith(_JAX)
 
 
 def _statement(at: traceback.FrameSummary) -> str:

@@ -149,6 +149,7 @@ class Walker:
         self.rules = rules
         self.has_matmuls = False
         self.fuse = fuse
+        self.reached = True  # not inside a branch that is never taken
         self.line_bytes = on.chip.engines.line_bytes
         self.memory_rate = on.dies_per_device * on.chip.memory_bytes_per_s
         self.vector_rate = on.dies_per_device * on.chip.vector_flops_per_s("float32")

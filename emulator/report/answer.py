@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -132,8 +133,9 @@ def run(
             "the seconds of calls to the host"
         )
     counts = _never_reached(program) | given
-    # What cannot be costed or does not fit is said before any value is computed.
-    costs = _costs(program, args, on, algorithms, counts, fusion)
+    # What cannot be costed or does not fit is said before any value is computed, but for calls to
+    # the host in branches, which may never be taken.
+    costs = _costs(program, args, on, algorithms, _in_branches(program) | counts, fusion)
     memory = _memory(costs, on, allow_oom)
     value, counted = evaluate_with_counts(
         program, args, on, arithmetic, algorithms, tiling=tiling, devices=devices
@@ -190,6 +192,11 @@ def _never_reached(program: Program) -> dict[str, Any]:
         branches = len(eqns[path].params.get("branches", ()))
         counts[name] = (1.0,) + (0.0,) * (branches - 1) if branches else 0.0
     return counts
+
+
+def _in_branches(program: Program) -> dict[str, Any]:
+    """No seconds for calls to the host inside branches."""
+    return {n: 0.0 for path, n in host_sites(program.jaxpr).items() if re.search(r"\.\d", path)}
 
 
 def _costs(

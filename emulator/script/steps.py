@@ -35,6 +35,7 @@ from emulator.script.placement import (
 )
 from emulator.script.references import held, of_values, references, write
 from emulator.script.same import same_program
+from emulator.timeline import each
 
 _SHARED = 8  # of them that a function may share
 _KEPT = 256  # programs; a script has few, and each holds its compiled values
@@ -214,13 +215,13 @@ class Steps:
                 read.program, flat, self.on, self.arithmetic, self.algorithms
             )
         estimate = self._estimate(read, args, function.name, counts)
+        function.host_calls |= any(n for step, n in each(estimate.steps) if step.kind == "host")
         wishes = zip(values, read.shardings, read.weak, strict=True)
         return [put(x, sharding, weak) for x, sharding, weak in wishes], estimate
 
     def _read(self, args: tuple[Any, ...], params: dict[str, Any], function: Function) -> _Read:
         with _of_no_transformation():
             program = self._shared(function, trace_divided(_as_function(params), args))
-        function.host_calls |= bool(host_sites(program.jaxpr))
         read = _Read(
             program=program,
             shardings=result_shardings(program, args, params),
