@@ -1,4 +1,21 @@
-"""The arithmetic of one matrix unit: what it is, and matrix products that have its bits."""
+"""The arithmetic of one matrix unit: what it is, and matrix products that have its bits.
+
+Where to read, from what is meant to what is fast:
+
+- what a unit is: `arithmetic`, and as a file `arithmetic_file`; what that means: `reference`, the
+  definition in Python integers;
+- what is called: `matmul` (checked by `arguments`), `dot`, `tiling` and `tiled` (K in a library's
+  order), `fractal`, `fixpipe`; `probe` finds a record from a unit's answers;
+- bits in JAX: `floats`, `encode`, `operands`, `apart`;
+- the twins in XLA's operations, one for each kind of sum: `aligned` with `aligned_step` (terms cut
+  to a grid), `tree`, `chain`, and `exact`, whose blocks go by `pairs`, `halves`, `split` or at last
+  `fixed_point`; shared by these: `blocks`, `extents`, `singles`;
+- the same on a CPU's own vectors: `product` chooses, `compiled` and `custom_call` compile by numba
+  in the terms of `vectors`; `native_operands` reads; exact sums are `native` with `native_steps`,
+  `native_extents` and `native_dust`, chains `native_chain` with `native_chain_steps`, sums over
+  devices `native_sums`;
+- `files` are written whole or not at all.
+"""
 
 from kernels import arithmetic_file, fixpipe, floats, fractal, probe, reference, tiling
 from kernels.arithmetic import (

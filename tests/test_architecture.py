@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,6 +119,18 @@ def violations(module: str, imported: set[str]) -> list[str]:
 def test_every_file_is_in_a_room() -> None:
     homeless = [m for m in SOURCES if room_of(m) is None and m != "emulator"]
     assert not homeless
+
+
+def test_rooms_say_what_each_of_their_files_is_for() -> None:
+    """In the first words of their `__init__.py`, where a reader begins."""
+    missing = []
+    for module in SOURCES:
+        room, _, name = module.rpartition(".")
+        if room not in ("", "emulator", "emulator.workloads"):
+            words = ast.get_docstring(ast.parse(SOURCES[room].read_text())) or ""
+            if module not in RANK and not re.search(rf"\b{name}\b", words):
+                missing.append(module)
+    assert missing == []
 
 
 def test_rooms_import_only_what_stands_before_them() -> None:

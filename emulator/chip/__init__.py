@@ -1,4 +1,8 @@
-"""One device's time: matmul, vector and memory operations -> seconds. No JAX here."""
+"""One device's time: matmul, vector and memory operations -> seconds. No JAX here.
+
+`matmul` divides a product over dies (`tilings`) and asks `pipeline` for one die, engine by engine,
+after `arguments`; `vector` has kernels of the vector units, `attention` the fused one.
+"""
 
 from emulator.chip.attention import Attention, AttentionTime, attention_time
 from emulator.chip.matmul import MatmulTime, die_share, matmul_time

@@ -1,4 +1,9 @@
-"""The `cm384` command."""
+"""The `cm384` command.
+
+A file for each command: `collectives`, `compare`, `exec`, `info`, `matmul`, `probe`, `run`,
+`validate`. They read words with `choose`, write with `show`, keep compiled programs (`kept`) and
+take real devices (`real_devices`).
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,16 @@
 """Collective algorithms, each written once as a Schedule: executed on data (`execute`) and timed
 (`emulator.fabric`).
+
+Where to read:
+
+- `schedule` is the record, `build` finds an algorithm by its name, `check` proves what it does on
+  the symbols of `symbolic`;
+- the algorithms: `ring`, `double_ring`, `full_mesh`, `rhd`, `nhr`, `nb`, `star`, `pairwise`,
+  `bruck`, `grid`, `direct`, `tree`, `pipeline`, `ragged`; `flat` names those of one level,
+  `hierarchical` composes two, from the blocks in `levels`; `traffic` writes down steps of very many
+  transfers;
+- on data: `plan` arranges a Schedule's additions, `execute` does them or lets `evaluate` (XLA) or
+  `kernels.native_sums` do them, `combine` and `multiply` are one addition, or product.
 """
 
 from emulator.collectives.build import (

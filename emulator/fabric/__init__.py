@@ -1,5 +1,16 @@
 """The interconnect in time: the Schedule that computes a collective, routed over the machine's
 links.
+
+Where to read:
+
+- what is asked: `collective`, `concurrent`, `expert_exchange`, `ragged`, after `arguments`;
+  `choose` and `best` name an algorithm, `bound` what physics allows, `production` what practice
+  adds;
+- a Schedule in seconds: `cost`, of listed transfers in `steps`, of very many in `wide_steps`;
+  `flows` share links, `in_network` are switches that add;
+- which links: `routes` finds the `network` of a machine, `plane_network` where planes of switches
+  join dies; of a user's own fabric `level_network`, with `level_exchange`, `level_rotation` and
+  `detours`.
 """
 
 from emulator.fabric.bound import bound_s

@@ -1,4 +1,14 @@
-"""Machines as sourced records: CloudMatrix 384, GB200 NVL72, or a user's own."""
+"""Machines as sourced records: CloudMatrix 384, GB200 NVL72, or a user's own.
+
+Where to read:
+
+- the records: `machine`, `chip` (with `engines` and `vector_engines`), `fabric`, `power`; `fact`
+  keeps the source of every number;
+- the machines: `cloudmatrix384` with `cloudmatrix384_transports`, `gb200_nvl72`, the single dies of
+  `chips`; `custom` joins known chips by `levels`, written as `fabric_text`;
+- their links: `wiring`, `level_wiring`; `faults` are what is wrong with them;
+- `calibration` holds the measured points that numbers were fitted to.
+"""
 
 from emulator.machines.chip import Chip
 from emulator.machines.cloudmatrix384 import cloudmatrix384

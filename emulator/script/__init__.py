@@ -9,6 +9,7 @@ as the machine's. What the script does between steps is its own affair, and list
     compiled.py   ... and those of functions that it has compiled ahead of time
     eager.py      what they are besides steps
     steps.py      one step: values, time
+    same.py       whether two traces of a function compute the same
     placement.py  arrays between the script's devices and the one that computes
     references.py `jax.Ref`s that a step reads and writes
     notice.py     what is said while the host works for long
