@@ -219,7 +219,7 @@ def add(total, count, v):
     count[...] += 1
 total, count = jax.new_ref(jnp.float32(1)), jax.new_ref(jnp.int32(0))
 for _ in range(3):
-    add(total, count, x)
+    add(total, count, np.arange(8.0, dtype=np.float32))
 print("references", float(total[...]), int(count[...]))
 
 # Python numbers stay weak.
