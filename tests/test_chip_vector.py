@@ -386,6 +386,49 @@ def test_attention_is_limited_by_the_softmax_on_this_machine() -> None:
     assert cheap.time_s < 0.95 * time.time_s
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_engines_of_attention_by_hand(backward: bool) -> None:
+    """12 heads of 32 tiles of 128 queries on 24 cores: 16 of them one after the other on one core,
+    each with 4,096 keys; d = 192, w = 128, BF16.
+    """
+    sizes = {"batch": 12, "rows": 4096, "keys": 4096, "depth": 192, "width": 128}
+    how: dict[str, Any] = {"products": BACKWARD, "backward": True} if backward else {}
+    work = attention(**sizes, **how)
+    time = attention_time(work, DIE)
+    done, clock = 16 * 4096, CHIP.clock_hz
+    # Of each key and 128 queries: multiply-adds, instructions of 128 x 256 x 64, L1 to L0.
+    sums = {"rdk": 192, "rwk": 128, "rkw": 128, "krw": 128, "rkd": 192, "krd": 192}
+    macs = sum(128 * sums[product] for product in work.products)
+    instructions = macs / (128 * 256 * 64)
+    cube = macs / 4096 + 9 * instructions
+    assert time.cube_s == pytest.approx(done * cube / clock)
+    # Keys and values once for each tile of queries, which is loaded itself; scores in FP32 go out
+    # and weights in BF16 come back through the cache, and a part of the result each 1,024 keys.
+    times, result = (2, 192) if backward else (1, 128)
+    weights = times * 128 * 2
+    load = (192 + 128) * 2 + weights
+    store = times * 128 * 4 + 128 * result * 4 / 1024
+    assert time.load_s == pytest.approx((done * load + 16 * 128 * 192 * 2) / (93.53 * clock))
+    assert time.store_s == pytest.approx(done * store / (118 * clock))
+    # Two vector cores of 64 lanes each: 13 operations a score, the rest of a result's 1,024th.
+    operations = 128 * 13 + 2 * 128 * 128 / 1024
+    moved = max(store / 115, weights / 64)
+    vector = operations / 128 + moved / 2
+    assert time.vector_s == pytest.approx(done * vector / clock)
+    tiles_keys = 12 * 32 * 4096
+    assert time.l2_s == pytest.approx(
+        max(load + store, (store + weights) / 0.5) * tiles_keys / 5e12
+    )
+    assert time.l2_bytes == pytest.approx((load + 2 * store + weights) * tiles_keys)
+    assert time.memory_s == pytest.approx(work.nbytes / (0.85 * 1.6e12))
+    # Nothing hides a launch of both kinds of cores, the tiling and the first 256 keys.
+    assert time.fixed_s == pytest.approx(4.2e-6 + 3e-6 + 3e-6 + 256 * (cube + vector) / clock)
+    engines = ("cube_s", "load_s", "store_s", "vector_s", "l2_s", "memory_s")
+    busy_s = sum(getattr(time, name) ** 8 for name in engines) ** (1 / 8)
+    assert time.time_s == pytest.approx(busy_s + time.fixed_s)
+    assert time.utilization == pytest.approx(work.flops / 353.8944e12 / time.time_s)
+
+
 def test_masked_tiles_take_no_time() -> None:
     whole = attention_time(attention(batch=32, rows=4096, keys=4096), DIE)
     half = attention_time(attention(batch=32, rows=4096, keys=4096, share=0.5), DIE)
