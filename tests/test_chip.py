@@ -681,6 +681,10 @@ def test_a_copy_into_padded_rows_is_taken_where_it_pays() -> None:
     aligned = matmul_time(m, k, n, DIE, tiling=TILE).time_s
     assert time.time_s == pytest.approx(aligned + time.pad_s, rel=0.01)
     assert matmul_time(64, k, n, DIE).padded == ()  # too few rows read it
+    # Rows along K: of A and of a transposed B, 2 x 4097 bytes in 17 lines.
+    both = matmul_time(m, 4097, m, DIE, b_layout="nd_t", tiling=TILE, rows="packed")
+    assert both.padded == ("a", "b")
+    assert both.pad_bytes == 2 * m * 17 * 512
 
 
 @settings(deadline=None, max_examples=150)

@@ -311,6 +311,53 @@ def test_numbers_are_those_of_the_publications(
         assert flat(dict(have) if table else have) == near, name
 
 
+def test_assumptions_are_what_their_notes_lean_on() -> None:
+    cloud, rack = cloudmatrix384(), gb200_nvl72()
+    for machine in (cloud, rack):
+        chip, power = machine.chip, machine.power
+        # A start of the vector cores; what a combined kernel keeps back.
+        assert chip.vector.sync_s == chip.engines.split_k_s == 2e-6
+        # Up to a fifth of the step from idle to peak.
+        least, step_w = power.active_device_w[0], power.peak_device_w[1] - power.idle_device_w[1]
+        assert least == 0 and power.active_device_w[1] == pytest.approx(step_w / 5, rel=0.06)
+        for transport in machine.fabric.transports:  # no start of a reduction beyond AIV's
+            assert transport.startup_s < 200e-6 and transport.reduce_startup_s < 20e-6
+            assert transport.overlap_s < 1e-6
+    fabric = cloud.fabric
+    (host,) = (port for port in fabric.ports if port.name == "host")
+    node, package = fabric.tier("node"), fabric.tier("package")
+    assert host.latency_s == node.write_latency_s  # that of a die in the node
+    assert 0 < package.read_latency_s <= node.read_latency_s
+    assert 0 < package.write_latency_s <= node.write_latency_s
+    large, small = fabric.transport("aiv_large"), fabric.transport("aiv_small")
+    assert dict(large.message_s) == pytest.approx(
+        dict.fromkeys(("package", "node"), small.step_s + node.read_latency_s)
+    )
+    assert dict(large.rates_bytes_per_s) == {
+        "package": package.read_bytes_per_s,
+        "node": node.bytes_per_s,
+    }
+    assert {t.name for t in fabric.transports if t.reads} == {"aiv_small", "aiv_large", "sdma"}
+    assert {t.name for t in fabric.transports if t.on_request} == {"sdma_write", "roce"}
+    full, half = rack.fabric.transports  # a flag beside each word
+    assert half.rates_bytes_per_s[0][1] * 2 == full.rates_bytes_per_s[0][1]
+    assert rack.fabric.in_network_reduction and not fabric.in_network_reduction
+
+
+def test_tiles_are_those_of_the_libraries() -> None:
+    """Whole fractals; ops-nn mat_mul_v3 has 128 x 256 and, for some shapes, the others."""
+    ascend, nvidia = cloudmatrix384().chip.engines, gb200_nvl72().chip.engines
+    assert {(128, 256), (256, 128), (128, 128), (64, 512)} <= set(ascend.tiles)
+    assert {(256, 256), (128, 256), (256, 128), (128, 128)} <= set(nvidia.tiles)
+    for engines in (ascend, nvidia):
+        every = [*engines.tiles, *engines.narrow, *engines.splits]
+        assert all(rows % 16 == columns % 16 == 0 for rows, columns in every)
+        assert max(rows * columns for rows, columns in every) * 4 == engines.l0c_bytes
+    assert {rows for rows, _ in ascend.narrow} == {80, 96, 112, 128}
+    assert {columns for _, columns in ascend.narrow} == {32, 64, 96, 128, 160, 192, 224}
+    assert {rows for rows, columns in ascend.tiles if columns == 16} == {16, 32, 48, 64}
+
+
 @pytest.mark.parametrize(
     ("name", "cores", "mhz", "memory_gib", "l2_mib", "memory_gb_per_s"),
     [
