@@ -142,6 +142,30 @@ def test_rotations_of_all_devices_of_direct_levels(fabric: str) -> None:
         assert quick.tier_slots == plain.tier_slots
 
 
+@pytest.mark.parametrize(
+    "fabric",
+    [
+        "switch(4, 50GB/s, 1us, taper=2.5) / switch(3, 50GB/s, 2us)",
+        "switch(4, 50GB/s, 1us, planes=2, taper=2.5) / switch(3, 196GB/s, 1us, taper=8) / "
+        "switch(2, 25GB/s, 1us, taper=4)",
+    ],
+)
+def test_rotations_over_uplinks_that_are_too_few(fabric: str) -> None:
+    machine = em.custom_machine(fabric)
+    dies, transport = np.arange(machine.num_devices), machine.fabric.transports[0]
+    wide = WideSteps(machine, dies, transport)
+    full = set()
+    for by in range(1, machine.num_devices):
+        step = Shift(dies[None], by, 1, reduce=False)
+        quick = wide.load(Wide((step,), lambda: pytest.fail("listed")))
+        plain = load_listed((step,), machine, dies, transport)
+        assert quick is not None and plain is not None
+        assert quick.port_s == pytest.approx(plain.port_s, rel=1e-11)
+        full.add(round(quick.port_s * 1e12, 3))
+    # One that leaves its switch has the port for itself, more of them wait for the uplinks.
+    assert len(full) > 1
+
+
 TAPERED = dataclasses.replace(
     em.cloudmatrix384("die"),
     fabric=dataclasses.replace(POD.fabric, node_uplink_bytes_per_s=100e9),
