@@ -301,6 +301,30 @@ def test_gather_takes_rows_or_picks_from_a_table() -> None:
     assert small.bytes == 2 * 4 * 10**7 + 4096
 
 
+def test_scatter_reads_changes_and_writes_whole_lines() -> None:
+    """999 rows of 800 bytes, in two lines each, of an operand that is copied: it is not donated."""
+
+    def add(table: jax.Array, at: jax.Array, rows: jax.Array) -> jax.Array:
+        return table.at[at].add(rows, mode="clip")
+
+    args = S((10**5, 200), F32), S((999,), jnp.int32), S((999, 200), F32)
+    steps = [s for s, _ in each(em.estimate(add, *args, on=DIE).steps)]
+    (op,) = (s for s in steps if isinstance(s, Op) and s.name == "scatter-add")
+    table, rows, lines = 10**5 * 800, 999 * 800, 999 * 1024
+    assert op.bytes == rows + 2 * lines + 999 * 4 + 2 * table
+    assert op.flops == 999 * 200
+
+
+def test_cumulative_sums_read_long_rows_again_unless_a_core_keeps_them() -> None:
+    """Divided among cores, a row of 4 bytes an element is kept with its sums, 8 bytes a piece: up
+    to 192 KiB on each of 48 cores.
+    """
+    kept = 48 * 192 * 1024 // 8
+    for n, read_again in ((kept, 0), (kept + 1, 4 * (kept + 1))):
+        found = step(lambda x: jnp.cumsum(x, -1), S((1, n), F32))
+        assert found.bytes == 8 * n + read_again
+
+
 def test_sort_merges_four_lists_at_a_time() -> None:
     def merges(n: int) -> list[Op]:
         return [s for s, _ in each(em.estimate(lax.sort, S((n,), F32), on=DIE).steps)]  # type: ignore[misc]

@@ -892,6 +892,53 @@ def test_operations_of_a_fourier_transform(kind: str, each: float) -> None:
     assert step.flops == each * 3 * 1024 * 10
 
 
+@pytest.mark.parametrize(
+    ("power", "each"),
+    [(2, 1), (3, 2), (4, 2), (7, 4), (8, 3), (-2, 1 + 4), (-3, 2 + 4)],
+)
+def test_operations_of_whole_powers(power: int, each: int) -> None:
+    """Squares and products of them, and a division."""
+    (step,) = ops(estimate(lambda x: lax.integer_pow(x, power), S((3, 100), F32), on=POD), "vector")
+    assert step.flops == each * 300
+
+
+def test_what_is_read_after_a_shard_map_is_copied_before_an_update_in_it() -> None:
+    mesh = POD.mesh(a=4)
+
+    def body(v: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice(v, jnp.zeros((1, 512)), (0, 0))
+
+    update = jax.shard_map(body, mesh=mesh, in_specs=P("a"), out_specs=P("a"))
+
+    def updated(fun: Any) -> Op:
+        found = estimate(fun, S((4 * 1000, 512), F32), on=POD).steps
+        return next(s for s in found if s.name == "dynamic_update_slice")
+
+    in_place = updated(lambda x: update(jnp.sin(x)))
+    assert in_place.bytes == 2 * 512 * 4
+    copied = updated(lambda x: [update(y := jnp.sin(x)), y.sum()])
+    assert copied.bytes == 2 * 512 * 4 + 2 * 1000 * 512 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "m", "each"),
+    [
+        ("cholesky", lambda x: lax.linalg.cholesky(x, symmetrize_input=False), 64, 64**3 / 3),
+        ("lu", lax.linalg.lu, 64, 2 * 64**3 / 3),
+        ("eigh", lax.linalg.eigh, 64, 9 * 64**3),
+        ("svd", lax.linalg.svd, 96, 22 * 96 * 64**2),
+        ("qr", lambda x: lax.linalg.qr(x, full_matrices=False), 96, 4 * 96 * 64**2),
+        ("tridiagonal", lambda x: lax.linalg.tridiagonal(x)[0], 64, 4 * 64**3 / 3),
+        ("triangular_solve", lambda x: lax.linalg.triangular_solve(x, x), 64, 64**3),
+    ],
+)
+def test_operations_of_factorisations(name: str, make: Any, m: int, each: float) -> None:
+    """Those of Golub and Van Loan for one matrix, times the matrices."""
+    found = ops(estimate(make, S((5, m, 64), F32), on=POD), "vector")
+    (step,) = (op for op in found if op.name.startswith(name))
+    assert step.flops == int(5 * each)
+
+
 def test_a_program_that_does_nothing_is_limited_by_nothing() -> None:
     answer = estimate(lambda x: x.reshape(-1), S((4, 4), jnp.float32), on=POD)
     assert answer.bound_s == 0 and answer.bound.limited_by == "nothing"
