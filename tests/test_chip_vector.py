@@ -279,6 +279,9 @@ def test_transposes_by_their_rows() -> None:
     assert layout_runs((4096, 1, 4096), (1, 0, 2), 2, 512) == ((2 * 4096**2,) * 2, False)
     # Two columns: 32768 rows of them lie together, and become two runs.
     assert layout_runs((10**6, 2), (1, 0), 2, 512) == ((4 * 32768, 2 * 32768), True)
+    # Four rows of 512 lie together and become runs of four, or runs of four become rows.
+    assert layout_runs((64, 4, 512), (2, 0, 1), 4, 512) == ((4 * 4 * 512, 4 * 4), True)
+    assert layout_runs((512, 64, 4), (1, 2, 0), 4, 512) == ((4 * 4, 4 * 4 * 512), True)
     x = S((2**22, 16), BF16)
     rows = step(lambda x: x.transpose(1, 0, 2), S((2**11, 2**11, 16), BF16), fusion="eager")
     turned = step(lambda x: x.T, x, fusion="eager")

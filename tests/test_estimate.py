@@ -361,6 +361,14 @@ def test_ordinary_primitives_have_a_cost() -> None:
         assert g == groups - 1 or e.time_s > 0
 
 
+def test_zeros_between_inputs_are_no_work_for_a_convolution() -> None:
+    """A transposed convolution of stride 2 multiplies each weight with a quarter of its inputs."""
+    x, w = S((2, 16, 16, 32), jnp.bfloat16), S((4, 4, 32, 64), jnp.bfloat16)
+    f = lambda x, w: lax.conv_transpose(x, w, (2, 2), "SAME")  # noqa: E731
+    (step,) = ops(estimate(f, x, w, on=POD), "matmul")
+    assert step.flops == 2 * (2 * 32 * 32) * 64 * (4 * 4 * 32 // 4)
+
+
 def test_convolution_is_a_matmul() -> None:
     f = lambda x, w: lax.conv_general_dilated(x, w, (2, 2), "SAME")  # noqa: E731
     e = estimate(f, S((8, 16, 32, 32), BF16), S((32, 16, 3, 3), BF16), on=POD)
