@@ -312,6 +312,13 @@ def test_operations_of_attention_by_hand() -> None:
     (back,) = ops(em.estimate(gradient, q, k, k, on=DIE), "attention")
     assert back.flops == 2.5 * kernel.flops
     assert back.bytes == 2 * (3 * q.size + 4 * k.size) + 8 * queries
+    # Scores as before, but for maximum and sum; their gradients to FP32, two products, a sum, an
+    # addition, a product, a division, back to BF16. Each query: a maximum, the sum to the power of
+    # -2, a sign, a sum, and a division as before.
+    again, more = 1 + 4 + 1 + 8 + 1, 1 + 2 + 1 + 1 + 1 + 4 + 1
+    assert lanes(back) == pytest.approx(
+        (again + more) * scores_ + (1 + (1 + 4) + 1 + 1 + 4 * 64) * queries
+    )
 
 
 def test_scores_of_hidden_tiles_are_no_work_for_the_vector_cores_either() -> None:
