@@ -302,6 +302,10 @@ def test_gather_takes_rows_or_picks_from_a_table() -> None:
     small, large = take((1024,), 10**7), take((10**6,), 10**7)
     assert large.time_s > 10 * small.time_s
     assert small.bytes == 2 * 4 * 10**7 + 4096
+    # Rows that are picked again and again come from memory once.
+    many = take((1000, 256), 10**5)
+    moved = 1000 * 1024 + 10**5 * 4 + 10**5 * 1024
+    assert many.memory_s == pytest.approx(moved / CHIP.memory_bytes_per_s)
 
 
 def test_scatter_reads_changes_and_writes_whole_lines() -> None:
