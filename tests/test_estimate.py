@@ -900,6 +900,23 @@ def test_operations_of_a_fourier_transform(kind: str, each: float) -> None:
     assert step.flops == each * 3 * 1024 * 10
 
 
+def test_operands_that_are_divided_otherwise_move_before_they_are_added() -> None:
+    """On 8 devices, each sends 7 of 8 parts of what it has of one of them."""
+    mesh = POD.mesh(x=8)
+    specs = [P("x"), P(None, "x")]
+    keep = jax.shard_map(
+        lambda *args: [jnp.sin(x) for x in args], mesh=mesh, in_specs=tuple(specs), out_specs=specs
+    )
+
+    def moved(fun: Any) -> list[CollectiveOp]:
+        answer = estimate(fun, S((1024, 1024), F32), S((1024, 1024), F32), on=POD)
+        return [step for step in answer.steps if isinstance(step, CollectiveOp)]
+
+    (step,) = moved(lambda a, b: (lambda y: y[0] + y[1])(keep(a, b)))
+    assert step.op == "all_to_all" and step.nbytes == 1024 * 1024 * 4 // 8
+    assert not moved(lambda a, b: (lambda y: (y[0] + 1, y[1] + 1))(keep(a, b)))
+
+
 @pytest.mark.parametrize(
     ("power", "each"),
     [(2, 1), (3, 2), (4, 2), (7, 4), (8, 3), (-2, 1 + 4), (-3, 2 + 4)],

@@ -436,6 +436,32 @@ def test_inside_shard_map_and_loops() -> None:
     assert found == [("fused attention 256x64x256", 3), ("fused attention backward 256x64x256", 3)]
 
 
+@pytest.mark.parametrize(
+    ("spec", "fused"),
+    [
+        (P("x"), True),
+        (P(None, None, "x"), True),
+        (P(None, "x"), False),
+        (P(*[None] * 3, "x"), False),
+    ],
+)
+def test_only_batch_and_heads_may_be_divided(spec: P, fused: bool) -> None:
+    """A device then has all the queries, keys and columns of its heads."""
+    pod = em.cloudmatrix384()
+    keep = jax.shard_map(
+        lambda *args: [jnp.sin(x) for x in args],
+        mesh=pod.mesh(x=2),
+        in_specs=spec,
+        out_specs=[spec] * 3,
+    )
+    q = heads(2, 256, 8, 64)
+    found = ops(em.estimate(lambda q, k, v: plain(*keep(q, k, v)), q, q, q, on=pod))
+    assert [op.name for op in found if op.kind == "attention"] == (
+        ["fused attention 256x64x256 x8"] if fused else []
+    )
+    assert (sum(op.kind == "matmul" for op in found) == 0) == fused
+
+
 def test_residuals_that_another_loop_reads_keep_the_parts_apart() -> None:
     """Without rematerialisation the forward loop hands its weights to the backward loop."""
 
