@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 import emulator as em
-from emulator.memory import Buffer, Lifetimes, MemoryUse, Moment, peak
+from emulator.memory import Buffer, Lifetimes, MemoryUse, Moment, communicator_bytes, peak
 
 POD = em.cloudmatrix384()
 MESH = POD.mesh(dp=48, tp=8)
@@ -285,6 +285,8 @@ def test_library_buffers_are_per_group_of_devices() -> None:
     f = over_mesh(lambda x: lax.psum(lax.psum(x, "tp"), "dp"), P(("dp", "tp")), P())
     memory = used(f, S((384, 64), F32))
     assert memory.communication_bytes == 2 * 2 * 2 * 200 * 10**6  # groups, buffers, dies
+    # NCCL_BUFFSIZE of 4 MiB in 16 channels, both ways.
+    assert communicator_bytes(em.gb200_nvl72()) == 2 * 16 * 4 * 2**20
     other = dataclasses.replace(POD, arithmetic="FP32_FMA_CHAIN")
     assert em.estimate(f, S((384, 64), F32), on=other).memory == memory  # how it adds is no matter
 
