@@ -130,12 +130,15 @@ def test_few_rows_are_limited_by_memory() -> None:
     assert time.time_s > weights / DIE.chip.usable_memory_bytes_per_s
 
 
-def test_package_divides_m_or_n_between_its_dies() -> None:
-    whole = matmul_time(4096, 4096, 4096, PACKAGE)
-    half = matmul_time(2048, 4096, 4096, DIE)
-    other = matmul_time(4096, 4096, 2048, DIE)
+@pytest.mark.parametrize(("m", "n"), [(4096, 4096), (8192, 16), (16, 8192)])
+def test_package_divides_m_or_n_between_its_dies(m: int, n: int) -> None:
+    whole = matmul_time(m, 4096, n, PACKAGE)
+    half = matmul_time(m // 2, 4096, n, DIE)
+    other = matmul_time(m, 4096, n // 2, DIE)
     assert whole.time_s == min(half.time_s, other.time_s)
-    assert whole.flops == 2 * 4096**3
+    if m != n:  # whichever is long
+        assert (half.time_s < other.time_s) == (m > n)
+    assert whole.flops == 2 * m * 4096 * n
 
 
 def test_package_never_divides_k() -> None:
@@ -529,6 +532,21 @@ def test_rows_that_lie_across_the_tile_are_loaded_as_such(a_layout: str, b_layou
     assert own_s[0] == pytest.approx((a_cycles[a_layout] + b_cycles[b_layout]) / 1.8e9)
 
 
+@pytest.mark.parametrize("layout", ["nd", "nd_t"])
+def test_rows_longer_than_a_row_s_cost_are_loaded_at_their_rate(layout: str) -> None:
+    """One core, a 256 x 256 tile, 512 bytes of K at a time: at 119 bytes a cycle a row of 512
+    bytes, along K or across it, takes more than its least 3.6 cycles.
+    """
+    k = 65536
+    product = product_of(
+        ((256, 1),), k, 256, "bfloat16", layout, layout, None, "cold", "padded", 512
+    )
+    tilings = pipeline.tilings_of([(256, 256, 1)], [512], [1], 1, DIE.chip)
+    own_s = pipeline._times([(((256, 1),), 256)], product, tilings, DIE.chip, 1).own
+    assert 512 / 119 > 3.6
+    assert own_s[0] == pytest.approx(2 * 256 * k * 2 / 119 / 1.8e9)
+
+
 def test_a_transposed_operand_pads_the_rows_that_it_has() -> None:
     """Rows of 513 elements take three lines of 512 bytes each; as columns nothing is padded."""
     rows = matmul_time(1024, 513, 1024, DIE, a_layout="nd", tiling=TILE)
@@ -663,6 +681,10 @@ def test_a_copy_into_padded_rows_is_taken_where_it_pays() -> None:
     aligned = matmul_time(m, k, n, DIE, tiling=TILE).time_s
     assert time.time_s == pytest.approx(aligned + time.pad_s, rel=0.01)
     assert matmul_time(64, k, n, DIE).padded == ()  # too few rows read it
+    # Rows along K: of A and of a transposed B, 2 x 4097 bytes in 17 lines.
+    both = matmul_time(m, 4097, m, DIE, b_layout="nd_t", tiling=TILE, rows="packed")
+    assert both.padded == ("a", "b")
+    assert both.pad_bytes == 2 * m * 17 * 512
 
 
 @settings(deadline=None, max_examples=150)

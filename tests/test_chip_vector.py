@@ -279,6 +279,9 @@ def test_transposes_by_their_rows() -> None:
     assert layout_runs((4096, 1, 4096), (1, 0, 2), 2, 512) == ((2 * 4096**2,) * 2, False)
     # Two columns: 32768 rows of them lie together, and become two runs.
     assert layout_runs((10**6, 2), (1, 0), 2, 512) == ((4 * 32768, 2 * 32768), True)
+    # Four rows of 512 lie together and become runs of four, or runs of four become rows.
+    assert layout_runs((64, 4, 512), (2, 0, 1), 4, 512) == ((4 * 4 * 512, 4 * 4), True)
+    assert layout_runs((512, 64, 4), (1, 2, 0), 4, 512) == ((4 * 4, 4 * 4 * 512), True)
     x = S((2**22, 16), BF16)
     rows = step(lambda x: x.transpose(1, 0, 2), S((2**11, 2**11, 16), BF16), fusion="eager")
     turned = step(lambda x: x.T, x, fusion="eager")
@@ -299,6 +302,34 @@ def test_gather_takes_rows_or_picks_from_a_table() -> None:
     small, large = take((1024,), 10**7), take((10**6,), 10**7)
     assert large.time_s > 10 * small.time_s
     assert small.bytes == 2 * 4 * 10**7 + 4096
+    # Rows that are picked again and again come from memory once.
+    many = take((1000, 256), 10**5)
+    moved = 1000 * 1024 + 10**5 * 4 + 10**5 * 1024
+    assert many.memory_s == pytest.approx(moved / CHIP.memory_bytes_per_s)
+
+
+def test_scatter_reads_changes_and_writes_whole_lines() -> None:
+    """999 rows of 800 bytes, in two lines each, of an operand that is copied: it is not donated."""
+
+    def add(table: jax.Array, at: jax.Array, rows: jax.Array) -> jax.Array:
+        return table.at[at].add(rows, mode="clip")
+
+    args = S((10**5, 200), F32), S((999,), jnp.int32), S((999, 200), F32)
+    steps = [s for s, _ in each(em.estimate(add, *args, on=DIE).steps)]
+    (op,) = (s for s in steps if isinstance(s, Op) and s.name == "scatter-add")
+    table, rows, lines = 10**5 * 800, 999 * 800, 999 * 1024
+    assert op.bytes == rows + 2 * lines + 999 * 4 + 2 * table
+    assert op.flops == 999 * 200
+
+
+def test_cumulative_sums_read_long_rows_again_unless_a_core_keeps_them() -> None:
+    """Divided among cores, a row of 4 bytes an element is kept with its sums, 8 bytes a piece: up
+    to 192 KiB on each of 48 cores.
+    """
+    kept = 48 * 192 * 1024 // 8
+    for n, read_again in ((kept, 0), (kept + 1, 4 * (kept + 1))):
+        found = step(lambda x: jnp.cumsum(x, -1), S((1, n), F32))
+        assert found.bytes == 8 * n + read_again
 
 
 def test_sort_merges_four_lists_at_a_time() -> None:
@@ -384,6 +415,49 @@ def test_attention_is_limited_by_the_softmax_on_this_machine() -> None:
     assert cube < time.cube_s < 1.05 * cube
     cheap = attention_time(dataclasses.replace(work, lane_ops=0), DIE)
     assert cheap.time_s < 0.95 * time.time_s
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_engines_of_attention_by_hand(backward: bool) -> None:
+    """12 heads of 32 tiles of 128 queries on 24 cores: 16 of them one after the other on one core,
+    each with 4,096 keys; d = 192, w = 128, BF16.
+    """
+    sizes = {"batch": 12, "rows": 4096, "keys": 4096, "depth": 192, "width": 128}
+    how: dict[str, Any] = {"products": BACKWARD, "backward": True} if backward else {}
+    work = attention(**sizes, **how)
+    time = attention_time(work, DIE)
+    done, clock = 16 * 4096, CHIP.clock_hz
+    # Of each key and 128 queries: multiply-adds, instructions of 128 x 256 x 64, L1 to L0.
+    sums = {"rdk": 192, "rwk": 128, "rkw": 128, "krw": 128, "rkd": 192, "krd": 192}
+    macs = sum(128 * sums[product] for product in work.products)
+    instructions = macs / (128 * 256 * 64)
+    cube = macs / 4096 + 9 * instructions
+    assert time.cube_s == pytest.approx(done * cube / clock)
+    # Keys and values once for each tile of queries, which is loaded itself; scores in FP32 go out
+    # and weights in BF16 come back through the cache, and a part of the result each 1,024 keys.
+    times, result = (2, 192) if backward else (1, 128)
+    weights = times * 128 * 2
+    load = (192 + 128) * 2 + weights
+    store = times * 128 * 4 + 128 * result * 4 / 1024
+    assert time.load_s == pytest.approx((done * load + 16 * 128 * 192 * 2) / (93.53 * clock))
+    assert time.store_s == pytest.approx(done * store / (118 * clock))
+    # Two vector cores of 64 lanes each: 13 operations a score, the rest of a result's 1,024th.
+    operations = 128 * 13 + 2 * 128 * 128 / 1024
+    moved = max(store / 115, weights / 64)
+    vector = operations / 128 + moved / 2
+    assert time.vector_s == pytest.approx(done * vector / clock)
+    tiles_keys = 12 * 32 * 4096
+    assert time.l2_s == pytest.approx(
+        max(load + store, (store + weights) / 0.5) * tiles_keys / 5e12
+    )
+    assert time.l2_bytes == pytest.approx((load + 2 * store + weights) * tiles_keys)
+    assert time.memory_s == pytest.approx(work.nbytes / (0.85 * 1.6e12))
+    # Nothing hides a launch of both kinds of cores, the tiling and the first 256 keys.
+    assert time.fixed_s == pytest.approx(4.2e-6 + 3e-6 + 3e-6 + 256 * (cube + vector) / clock)
+    engines = ("cube_s", "load_s", "store_s", "vector_s", "l2_s", "memory_s")
+    busy_s = sum(getattr(time, name) ** 8 for name in engines) ** (1 / 8)
+    assert time.time_s == pytest.approx(busy_s + time.fixed_s)
+    assert time.utilization == pytest.approx(work.flops / 353.8944e12 / time.time_s)
 
 
 def test_masked_tiles_take_no_time() -> None:

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 import emulator as em
 from emulator.energy import Energy, energy, nominal
 from emulator.machines import Machine, cloudmatrix384, gb200_nvl72
-from emulator.timeline import CollectiveOp, Op, Step
+from emulator.timeline import CollectiveOp, Loop, Op, Step
 
 POD = cloudmatrix384()
 NVL = gb200_nvl72()
@@ -84,6 +84,55 @@ def test_parts_by_hand() -> None:
         (sum(p.low_j for p in own) / 48, sum(p.high_j for p in own) / 48)
     )
     assert e.flops_per_j == pytest.approx((48 * peak / 2 / e.high_j, 48 * peak / 2 / e.low_j))
+
+
+def parts_of(e: Energy) -> dict[str, tuple[float, float]]:
+    return {p.name: (p.low_j, p.high_j) for p in e.parts}
+
+
+def test_every_trip_of_a_loop_counts() -> None:
+    op = product(0.01, flops=10**12, bytes=10**9, matmul_s=1e-3, vector_s=2e-3, l2_bytes=10**10)
+    steps: list[Step] = [op, wire(node=10**8)]
+    loop = Loop(name="scan", trips=7, body=tuple(steps))
+    looped, listed = energy([loop], 1.0, 4, POD), energy(steps * 7, 1.0, 4, POD)
+    assert looped.flops == listed.flops == 4 * 7 * 10**12
+    for name, joules in parts_of(listed).items():
+        assert parts_of(looped)[name] == pytest.approx(joules), name
+        once = parts_of(energy(steps, 1.0, 4, POD))[name]
+        if name in ("matrix units", "vector units", "memory", "L2 cache", "links"):
+            assert joules == pytest.approx((7 * once[0], 7 * once[1])), name
+
+
+def test_kernels_draw_while_they_run_however_long_that_is() -> None:
+    """Devices of which one runs a kernel longer, slower devices, and never more than all along."""
+
+    def running(step: Op, time_s: float, **more: float) -> float:
+        return part(energy([step], time_s, 2, POD, **more), "clocks and control")[1] / 2
+
+    each = (product(1.0, matmul_s=1e-6), product(3.0, matmul_s=1e-6))
+    active_w = POD.power.active_device_w[1]
+    assert running(dataclasses.replace(each[1], each=each), 3.0) == pytest.approx(2.0 * active_w)
+    assert running(each[0], 2.0, slowness=1.5) == pytest.approx(1.5 * active_w)
+    assert running(each[0], 1.2, slowness=1.5) == pytest.approx(1.2 * active_w)
+
+
+def test_what_comes_from_memory_passes_the_cache() -> None:
+    e = energy([product(1.0, bytes=10**9)], 1.0, 1, POD)
+    assert part(e, "L2 cache") == pytest.approx(tuple(1e9 * j for j in POD.power.l2_j_per_byte))
+
+
+def test_only_products_count_as_operations() -> None:
+    vector = dataclasses.replace(product(1.0, flops=10**12), kind="vector")
+    assert energy([vector], 1.0, 4, POD).flops == 0
+    attention = dataclasses.replace(vector, kind="attention")
+    assert energy([attention], 1.0, 4, POD).flops == 4 * 10**12
+
+
+def test_the_high_end_is_never_cut_below_the_low_one() -> None:
+    """Of a machine that draws more than it is said to by all its parts."""
+    power = dataclasses.replace(POD.power, system_w=(1.0, 2.0))
+    e = energy([], 1.0, 384, dataclasses.replace(POD, power=power))
+    assert 0 < e.low_j <= e.high_j and "less" not in parts_of(e)
 
 
 def test_device_never_exceeds_its_peak() -> None:

@@ -361,6 +361,14 @@ def test_ordinary_primitives_have_a_cost() -> None:
         assert g == groups - 1 or e.time_s > 0
 
 
+def test_zeros_between_inputs_are_no_work_for_a_convolution() -> None:
+    """A transposed convolution of stride 2 multiplies each weight with a quarter of its inputs."""
+    x, w = S((2, 16, 16, 32), jnp.bfloat16), S((4, 4, 32, 64), jnp.bfloat16)
+    f = lambda x, w: lax.conv_transpose(x, w, (2, 2), "SAME")  # noqa: E731
+    (step,) = ops(estimate(f, x, w, on=POD), "matmul")
+    assert step.flops == 2 * (2 * 32 * 32) * 64 * (4 * 4 * 32 // 4)
+
+
 def test_convolution_is_a_matmul() -> None:
     f = lambda x, w: lax.conv_general_dilated(x, w, (2, 2), "SAME")  # noqa: E731
     e = estimate(f, S((8, 16, 32, 32), BF16), S((32, 16, 3, 3), BF16), on=POD)
@@ -915,6 +923,79 @@ def test_operations_of_a_fourier_transform(kind: str, each: float) -> None:
     x = S((3, 1024), jnp.complex64 if kind == "fft" else F32)
     (step,) = ops(estimate(getattr(jnp.fft, kind), x, on=POD), "vector")
     assert step.flops == each * 3 * 1024 * 10
+
+
+def test_operands_that_are_divided_otherwise_move_before_they_are_added() -> None:
+    """On 8 devices, each sends 7 of 8 parts of what it has of one of them."""
+    mesh = POD.mesh(x=8)
+    specs = [P("x"), P(None, "x")]
+    keep = jax.shard_map(
+        lambda *args: [jnp.sin(x) for x in args], mesh=mesh, in_specs=tuple(specs), out_specs=specs
+    )
+
+    def moved(fun: Any) -> list[CollectiveOp]:
+        answer = estimate(fun, S((1024, 1024), F32), S((1024, 1024), F32), on=POD)
+        return [step for step in answer.steps if isinstance(step, CollectiveOp)]
+
+    (step,) = moved(lambda a, b: (lambda y: y[0] + y[1])(keep(a, b)))
+    assert step.op == "all_to_all" and step.nbytes == 1024 * 1024 * 4 // 8
+    assert not moved(lambda a, b: (lambda y: (y[0] + 1, y[1] + 1))(keep(a, b)))
+
+
+@pytest.mark.parametrize(("dtype", "lanes"), [(jnp.int16, 2), (jnp.int32, 1)])
+def test_products_of_integers_that_the_matrix_unit_does_not_have(dtype: Any, lanes: int) -> None:
+    """A multiplication and an addition each, on 64 lanes of 32 bits or 128 of 16."""
+    a, b = S((3, 64, 128), dtype), S((3, 128, 32), dtype)
+    (step,) = ops(estimate(jnp.matmul, a, b, on=POD), "matmul")
+    assert step.flops == 2 * 3 * 64 * 128 * 32 / lanes
+    assert step.matmul_s == 0 < step.vector_s
+
+
+@pytest.mark.parametrize(
+    ("power", "each"),
+    [(2, 1), (3, 2), (4, 2), (7, 4), (8, 3), (-2, 1 + 4), (-3, 2 + 4)],
+)
+def test_operations_of_whole_powers(power: int, each: int) -> None:
+    """Squares and products of them, and a division."""
+    (step,) = ops(estimate(lambda x: lax.integer_pow(x, power), S((3, 100), F32), on=POD), "vector")
+    assert step.flops == each * 300
+
+
+def test_what_is_read_after_a_shard_map_is_copied_before_an_update_in_it() -> None:
+    mesh = POD.mesh(a=4)
+
+    def body(v: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice(v, jnp.zeros((1, 512)), (0, 0))
+
+    update = jax.shard_map(body, mesh=mesh, in_specs=P("a"), out_specs=P("a"))
+
+    def updated(fun: Any) -> Op:
+        found = estimate(fun, S((4 * 1000, 512), F32), on=POD).steps
+        return next(s for s in found if s.name == "dynamic_update_slice")
+
+    in_place = updated(lambda x: update(jnp.sin(x)))
+    assert in_place.bytes == 2 * 512 * 4
+    copied = updated(lambda x: [update(y := jnp.sin(x)), y.sum()])
+    assert copied.bytes == 2 * 512 * 4 + 2 * 1000 * 512 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "m", "each"),
+    [
+        ("cholesky", lambda x: lax.linalg.cholesky(x, symmetrize_input=False), 64, 64**3 / 3),
+        ("lu", lax.linalg.lu, 64, 2 * 64**3 / 3),
+        ("eigh", lax.linalg.eigh, 64, 9 * 64**3),
+        ("svd", lax.linalg.svd, 96, 22 * 96 * 64**2),
+        ("qr", lambda x: lax.linalg.qr(x, full_matrices=False), 96, 4 * 96 * 64**2),
+        ("tridiagonal", lambda x: lax.linalg.tridiagonal(x)[0], 64, 4 * 64**3 / 3),
+        ("triangular_solve", lambda x: lax.linalg.triangular_solve(x, x), 64, 64**3),
+    ],
+)
+def test_operations_of_factorisations(name: str, make: Any, m: int, each: float) -> None:
+    """Those of Golub and Van Loan for one matrix, times the matrices."""
+    found = ops(estimate(make, S((5, m, 64), F32), on=POD), "vector")
+    (step,) = (op for op in found if op.name.startswith(name))
+    assert step.flops == int(5 * each)
 
 
 def test_a_program_that_does_nothing_is_limited_by_nothing() -> None:

@@ -110,6 +110,10 @@ def test_skew_costs() -> None:
     waiting_s = 1024 * node.write_latency_s / 48
     assert skewed.time_s == pytest.approx(fixed_s["dispatch"] + waiting_s + wire_s)
     assert back.time_s == pytest.approx(fixed_s["combine"] + max(7 * waiting_s, wire_s))
+    # Of small copies the one that sends them all back waits for longer than the link works.
+    small = em.expert_exchange("combine", 128, 8, 512, *asked[4:], counts=counts)
+    assert small.time_s == pytest.approx(fixed_s["combine"] + 7 * waiting_s)
+    assert 7 * waiting_s > wire_s * 512 / DISPATCH
     assert back.bound_s == skewed.bound_s
     assert dict(back.link_bytes) == dict(skewed.link_bytes)
 

@@ -366,3 +366,16 @@ def test_arguments_of_the_wrong_kind_are_named_whatever_was_asked_before(argumen
     collective(**good, on=cloudmatrix384())
     with pytest.raises(TypeError, match=message):
         collective(**({"on": cloudmatrix384()} | good | arguments))
+
+
+@pytest.mark.parametrize("op", ["broadcast", "reduce"])
+@pytest.mark.parametrize("n", [4, 8, 16])
+def test_steps_from_and_to_a_root(op: str, n: int) -> None:
+    """Blocks of a full mesh go to (or come from) all ranks at once, others by halves."""
+    on = cloudmatrix384("die")
+    steps = {
+        name: collective(op, 2**20, on, range(n), name, dtype="int8").steps
+        for name in ("full_mesh", "nhr", "rhd")
+    }
+    halvings = n.bit_length() - 1
+    assert steps == {"full_mesh": 2, "nhr": 2 * halvings, "rhd": 2 * halvings}

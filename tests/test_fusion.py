@@ -290,6 +290,45 @@ def test_scores_take_no_memory_and_no_traffic() -> None:
     assert eager.flops == answer.flops
 
 
+def lanes(op: Op) -> float:
+    return op.vector_s * DIE.chip.vector_flops_per_s("float32")
+
+
+def test_operations_of_attention_by_hand() -> None:
+    """16 heads of 256 queries and 512 keys, d = 64. Each score: to FP32, a division, the maximum,
+    minus it, an exponential, the sum, back to BF16. Each query: a maximum with what there was, and
+    a division of its 64 results.
+    """
+    q, k = heads(2, 256, 8, 64), heads(2, 512, 8, 64)
+    (kernel,) = ops(em.estimate(plain, q, k, k, on=DIE))
+    scores_, queries = 16 * 256 * 512, 16 * 256
+    assert kernel.flops == 2 * scores_ * (64 + 64)
+    assert kernel.bytes == 2 * (2 * q.size + 2 * k.size)
+    each = 1 + 4 + 1 + 1 + 8 + 1 + 1
+    assert lanes(kernel) == pytest.approx(each * scores_ + (1 + 4 * 64) * queries)
+    # Backward: all three and the result's gradient are read, three are written, and each query has
+    # kept its maximum and its sum in FP32.
+    gradient = jax.grad(lambda *args: plain(*args).astype(F32).sum(), (0, 1, 2))
+    (back,) = ops(em.estimate(gradient, q, k, k, on=DIE), "attention")
+    assert back.flops == 2.5 * kernel.flops
+    assert back.bytes == 2 * (3 * q.size + 4 * k.size) + 8 * queries
+    # Scores as before, but for maximum and sum; their gradients to FP32, two products, a sum, an
+    # addition, a product, a division, back to BF16. Each query: a maximum, the sum to the power of
+    # -2, a sign, a sum, and a division as before.
+    again, more = 1 + 4 + 1 + 8 + 1, 1 + 2 + 1 + 1 + 1 + 4 + 1
+    assert lanes(back) == pytest.approx(
+        (again + more) * scores_ + (1 + (1 + 4) + 1 + 1 + 4 * 64) * queries
+    )
+
+
+def test_scores_of_hidden_tiles_are_no_work_for_the_vector_cores_either() -> None:
+    f = hidden(lambda: positions()[1] < 1024)
+    (half,), (whole,) = (ops(em.estimate(g, LONG, LONG, LONG, on=DIE)) for g in (f, plain))
+    # One operation more on half the scores, and a comparison and a choice on the mask.
+    scores_ = 2 * 2048**2
+    assert lanes(half) < lanes(whole) - 17 / 2 * scores_ + scores_ / 2 + 3 * 2048**2
+
+
 def test_backward_computes_the_scores_again() -> None:
     f, args, _ = ATTENTION["gradient"]
     forward, backward = ops(em.estimate(f, *args, on=DIE), "attention")
@@ -395,6 +434,32 @@ def test_inside_shard_map_and_loops() -> None:
         if s.kind == "attention"
     ]
     assert found == [("fused attention 256x64x256", 3), ("fused attention backward 256x64x256", 3)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "fused"),
+    [
+        (P("x"), True),
+        (P(None, None, "x"), True),
+        (P(None, "x"), False),
+        (P(*[None] * 3, "x"), False),
+    ],
+)
+def test_only_batch_and_heads_may_be_divided(spec: P, fused: bool) -> None:
+    """A device then has all the queries, keys and columns of its heads."""
+    pod = em.cloudmatrix384()
+    keep = jax.shard_map(
+        lambda *args: [jnp.sin(x) for x in args],
+        mesh=pod.mesh(x=2),
+        in_specs=spec,
+        out_specs=[spec] * 3,
+    )
+    q = heads(2, 256, 8, 64)
+    found = ops(em.estimate(lambda q, k, v: plain(*keep(q, k, v)), q, q, q, on=pod))
+    assert [op.name for op in found if op.kind == "attention"] == (
+        ["fused attention 256x64x256 x8"] if fused else []
+    )
+    assert (sum(op.kind == "matmul" for op in found) == 0) == fused
 
 
 def test_residuals_that_another_loop_reads_keep_the_parts_apart() -> None:

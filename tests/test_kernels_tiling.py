@@ -138,6 +138,40 @@ def test_the_library():
         tiling.library(1, 1, 1, "float64")
 
 
+def test_where_the_library_starts_to_divide_k():
+    """From 384 of it for each of 24 cores with at most 11 tiles of 128 x 128; from 27,392 always,
+    but for outputs of 384 x 1,024 for each core, of which one core walks all of K.
+    """
+
+    def way(m, k, n):
+        plan = tiling.library(m, k, n)
+        return plan.split_k, plan.accumulate_in
+
+    assert way(11 * 128, 384 * 24, 128) == way(128, 384 * 24, 11 * 128) == (24, "gm")
+    assert way(11 * 128 + 1, 384 * 24, 128) == way(128, 384 * 24, 11 * 128 + 1) == (1, "l0c")
+    assert 3072**2 == 384 * 1024 * 24
+    assert way(3072, 27392, 3072) == (1, "gm")
+    assert way(3072, 27392, 3071) == (24, "gm")
+    assert way(3072, 27391, 3072) == (1, "l0c")
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside"),
+    [
+        ((5120, 13788, 5000), (5120, 13787, 5000)),
+        ((5120, 19304, 5000), (5120, 19305, 5000)),
+        ((5120, 14000, 5000), (5121, 14000, 5000)),
+        ((5000, 14000, 5120), (5000, 14000, 5121)),
+        ((1280, 14000, 5120), (1279, 14000, 5120)),
+        ((5120, 14000, 1280), (5120, 14000, 1279)),
+    ],
+)
+def test_middling_outputs_of_a_long_k_load_half_as_much_at_a_time(inside, outside):
+    """13,788 to 19,304 of K and 1,280 to 5,120 rows and columns."""
+    assert tiling.library(*inside).step_k == 4
+    assert tiling.library(*outside).step_k == 8
+
+
 @pytest.mark.parametrize(
     ("sizes", "base", "step_k"),
     [

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 import emulator as em
-from emulator.memory import Buffer, Lifetimes, MemoryUse, Moment, peak
+from emulator.memory import Buffer, Lifetimes, MemoryUse, Moment, communicator_bytes, peak
 
 POD = em.cloudmatrix384()
 MESH = POD.mesh(dp=48, tp=8)
@@ -147,15 +147,30 @@ def test_the_devices_of_a_node_share_its_links_to_the_host() -> None:
     def kept(x: Any) -> Any:
         return jax.device_put(jax.device_put(x + 1, jax.memory.Space.Host), jax.memory.Space.Device)
 
+    def copies_of(devices: Any, on: Any = POD) -> list[Any]:
+        mesh = on.mesh(x=len(devices), devices=devices)
+        sharded = jax.shard_map(kept, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+        answer = em.estimate(sharded, S((len(devices) * ROWS, ROWS), F32), on=on)
+        return [step for step in answer.steps if "host" in step.name]
+
     def time_s(devices: int) -> float:
-        sharded = jax.shard_map(kept, mesh=POD.mesh(x=devices), in_specs=P("x"), out_specs=P("x"))
-        answer = em.estimate(sharded, S((devices * ROWS, ROWS), F32), on=POD)
-        return sum(row.time_s for row in answer.rows() if "host" in row.name)
+        return sum(step.time_s for step in copies_of(range(devices)))
 
     (port,) = (p for p in POD.fabric.ports if p.name == "host")
     of_eight = ONE / (port.per_node * port.bytes_per_s / POD.devices_per_node)
     assert time_s(8) == time_s(16) == pytest.approx(2 * (port.latency_s + of_eight))
     assert time_s(1) < time_s(8)
+    # Of nodes that are used unequally, the fullest is waited for; nothing is faster than its links.
+    for step in copies_of([*range(8), 8]):
+        assert step.time_s == pytest.approx(port.latency_s + of_eight)
+        assert step.bound_s == pytest.approx(of_eight)
+    # Links faster than the device's own memory leave that.
+    fast = dataclasses.replace(
+        port, bytes_per_s=1e15, read_bytes_per_s=1e15, write_bytes_per_s=1e15, latency_s=1e-12
+    )
+    fabric = dataclasses.replace(POD.fabric, ports=(fast,))
+    for step in copies_of([0], dataclasses.replace(POD, fabric=fabric)):
+        assert step.time_s > ONE / (2 * POD.chip.memory_bytes_per_s)
     rack = em.gb200_nvl72()
     grace = ONE / 225e9 + rack.fabric.ports[0].latency_s  # one for two GPUs, 450 GB/s each way
     of_rack = jax.shard_map(kept, mesh=rack.mesh(x=72), in_specs=P("x"), out_specs=P("x"))
@@ -270,6 +285,8 @@ def test_library_buffers_are_per_group_of_devices() -> None:
     f = over_mesh(lambda x: lax.psum(lax.psum(x, "tp"), "dp"), P(("dp", "tp")), P())
     memory = used(f, S((384, 64), F32))
     assert memory.communication_bytes == 2 * 2 * 2 * 200 * 10**6  # groups, buffers, dies
+    # NCCL_BUFFSIZE of 4 MiB in 16 channels, both ways.
+    assert communicator_bytes(em.gb200_nvl72()) == 2 * 16 * 4 * 2**20
     other = dataclasses.replace(POD, arithmetic="FP32_FMA_CHAIN")
     assert em.estimate(f, S((384, 64), F32), on=other).memory == memory  # how it adds is no matter
 

@@ -608,6 +608,29 @@ def test_overlapping_collectives_slow_each_other_and_disjoint_ones_do_not() -> N
     assert with_start[0] == with_start[1] and 1 < with_start[0] < 2  # only the wire is shared
 
 
+@pytest.mark.parametrize(("op", "algorithm"), [("all_gather", "ring"), ("all_to_all", "full_mesh")])
+def test_two_alike_take_what_one_of_twice_the_bytes_does(op: str, algorithm: str) -> None:
+    """They start, wait and work in step; only what the links carry is twice as much."""
+    one = {"op": op, "nbytes": 2**28, "devices": range(384), "algorithm": algorithm}
+    both = concurrent([one, one], POD)
+    twice_s = collective(on=POD, **{**one, "nbytes": 2**29}).time_s
+    assert [c.time_s for c in both] == pytest.approx([twice_s, twice_s], rel=1e-9)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_switches_that_add_fill_the_ports_of_their_devices(broken: bool) -> None:
+    """In both directions, for rings and for what a device beside them sends or fetches."""
+    rack = RACK.degrade(links={"device3": 0.9}) if broken else RACK
+    switch = {"op": "all_reduce", "algorithm": "nvls", "nbytes": 2**30, "devices": range(36)}
+    assert slowdown([switch, switch], rack) == pytest.approx([2, 2])
+    assert slowdown([switch, {**switch, "devices": range(36, 72)}], rack) == [1, 1]
+    assert slowdown([switch, *requests(range(36, 72))], rack) == [1, 1]
+    assert min(slowdown([switch, *requests(range(36), nbytes=2**30)], rack)) > 1.3
+    for pair in ((0, 50), (50, 0)):
+        move = {"op": "permute", "nbytes": 2**30, "pairs": [pair]}
+        assert slowdown([switch, move], rack)[1] > 1.8, pair
+
+
 @given(
     starts=st.lists(
         st.tuples(st.integers(0, 60), st.integers(2, 12), st.sampled_from([1, 7, 8])),

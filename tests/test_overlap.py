@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -239,3 +240,67 @@ def test_a_step_starts_when_what_it_reads_is_there() -> None:
         for v in need.reads:
             assert (span.start_ps >= ends[v]).all()
         ends.update(dict.fromkeys(need.writes, span.end_ps))
+
+
+# --- clocks ---------------------------------------------------------------------------------------
+
+
+def kernel(*seconds: float) -> Op:
+    """A kernel that takes so long, on each device if there are several numbers."""
+    ops = tuple(
+        Op(name="k", kind="vector", time_s=s, bound_s=0.0, limited_by="", flops=0, bytes=0)
+        for s in seconds
+    )
+    if len(ops) == 1:
+        return ops[0]
+    return dataclasses.replace(max(ops, key=lambda op: op.time_s), each=ops)
+
+
+def meeting(seconds: float, ranks: int = 2) -> CollectiveOp:
+    return CollectiveOp(
+        name="c",
+        op="all_reduce",
+        algorithm="",
+        reason="",
+        nbytes=1,
+        dtype="float32",
+        groups=((np.arange(ranks)[None], np.array([seconds])),),
+        bounds_s=(np.zeros(1),),
+        link_bytes=(),
+    )
+
+
+def clocks(steps: list[Step], slowness: tuple[float, ...]) -> list[float]:
+    found = timeline.play(steps, range(len(slowness)), slowness).clocks_ps
+    return [ps / timeline.PS_PER_S for ps in found]
+
+
+def test_kernels_take_longer_on_slow_devices_whether_or_not_they_are_alike() -> None:
+    assert clocks([kernel(2.0)], (1, 3)) == [2, 6]
+    assert clocks([kernel(1.0, 2.0)], (1, 3)) == [1, 6]
+    assert clocks([kernel(1.0, 2.0), meeting(0.5)], (1, 3)) == [6.5, 6.5]
+
+
+@pytest.mark.parametrize(
+    ("trips", "ends"), [(0, [0, 0]), (1, [1, 3]), (1.5, [2.5, 4.5]), (2, [4, 6]), (5, [13, 15])]
+)
+def test_trips_of_a_loop_whose_devices_wait_for_one_another(trips: float, ends: list) -> None:
+    """They meet and work for 1 s and 3 s: from the second trip on the first one waits."""
+    loop = Loop(name="l", trips=trips, body=(meeting(0.0), kernel(1.0)))
+    assert clocks([loop], (1, 3)) == ends
+
+
+def test_devices_that_take_a_branch_more_often() -> None:
+    loop = Loop(name="l", trips=0.5, device_trips=(0.25, 0.75), body=(kernel(4.0),))
+    assert clocks([loop], (1, 1)) == [1, 3]
+
+
+def test_clocks_hold_what_slow_devices_need() -> None:
+    healthy = kernel(timeline.LONGEST_S / 2)
+    assert timeline.play([healthy], [0], [1.9]).time_s == pytest.approx(0.95 * timeline.LONGEST_S)
+    with pytest.raises(ValueError, match="clocks in picoseconds end at"):
+        timeline.play([healthy], [0], [2.1])
+    often = Loop(name="l", trips=0.5, device_trips=(0.1, 0.9), body=(kernel(5e6),))
+    assert timeline.play([often] * 2, [0, 1]).time_s == pytest.approx(9e6)
+    with pytest.raises(ValueError, match="clocks in picoseconds end at"):
+        timeline.play([often] * 3, [0, 1])  # 1.35e7 s on the device that takes it most

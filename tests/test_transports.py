@@ -45,6 +45,17 @@ def test_one_server_points(row: dict[str, str]) -> None:
         assert served.time_s > answer.time_s and "production" in " ".join(served.assumptions)
 
 
+def test_production_takes_longer_by_the_mean_of_the_published_ratios() -> None:
+    ratios = [
+        float(row["production_us"]) / float(row["bench_us"])
+        for row in rows("one_server_collectives")
+        if row["production_us"] and float(row["bench_us"]) > 100
+    ]
+    assert len(ratios) == 4
+    factor = DIES.fabric.transport("aiv_large").production_factor
+    assert factor == pytest.approx(sum(ratios) / 4, abs=5e-4)
+
+
 @pytest.mark.parametrize("row", rows("nvl72_all_reduce"), ids=lambda r: f"{r['us']}")
 def test_nvl72_points(row: dict[str, str]) -> None:
     answer = collective("all_reduce", int(row["bytes"]), RACK, dtype=row["dtype"])

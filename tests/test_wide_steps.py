@@ -25,7 +25,7 @@ from emulator.collectives import (
     pairwise,
 )
 from emulator.collectives.schedule import Round, Wide
-from emulator.collectives.traffic import Exchange, Sends, Shift
+from emulator.collectives.traffic import Chain, Exchange, Sends, Shift
 from emulator.fabric import network_of, wide_steps
 from emulator.fabric.cost import dies_of, load_schedule, transports_for
 from emulator.fabric.steps import load_round
@@ -140,6 +140,48 @@ def test_rotations_of_all_devices_of_direct_levels(fabric: str) -> None:
         assert quick.port_s == pytest.approx(plain.port_s, rel=1e-11)
         assert quick.latency_s == pytest.approx(plain.latency_s, rel=1e-11)
         assert quick.tier_slots == plain.tier_slots
+
+
+@pytest.mark.parametrize(
+    "fabric",
+    [
+        "switch(4, 50GB/s, 1us, taper=2.5) / switch(3, 50GB/s, 2us)",
+        "switch(4, 50GB/s, 1us, planes=2, taper=2.5) / switch(3, 196GB/s, 1us, taper=8) / "
+        "switch(2, 25GB/s, 1us, taper=4)",
+    ],
+)
+def test_rotations_over_uplinks_that_are_too_few(fabric: str) -> None:
+    machine = em.custom_machine(fabric)
+    dies, transport = np.arange(machine.num_devices), machine.fabric.transports[0]
+    wide = WideSteps(machine, dies, transport)
+    full = set()
+    for by in range(1, machine.num_devices):
+        step = Shift(dies[None], by, 1, reduce=False)
+        quick = wide.load(Wide((step,), lambda: pytest.fail("listed")))
+        plain = load_listed((step,), machine, dies, transport)
+        assert quick is not None and plain is not None
+        assert quick.port_s == pytest.approx(plain.port_s, rel=1e-11)
+        full.add(round(quick.port_s * 1e12, 3))
+    # One that leaves its switch has the port for itself, more of them wait for the uplinks.
+    assert len(full) > 1
+
+
+@pytest.mark.parametrize(
+    "fabric",
+    ["ring(16, 50GB/s, 1us)", "switch(4, 50GB/s, 1us, taper=4) / switch(4, 25GB/s, 2us, taper=3)"],
+)
+def test_every_stretch_of_a_chain_from_either_end(fabric: str) -> None:
+    """Whose hops are ever longer, or load ever more of the same links."""
+    machine = em.custom_machine(fabric)
+    dies, transport = np.arange(16), machine.fabric.transports[0]
+    chain = Chain(np.array([0, 1, 2, 4, 3, 5, 8, 6, 9, 7, 10, 15, 11, 14, 12, 13]), 0, 14, False)
+    wide, seen = WideSteps(machine, dies, transport), set()
+    for first, last in [(0, hop) for hop in range(15)] + [(hop, 14) for hop in range(15)]:
+        step = dataclasses.replace(chain, first=first, last=last)
+        quick = wide.load(Wide((step,), lambda: pytest.fail("listed")))
+        assert quick == load_listed((step,), machine, dies, transport), (first, last)
+        seen.add((quick.port_s, quick.latency_s) if quick else None)
+    assert len(seen) > 2
 
 
 TAPERED = dataclasses.replace(

@@ -16,6 +16,8 @@ from emulator.fabric.collective import Collective, collective, slot_bytes_of
 from emulator.fabric.cost import dies_of, load_schedule
 from emulator.fabric.flows import Phase, finish_s
 from emulator.fabric.in_network import NAME as IN_NETWORK
+from emulator.fabric.network import Loads
+from emulator.fabric.routes import network_of
 from emulator.fabric.steps import link_loads, load_round, transfers_of
 from emulator.machines import Machine
 from emulator.machines.fabric import Transport
@@ -97,7 +99,7 @@ def _phases(request: Mapping[str, Any], answer: Collective, on: Machine) -> tupl
         return ()
     dies = dies_of(on, answer.devices)[0]
     if answer.algorithm == IN_NETWORK:
-        return _ports(answer, dies)
+        return _ports(answer, on, dies)
     given = request.get("algorithm")
     ranks = {device: rank for rank, device in enumerate(answer.devices)}
     schedule = build(
@@ -142,35 +144,47 @@ def _step_phases(
         if transfers is None or step is None:
             continue
         fixed_s, wire_s = load.step_s(step, slot_bytes)
-        links, busy = [], []
-        for first, seconds in link_loads(on, transfers, transport):
-            used = np.flatnonzero(seconds)
-            links.append(first + used)
-            busy.append(seconds[used] / step.port_s)
+        links, busy = _busy(link_loads(on, transfers, transport), step.port_s)
         phases.append(
             Phase(
                 repeat=step.repeat,
                 fixed_s=fixed_s,
                 wire_s=wire_s,
-                links=np.concatenate(links),
-                busy=np.concatenate(busy),
+                links=links,
+                busy=busy,
                 bytes_per_s=1 / step.port_s,
             )
         )
     return tuple(phases)
 
 
-def _ports(answer: Collective, dies: tuple[int, ...]) -> tuple[Phase, ...]:
-    """A collective in the switches, as work of its devices' ports for all of its time (assumption;
-    it has no steps between devices that could be told apart).
+def _busy(loads: Loads, most_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """The links of `loads` that work, and for which part of `most_s`."""
+    links, busy = [], []
+    for first, seconds in loads:
+        used = np.flatnonzero(seconds)
+        links.append(first + used)
+        busy.append(seconds[used] / most_s)
+    return np.concatenate(links), np.concatenate(busy)
+
+
+def _ports(answer: Collective, on: Machine, dies: tuple[int, ...]) -> tuple[Phase, ...]:
+    """A collective in the switches, as work of its devices' ports, in and out, for all of its time
+    (assumption; it has no steps between devices that could be told apart).
     """
+    src = np.asarray(dies)
+    dst = np.roll(src, 1)  # each sends and receives once
+    ones, tier = np.ones(len(src)), network_of(on).tier_between(src, dst)
+    transfers = (src, dst, tier, ones, ones > 1)
+    loads = link_loads(on, transfers, on.fabric.transport(answer.transport))
+    links, busy = _busy(loads, max(float(seconds.max()) for _, seconds in loads))
     return (
         Phase(
             repeat=1,
             fixed_s=0.0,
             wire_s=answer.time_s,
-            links=np.asarray(dies),
-            busy=np.ones(len(dies)),
+            links=links,
+            busy=busy,
             bytes_per_s=max(answer.nbytes, 1) / answer.time_s,
         ),
     )

@@ -31,8 +31,6 @@ _SEMI = "SemiAnalysis, 16 April 2025"
 
 MOST_PODS = 432  # 165,000 packages, arXiv 2506.12708 v2 (documented)
 
-_RDMA_J_PER_BYTE = (640e-12, 1920e-12)
-
 _CORES, _CLOCK_HZ = 24, 1.8e9
 _BF16 = _CORES * 2 * 16 * 16 * 16 * _CLOCK_HZ  # 353.9 TFLOPS
 _VECTOR = (
@@ -360,6 +358,7 @@ def _joined(pod: Machine, pods: int) -> Machine:
         for transport in fabric.transports
     )
     power = pod.power
+    low, high = dict(power.link_j_per_byte)["pod"]
     return _changed(
         pod,
         cite(
@@ -381,7 +380,7 @@ def _joined(pod: Machine, pods: int) -> Machine:
                 cpu_w=_times(pods, power.cpu_w),
                 switch_w=_times(pods, power.switch_w),
                 system_w=_times(pods, power.system_w),
-                link_j_per_byte=(*power.link_j_per_byte, ("pods", _RDMA_J_PER_BYTE)),
+                link_j_per_byte=(*power.link_j_per_byte, ("pods", (2 * low, 3 * high))),
             ),
         ),
     )

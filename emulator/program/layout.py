@@ -258,13 +258,11 @@ def reshape_layout(shape: Sequence[int], out_shape: Sequence[int], layout: Layou
         return None
     result: list[tuple[str, ...]] = [()] * len(out_shape)
     i = j = 0
-    while i < len(shape) or j < len(out_shape):
+    while j < len(out_shape):  # then only ones are left of `shape`
         start_i, start_j = i, j
-        left = right = 1
+        left, right, j = 1, out_shape[j], j + 1
         if i < len(shape):
             left, i = shape[i], i + 1
-        if j < len(out_shape):
-            right, j = out_shape[j], j + 1
         while left != right:
             if left < right:
                 left, i = left * shape[i], i + 1
