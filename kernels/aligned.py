@@ -143,9 +143,7 @@ mlir.register_lowering(
 )
 
 
-def _by_xla(
-    a: Array, b: Array, c: Array | None, arithmetic: Arithmetic, specials: bool
-) -> Array:
+def _by_xla(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic, specials: bool) -> Array:
     """As `accumulate`, by XLA's operations; `specials` as for `aligned_step.step`."""
     k, n = b.shape[1:]
     layout = _layout(k, n, arithmetic.products)

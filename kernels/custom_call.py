@@ -248,7 +248,9 @@ def _address_of(task: str) -> Any:
     return address
 
 
-_fused_task, _chain_task, _sums_task, _aligned_task = (_address_of(task) for task in _TASKS.values())
+_fused_task, _chain_task, _sums_task, _aligned_task = (
+    _address_of(task) for task in _TASKS.values()
+)
 
 
 @njit(**COMPILED)

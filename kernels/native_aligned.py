@@ -1,11 +1,12 @@
-"""Steps that cut their terms to a common grid, compiled by numba for a CPU's vectors: `[batch, m, k]
-x [batch, k, n]`.
+"""Steps that cut their terms to a common grid, on a CPU's vectors, compiled by numba: `[batch, m,
+k] x [batch, k, n]`.
 
-The same results as `kernels.aligned`, bit for bit, for operands without infinities and NaNs. A tile
-of accumulators runs through blocks of k, `ROWS x COLUMNS` elements at once. Where the operands of a
-block are not further apart than `RANGE` exponents, their products are exact in FP32, and so is what
-a power of two makes of them: an instruction cuts them to the grid (`narrow`). Others are integers,
-which are shifted (`wide`). The two are in `kernels.native_aligned_steps`.
+The same results as `kernels.aligned`, bit for bit, for operands without infinities and NaNs. Tiles
+of accumulators run through blocks of k, `ROWS x COLUMNS` elements at once. Products of significands
+are exact in FP32, and so is what a power of two makes of them; an instruction cuts that to the
+grid. Where the operands of a block are not further apart than `RANGE` exponents, the power is the
+same for all products of a step (`narrow`), else each one has its own (`wide`). The two are in
+`kernels.native_aligned_steps`.
 """
 
 from __future__ import annotations
@@ -100,9 +101,7 @@ def compute(
     for first in range(0, k, block):
         length = -(-min(block, k - first) // products) * products
         pack_rows(a, form, corner[0], order[:rows], k, first, length, 1, x[0])
-        pack_columns(
-            b, form, corner[1], order[:columns], (k, n), first, length, 1, False, y[0]
-        )
+        pack_columns(b, form, corner[1], order[:columns], (k, n), first, length, 1, False, y[0])
         x_count, y_count = row_groups * ROWS * length, width * length
         extent(x[0], 0, x_count, known[0])
         extent(y[0], 0, y_count, known[1])

@@ -2,8 +2,8 @@
 the arithmetic of `kernels.native_aligned`.
 
 An accumulator is held as three words: `number`, a float that is an integer of 24 bits at most;
-`unit`, the exponent that belongs to it, and 127; and `exponent`, the one that alignment sees. Zeros have
-`NO_EXPONENT` as either, infinities `INFINITE`, so that no term changes them any more.
+`unit`, the exponent that belongs to it, and 127; and `exponent`, the one that alignment sees. Zeros
+have `NO_EXPONENT`, infinities `INFINITE`, so that no term changes them any more.
 
 The processor has to round toward zero. What is multiplied here is exact; only `counted_with_sign`
 rounds, and that is how a unit rounds its sums.
@@ -25,7 +25,7 @@ ROWS = 2
 
 NO_EXPONENT = -10000  # of a zero, also among operands: never the largest
 INFINITE = 2000  # of an infinity, always the largest
-RANGE = 50  # exponents of nonzero numbers that `narrow` takes, from the largest one down
+RANGE = 48  # exponents of nonzero numbers that `narrow` takes, from the largest one down
 
 _BIAS = 127
 _LOWEST = -126
@@ -39,9 +39,12 @@ _Terms = Callable[[Any], list[Vector]]
 class _Group:
     """Operands of `ROWS x COLUMNS` elements: values and exponents, see `narrow`."""
 
-    def __init__(self, emit: Emitter, x: Any, xs: Any, y: Any, ys: Any, stride: Any) -> None:
+    def __init__(self, emit: Emitter, operands: tuple[Any, ...], stride: Any) -> None:
+        x, xs, y, ys = operands
         self.singles = emit.floats()
-        self._rows, self._row_exponents = (rows_of(self.singles, at, stride, ROWS) for at in (x, xs))
+        self._rows, self._row_exponents = (
+            rows_of(self.singles, at, stride, ROWS) for at in (x, xs)
+        )
         self._columns, self._column_exponents = (self.singles.at(at) for at in (y, ys))
 
     def factors(self, k: Any) -> list[tuple[Vector, Vector]]:
@@ -109,7 +112,7 @@ def _steps(
     products: Any,
     *rest: Any,
 ) -> None:
-    group, singles = _Group(emit, *operands, stride), emit.floats()
+    group, singles = _Group(emit, operands, stride), emit.floats()
     cut, floor, shift = (_all_equal(singles, value) for value in rest)
     starts = range(0, COLUMNS, VECTOR)
     c = singles.at(c)

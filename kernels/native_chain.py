@@ -655,9 +655,7 @@ def _tile(
     for first in range(0, number, block):
         length = min(block, number - first)
         pack_rows(a, form, corner[0], row_order, k, first, length, products, x)
-        pack_columns(
-            b, form, corner[1], column_order, sizes, first, length, products, is_sorted, y
-        )
+        pack_columns(b, form, corner[1], column_order, sizes, first, length, products, is_sorted, y)
         of_rows[:], of_columns[:] = 0, 0
         x_size, y_size = length * ROWS, length * COLUMNS
         if careful:
