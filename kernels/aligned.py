@@ -27,6 +27,8 @@ _BLOCK = 16  # products between two passes over the accumulators, if a step has 
 _NARROW = 16  # columns below which the product is computed transposed
 _TILE = 128  # columns of a tile, at most
 
+_product = Primitive("aligned_product")
+
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
@@ -63,32 +65,35 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
 
     Operands are read (`operands.read`) block by block, so that no second copy of them is kept.
     """
+    if not is_native(arithmetic, a.dtype.name):
+        return _by_xla(a, b, c, arithmetic)
+    found: Array = _product.bind(a, b, *([] if c is None else [c]), arithmetic=arithmetic)
+    return found
+
+
+def _by_xla(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+    """As `accumulate`, by XLA's operations."""
     m, n = a.shape[1], b.shape[2]
     if n < _NARROW < m:  # long rows are what the loops below are good at
         turned = None if c is None else c.swapaxes(1, 2)
-        return accumulate(b.swapaxes(1, 2), a.swapaxes(1, 2), turned, arithmetic).swapaxes(1, 2)
+        return _by_xla(b.swapaxes(1, 2), a.swapaxes(1, 2), turned, arithmetic).swapaxes(1, 2)
     with jax.enable_x64(True):
         if arithmetic.zero == "ieee":
-            return _by_xla(a, b, c, arithmetic, specials=True)
+            return _in_steps(a, b, c, arithmetic, specials=True)
         if arithmetic.specials == "saturate" and arithmetic.product_overflow == "keep":
-            return _finite(a, b, c, arithmetic)
+            return _in_steps(a, b, c, arithmetic, specials=False)
         left, right = (operands.read(v, arithmetic) for v in (a, b))
         special = _has_specials(left, right, c, arithmetic)
         found: Array = lax.cond(
             special,
-            lambda: _by_xla(a, b, c, arithmetic, specials=True),
-            lambda: _finite(a, b, c, arithmetic),
+            lambda: _in_steps(a, b, c, arithmetic, specials=True),
+            lambda: _in_steps(a, b, c, arithmetic, specials=False),
         )
     return found
 
 
-# Terms that are all finite.
-
-_finite_product = Primitive("finite_aligned_product")
-
-
 def is_native(arithmetic: Arithmetic, dtype: str) -> bool:
-    """Whether a CPU has a way of its own for the unit and finite operands of a type."""
+    """Whether a CPU has a way of its own for the unit and operands of a type."""
     grid = _grid(arithmetic, dtype)
     return (
         arithmetic.addend == "fused"
@@ -112,39 +117,32 @@ def _grid(arithmetic: Arithmetic, dtype: str) -> Grid:
     return Grid(arithmetic, kept + 1, operands.LOWEST_EXPONENT[dtype])
 
 
-def _finite(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    if not is_native(arithmetic, a.dtype.name):
-        return _by_xla(a, b, c, arithmetic, specials=False)
-    given = [] if c is None else [c]
-    found: Array = _finite_product.bind(a, b, *given, arithmetic=arithmetic)
-    return found
-
-
 def _elsewhere(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:
-    with jax.enable_x64(True):
-        return _by_xla(a, b, c[0] if c else None, arithmetic, specials=False)
+    return _by_xla(a, b, c[0] if c else None, arithmetic)
 
 
 def _on_cpu(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:
     if (native := compiled(ALIGNED)) is None:
         return _elsewhere(a, b, *c, arithmetic=arithmetic)
-    found: Array = native.accumulate(a, b, c[0] if c else None, arithmetic)
+    addend = c[0] if c else None
+    if b.shape[2] < _NARROW < a.shape[1]:
+        turned = (None if x is None else x.swapaxes(1, 2) for x in (b, a, addend))
+        return native.accumulate(*turned, arithmetic).swapaxes(1, 2)
+    found: Array = native.accumulate(a, b, addend, arithmetic)
     return found
 
 
-@_finite_product.def_abstract_eval
+@_product.def_abstract_eval
 def _shape(a: Any, b: Any, *c: Any, arithmetic: Arithmetic) -> Any:
     return a.update(shape=(a.shape[0], a.shape[1], b.shape[2]), dtype=jnp.dtype(jnp.float32))
 
 
-mlir.register_lowering(_finite_product, mlir.lower_fun(_elsewhere, multiple_results=False))
-mlir.register_lowering(
-    _finite_product, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu"
-)
+mlir.register_lowering(_product, mlir.lower_fun(_elsewhere, multiple_results=False))
+mlir.register_lowering(_product, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
 
 
-def _by_xla(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic, specials: bool) -> Array:
-    """As `accumulate`, by XLA's operations; `specials` as for `aligned_step.step`."""
+def _in_steps(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic, specials: bool) -> Array:
+    """As `accumulate`; `specials` as for `aligned_step.step`."""
     k, n = b.shape[1:]
     layout = _layout(k, n, arithmetic.products)
     x = _blocks(a, layout)

@@ -177,7 +177,8 @@ def _work_on_aligned(job: int) -> None:
         return
     at = _load(job + 8 * _OPTIONS)
     form = _load(at), _load(at + 8), _load(at + 16)
-    options = _load(at + 24), _load(at + 32), _load(at + 40), _load(at + 48)
+    unit = _load(at + 24), _load(at + 32), _load(at + 40)
+    options = (*unit, _load(at + 48), _load(at + 56))
     a, b, k, c, out = _operands(job)
     tile = _load(job + 8 * _ROWS), _load(job + 8 * _COLUMNS)
     buffers = native_aligned.buffers_for(tile, options[0])
@@ -515,7 +516,7 @@ def accumulate(
     elif arithmetic.fraction_bits is not None:
         lowest, grid = LOWEST_EXPONENT[a.dtype.name], [arithmetic.fraction_bits]
         grid.append(arithmetic.min_exponent or 0)
-        name, options = ALIGNED, [arithmetic.products, lowest, *grid]
+        name, options = ALIGNED, [arithmetic.products, lowest, *grid, arithmetic.nan]
     else:
         saturates = arithmetic.overflow == "saturate"
         name, options = FUSED, [arithmetic.products, kept + 1, saturates, arithmetic.nan]

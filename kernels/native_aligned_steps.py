@@ -3,7 +3,8 @@ the arithmetic of `kernels.native_aligned`.
 
 An accumulator is held as three words: `number`, a float that is an integer of 24 bits at most;
 `unit`, the exponent that belongs to it, and 127; and `exponent`, the one that alignment sees. Zeros
-have `NO_EXPONENT`, infinities `INFINITE`, so that no term changes them any more.
+have `NO_EXPONENT`; infinities have `INFINITE`, and what is no number has `NAN`, so that no finite
+term changes them.
 
 The processor has to round toward zero. What is multiplied here is exact; only `counted_with_sign`
 rounds, and that is how a unit rounds its sums.
@@ -12,6 +13,7 @@ rounds, and that is how a unit rounds its sums.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +26,7 @@ from kernels.vectors import TOWARD_ZERO, Emitter, Vector, inline
 ROWS = 2
 
 NO_EXPONENT = -10000  # of a zero, also among operands: never the largest
-INFINITE = 2000  # of an infinity, always the largest
+INFINITE, NAN = 2000, 3000  # of an infinity, and of what is no number: always the largest
 RANGE = 48  # exponents of nonzero numbers that `narrow` takes, from the largest one down
 
 _BIAS = 127
@@ -113,7 +115,7 @@ def _steps(
     *rest: Any,
 ) -> None:
     group, singles = _Group(emit, operands, stride), emit.floats()
-    cut, floor, shift = (_all_equal(singles, value) for value in rest)
+    cut, floor, shift = (_all_equal(singles, value) for value in rest[:3])
     starts = range(0, COLUMNS, VECTOR)
     c = singles.at(c)
     places = [singles.place(c, singles.times(width, i), j) for i in range(ROWS) for j in starts]
@@ -152,9 +154,10 @@ def _steps(
         with emit.loop(products) as p:
             for total, term in zip(totals, terms(emit.builder.add(first, p)), strict=True):
                 emit.put(total, emit.get(total).plus_words(term))
-        added, fields, exponents = [], [], []
+        before, added, fields, exponents = [], [], [], []
         for variables, top, total in zip(sums, tops, totals, strict=True):
-            number, unit, _ = variables
+            number, unit, exponent_before = variables
+            before.append((emit.get(number), get(exponent_before)))
             unit_now = top.minus_words(to_biased)
             moved = get(unit).minus_words(unit_now).plus_words(singles.word(_BIAS))
             moved = moved.larger_integer(singles.word(_BIAS - 40))
@@ -167,11 +170,23 @@ def _steps(
             added.append((emit.get(total), term, unit_now))
             fields.append(field)
             exponents.append(exponent)
-        unusual = _outside(singles, fields, _BIAS, _BIAS + _FEW_BITS - 1)
-        unusual = unusual | _outside(singles, exponents, _LOWEST, _BIAS)
-        with emit.when(singles.word(_SIZE).less_word(unusual).bits()):
-            for variables, (total, term, unit) in zip(sums, added, strict=True):
-                put(variables, *_sum(singles, total, term, unit))
+        with emit.when(_any_negative(singles, _unusual(singles, fields, exponents))):
+            each = [
+                _unusual(singles, [field], [exponent]) & top.minus_words(singles.word(INFINITE))
+                for field, exponent, top in zip(fields, exponents, tops, strict=True)
+            ]
+            with emit.when(_any_negative(singles, functools.reduce(Vector.__or__, each))):
+                for variables, (total, term, unit) in zip(sums, added, strict=True):
+                    put(variables, *_sum(singles, total, term, unit))
+        with emit.when(rest[3]):
+            kinds = [emit.variable(_kind(singles, *old)) for old in before]
+            with emit.loop(products) as p:
+                factors = group.factors(emit.builder.add(first, p))
+                for kind, (left, right) in zip(kinds, factors, strict=True):
+                    emit.put(kind, emit.get(kind) + left * right)
+            for kind, variables in zip(kinds, sums, strict=True):
+                now = [emit.get(variables[0]), *(get(variable) for variable in variables[1:])]
+                put(variables, *_unless_special(singles, emit.get(kind), *now))
     for place, variables in zip(places, sums, strict=True):
         for part, variable in zip(parts, variables, strict=True):
             singles.store(emit.get(variable), singles.place(place, part))
@@ -186,6 +201,39 @@ def _outside(singles: Emitter, values: list[Vector], least: int, most: int) -> V
     """Negative where any of the values is."""
     low = functools.reduce(Vector.smaller_integer, values).minus_words(singles.word(least))
     return low | singles.word(most).minus_words(functools.reduce(Vector.larger_integer, values))
+
+
+def _unusual(singles: Emitter, fields: list[Vector], exponents: list[Vector]) -> Vector:
+    """Negative where a sum is zero, may have been too long, or is no normal number."""
+    return _outside(singles, fields, _BIAS, _BIAS + _FEW_BITS - 1) | _outside(
+        singles, exponents, _LOWEST, _BIAS
+    )
+
+
+def _any_negative(singles: Emitter, words: Vector) -> ir.Value:
+    return singles.word(_SIZE).less_word(words).bits()
+
+
+def _kind(singles: Emitter, number: Vector, exponent: Vector) -> Vector:
+    """An infinity or NaN for an accumulator that is that, else 0."""
+    infinite, nan = (exponent.less_integer(singles.word(x)) for x in (INFINITE, NAN))
+    kind = nan.where(number * singles.number(math.inf), singles.number(math.nan))
+    return infinite.where(singles.number(0.0), kind)
+
+
+def _unless_special(
+    singles: Emitter, kind: Vector, number: Vector, unit: Vector, exponent: Vector
+) -> tuple[Vector, Vector, Vector]:
+    """An accumulator, or an infinity or NaN if the kind is that."""
+    size, sign = kind.words() & singles.word(_SIZE), kind.words() & singles.word(_SIGN)
+    finite, infinity = size.less_word(singles.word(_INFINITY)), singles.word(INFINITE)
+    special = size.same_words(singles.word(_INFINITY)).where(infinity, singles.word(NAN))
+    one = (singles.number(1.0).words() | sign).numbers()
+    return (
+        finite.where(number, one),
+        finite.where(unit, special.plus_words(singles.word(_BIAS))),
+        finite.where(exponent, special),
+    )
 
 
 def _sum(
@@ -210,8 +258,9 @@ def _sum(
     infinite = singles.word(_BIAS).less_integer(exponent)
     number = infinite.where(one, size.counted_with_sign())
     number = (number.words() | (negative & singles.word(_SIGN))).numbers()
-    unit = infinite.where(singles.word(INFINITE + _BIAS), unit)
-    exponent = infinite.where(singles.word(INFINITE), exponent)
+    limit = exponent.larger_integer(singles.word(INFINITE))
+    unit = infinite.where(limit.plus_words(singles.word(_BIAS)), unit)
+    exponent = infinite.where(limit, exponent)
     number = is_zero.where(singles.number(0.0), number)
     return number, is_zero.where(none, unit), is_zero.where(none, exponent)
 
@@ -230,7 +279,7 @@ def narrow(emit: Emitter, *operands: Any) -> None:
 
     Args:
         operands: x, x_exponents, y, y_exponents, c, apart, width, stride, steps, products, cut,
-            floor, shift:
+            floor, shift, special:
             x, y: values `[ROWS, steps * products]`, rows `stride` apart, and `[.., COLUMNS]`:
                 floats of at most 12 bits, less than 2, and not less than 2^-RANGE but for zeros:
                 those that were read, each divided by a power of two that all of x or y share.
@@ -240,6 +289,9 @@ def narrow(emit: Emitter, *operands: Any) -> None:
                 `width` apart.
             cut, floor: fraction bits of the grid, and its least exponent.
             shift: cut + 127 and the exponents of the powers of two.
+            special: not 0 if values are infinite or NaN.
+
+    What is computed of infinities and NaNs before that is looked at does not count.
     """
     _steps(emit, _scaled_by_steps, operands[:4], *operands[4:])
 
@@ -267,22 +319,26 @@ def _exponents(singles: Emitter, size: Vector, lowest: Vector) -> Vector:
 
 def _split(
     emit: Emitter, of_rows: bool, words: Any, exponents: Any, count: Any, *options: Any
-) -> None:
+) -> ir.Value:
     singles = emit.floats()
     words, exponents = singles.at(words), singles.at(exponents)
     lowest, is_wide, top = (_all_equal(singles, option) for option in options)
-    is_wide, places, zero = is_wide.signs(), singles.word(23), singles.word(0)
+    places, zero, infinity = singles.word(23), singles.word(0), singles.word(_INFINITY)
+    is_wide, largest = is_wide.signs(), emit.variable(zero)
 
     def split(index: Any) -> None:
         here = singles.place(words, index)
         word = singles.load(here).words()
         size = word & singles.word(_SIZE)
+        emit.put(largest, emit.get(largest).larger_word(size))
+        finite = size.less_word(infinity)
         exponent = _exponents(singles, size, lowest)
         down = (exponent & is_wide) | (top & ~is_wide)
         subnormal = size.counted().words().plus_words(singles.word((_LAST << 23) % (1 << 32)))
-        size = size.less_word(singles.word(1 << 23)).where(subnormal, size)
-        value = size.minus_words(down.shifted_up(places)) | (word & singles.word(_SIGN))
-        value = exponent.same_words(singles.word(NO_EXPONENT)).where(zero, value)
+        normal = size.less_word(singles.word(1 << 23)).where(subnormal, size)
+        value = normal.minus_words(down.shifted_up(places)) | (word & singles.word(_SIGN))
+        value = size.same_words(zero).where(zero, finite.where(value, word))
+        exponent = finite.where(exponent, singles.word(NO_EXPONENT))
         singles.store(value.numbers(), here)
         upper = exponent.shifted_up(singles.word(16))
         if of_rows:
@@ -293,29 +349,30 @@ def _split(
             singles.store_short(upper, singles.place(exponents, half))
 
     _map(emit, count, split)
+    return (~emit.get(largest).less_word(infinity)).bits()
 
 
-@inline(result=False)
-def split_rows(emit: Emitter, *operands: Any) -> None:
-    """FP32 words become values and exponents of x.
+@inline(result=True)
+def split_rows(emit: Emitter, *operands: Any) -> Any:
+    """FP32 words become values and exponents of x; the result is not 0 if any is infinite or NaN.
 
     Args:
         operands: words, exponents, count, lowest, is_wide, top: the exponent of the type's least
             normal number; -1 for `wide`, else 0; and the exponent of the power of two by which
             `narrow` has them divided.
     """
-    _split(emit, True, *operands)
+    return _split(emit, True, *operands)
 
 
-@inline(result=False)
-def split_columns(emit: Emitter, *operands: Any) -> None:
+@inline(result=True)
+def split_columns(emit: Emitter, *operands: Any) -> Any:
     """As `split_rows`, of y."""
-    _split(emit, False, *operands)
+    return _split(emit, False, *operands)
 
 
 @inline(result=False)
 def read(emit: Emitter, words: Any, c: Any, apart: Any, count: Any) -> None:
-    """Accumulators of FP32 words, none of which is infinite or NaN; see `narrow`."""
+    """Accumulators of FP32 words; see `narrow`."""
     singles = emit.floats()
     words, c = singles.at(words), singles.at(c)
 
@@ -327,18 +384,19 @@ def read(emit: Emitter, words: Any, c: Any, apart: Any, count: Any) -> None:
         exponent = _exponents(singles, size, singles.word(_LOWEST))
         place = singles.place(c, index)
         number = significand.with_sign_of(word).counted_with_sign()
-        singles.store(number, place)
         unit = exponent.plus_words(singles.word(_BIAS - 23))
-        singles.store(unit.numbers(), singles.place(place, apart))
-        singles.store(exponent.numbers(), singles.place(place, apart, apart))
+        found = _unless_special(singles, word.numbers(), number, unit, exponent)
+        for part, value in enumerate((found[0], found[1].numbers(), found[2].numbers())):
+            singles.store(value, singles.place(place, *[apart] * part))
 
     _map(emit, count, decode)
 
 
 @inline(result=False)
-def write(emit: Emitter, c: Any, apart: Any, words: Any, count: Any) -> None:
-    """FP32 words of accumulators."""
+def write(emit: Emitter, c: Any, apart: Any, words: Any, count: Any, nan: Any) -> None:
+    """FP32 words of accumulators, one of which is what is no number."""
     singles = emit.floats()
+    nan = _all_equal(singles, nan)
     words, c = singles.at(words), singles.at(c)
 
     def encode(index: Any) -> None:
@@ -356,6 +414,7 @@ def write(emit: Emitter, c: Any, apart: Any, words: Any, count: Any) -> None:
         infinite = exponent.same_words(singles.word(INFINITE))
         found = infinite.where(singles.word(_INFINITY), found) | sign
         found = size.same_words(singles.word(0)).where(singles.word(0), found)
+        found = exponent.same_words(singles.word(NAN)).where(nan, found)
         singles.store(found.numbers(), singles.place(words, index))
 
     _map(emit, count, encode)

@@ -4,6 +4,7 @@ operations, whatever the data.
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +48,7 @@ pytestmark = pytest.mark.skipif(compiled(ALIGNED) is None, reason="numba does no
 @functools.partial(jax.jit, static_argnums=3)
 def by_xla(a, b, c, arithmetic):
     """What a GPU computes, also where a CPU has a way of its own."""
-    with jax.enable_x64(True):
-        return aligned._by_xla(a, b, c, arithmetic, specials=False)
+    return aligned._by_xla(a, b, c, arithmetic)
 
 
 @functools.partial(jax.jit, static_argnames="arithmetic")
@@ -126,15 +126,28 @@ def test_other_records_have_not(changes):
 
 @pytest.mark.parametrize("unit", [HOPPER, TF32], ids=["BF16", "TF32"])
 def test_all_data_has_xlas_bits(unit):
-    """In tiles and blocks of k, with rests of all kinds; specials never come here."""
+    """In tiles and blocks of k, with rests of all kinds."""
     for name in GENERATORS:
         a, b, c = draw_matrices(name, 5, 299, 281, 275, BF16 if unit is HOPPER else FP32)
         c = np.zeros((299, 275), np.float32) if c is None else c
-        a, b, c = (
-            np.where(np.isfinite(x.astype(np.float32)), x, x.dtype.type(1))[None] for x in (a, b, c)
-        )
-        expected, got = by_xla(a, b, c, unit), by_cpu(a, b, c, arithmetic=unit)
+        expected = by_xla(a[None], b[None], c[None], unit)
+        got = by_cpu(a[None], b[None], c[None], arithmetic=unit)
         assert (words(expected) == words(got)).all(), name
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_infinities_and_nans_anywhere(value):
+    """In a, b, C or in two of them, in steps before and after sums that overflow."""
+    rng = np.random.default_rng(2)
+    for k in (16, 150):
+        large = rng.choice([-1, 1], (2, 9, k)) * 2.0 ** rng.integers(-140, 128, (2, 9, k))
+        for ways in itertools.product((False, True), repeat=3):
+            a, b = (x.astype(BF16) for x in (large[0], large[1].T))
+            c = rng.normal(size=(9, 9)).astype(np.float32)
+            for x, has in zip((a, b, c), ways, strict=True):
+                if has:
+                    x[3, 5], x[8, 8], x[0, 0] = value, -value, 0
+            check(ways, a, b, c, HOPPER)
 
 
 @pytest.mark.parametrize("exponent", [0, -62, -70, 60])
@@ -205,14 +218,18 @@ def test_zeros_after_large_sums():
     check("cancelled", a.astype(BF16), filled((48, 3), BF16, 1.0), None, HOPPER)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 7, 1, 20), (2, 65, 17, 1), (1, 1, 40, 70)])
-def test_shapes(shape):
+@pytest.mark.parametrize("products", [1, 5, 16])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 7, 1, 20), (2, 65, 17, 1), (1, 9, 261, 31)])
+def test_shapes(shape, products):
     batch, m, k, n = shape
     a, b, c = draw_matrices("wide", 7, batch * m, k, batch * n, BF16)
     a, b = a.reshape(batch, m, k), b.reshape(k, batch, n).swapaxes(0, 1)
     c = np.resize(c, (batch, m, n))
-    check(shape, a, b, c, HOPPER)
-    check(shape, a, b, None, HOPPER)
+    unit = dataclasses.replace(HOPPER, products=products)
+    check(shape, a, b, c, unit)
+    check(shape, a, b, None, unit)
+    way = functools.partial(kernels.matmul, arithmetic=unit)
+    check(shape, a, b, c, unit, way)
 
 
 def test_batches_jit_vmap_and_branches_keep_bits():
@@ -226,7 +243,9 @@ def test_batches_jit_vmap_and_branches_keep_bits():
     check("batches", a, b, None, HOPPER, lambda *_: whole.view(np.float32))
     assert (words(jax.jit(product)(a, b)) == whole).all()
     assert (words(jax.vmap(product)(a, b)) == whole).all()
-    branch = jax.jit(lambda yes: jax.lax.cond(yes, product, lambda *_: jnp.zeros(whole.shape), a, b))
+    branch = jax.jit(
+        lambda yes: jax.lax.cond(yes, product, lambda *_: jnp.zeros(whole.shape), a, b)
+    )
     assert (words(branch(True)) == whole).all()
     found = jax.lax.map(lambda pair: product(*pair), (a, b))
     assert (words(found) == whole).all()
