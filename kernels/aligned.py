@@ -1,11 +1,13 @@
-"""The twin for units that cut the terms of a step to a common grid: integers all the way.
+"""The twin for units that cut the terms of a step to a common grid. On CPUs those of NVIDIA's kind
+(`is_native`) have `kernels.native_aligned`; this is what all others run, and GPUs: integers all the
+way.
 
 K is walked in blocks of some 16 products. A block of both operands is decoded into significands,
 exponents and signs; the arithmetic of its steps (`aligned_step`) then runs over all output elements
 at once, tiled so that a block of `b` stays in the nearest cache.
 
 All finite inputs take one path. Where there are infinities or NaNs, the same steps also carry along
-what becomes of those.
+what becomes of those. The bits are the same everywhere.
 """
 
 from dataclasses import dataclass
@@ -61,10 +63,7 @@ def _layout(k: int, n: int, products: int) -> _Layout:
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, both of one type.
-
-    Operands are read (`operands.read`) block by block, so that no second copy of them is kept.
-    """
+    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, both of one type."""
     if not is_native(arithmetic, a.dtype.name):
         return _by_xla(a, b, c, arithmetic)
     found: Array = _product.bind(a, b, *([] if c is None else [c]), arithmetic=arithmetic)
@@ -72,7 +71,9 @@ def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> A
 
 
 def _by_xla(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    """As `accumulate`, by XLA's operations."""
+    """As `accumulate`, by XLA's operations. Operands are read (`operands.read`) block by block, so
+    that no second copy of them is kept.
+    """
     m, n = a.shape[1], b.shape[2]
     if n < _NARROW < m:  # long rows are what the loops below are good at
         turned = None if c is None else c.swapaxes(1, 2)

@@ -1,5 +1,5 @@
-"""`kernels.native`, `kernels.native_chain` and `kernels.native_sums` as custom calls of XLA:CPU,
-which XLA's own threads share among themselves.
+"""`kernels.native`, `kernels.native_aligned`, `kernels.native_chain` and `kernels.native_sums` as
+custom calls of XLA:CPU, which XLA's own threads share among themselves.
 
 XLA calls a function of C with one structure (`xla/ffi/api/c_api.h`, which jaxlib ships; its layout
 is kept for as long as the version's first number is). Numba compiles such a function; the places of

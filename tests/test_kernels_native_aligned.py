@@ -15,6 +15,7 @@ import kernels
 from kernels import NVIDIA_HOPPER, aligned
 from kernels.compiled import ALIGNED, compiled
 from tests.kernel_inputs import BF16, FP16, FP32, GENERATORS, draw, draw_matrices, words
+from tests.test_kernels_aligned import by_xla
 
 MODES = [
     (mode, dtype)
@@ -43,12 +44,6 @@ CUSTOM: dict[str, tuple[dict[str, object], np.dtype]] = {
 }
 
 pytestmark = pytest.mark.skipif(compiled(ALIGNED) is None, reason="numba does not work here")
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def by_xla(a, b, c, arithmetic):
-    """What a GPU computes, also where a CPU has a way of its own."""
-    return aligned._by_xla(a, b, c, arithmetic)
 
 
 @functools.partial(jax.jit, static_argnames="arithmetic")
@@ -130,7 +125,7 @@ def test_all_data_has_xlas_bits(unit):
     for name in GENERATORS:
         a, b, c = draw_matrices(name, 5, 299, 281, 275, BF16 if unit is HOPPER else FP32)
         c = np.zeros((299, 275), np.float32) if c is None else c
-        expected = by_xla(a[None], b[None], c[None], unit)
+        expected = by_xla(a[None], b[None], c[None], arithmetic=unit)
         got = by_cpu(a[None], b[None], c[None], arithmetic=unit)
         assert (words(expected) == words(got)).all(), name
 
