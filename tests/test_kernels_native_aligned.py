@@ -190,7 +190,7 @@ def test_results_around_the_least_normal_number():
         check(low, a, b, None, HOPPER)
 
 
-@pytest.mark.parametrize("apart", range(46, 50))
+@pytest.mark.parametrize("apart", [47, 48, 49, 53, 56])
 def test_operands_just_in_range_or_not(apart):
     """Of the two ways, products at either end, and sums that only those have."""
     rng = np.random.default_rng(apart)
