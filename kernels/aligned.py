@@ -1,27 +1,35 @@
-"""The twin for units that cut the terms of a step to a common grid: integers all the way.
+"""The twin for units that cut the terms of a step to a common grid. On CPUs those of NVIDIA's kind
+(`is_native`) have `kernels.native_aligned`; this is what all others run, and GPUs: integers all the
+way.
 
 K is walked in blocks of some 16 products. A block of both operands is decoded into significands,
 exponents and signs; the arithmetic of its steps (`aligned_step`) then runs over all output elements
 at once, tiled so that a block of `b` stays in the nearest cache.
 
 All finite inputs take one path. Where there are infinities or NaNs, the same steps also carry along
-what becomes of those.
+what becomes of those. The bits are the same everywhere.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 from jaxtyping import Array
 
 from kernels import aligned_step, floats, operands
 from kernels.aligned_step import Grid, Operands
 from kernels.arithmetic import Arithmetic
+from kernels.compiled import ALIGNED, compiled
 
 _BLOCK = 16  # products between two passes over the accumulators, if a step has fewer
 _NARROW = 16  # columns below which the product is computed transposed
 _TILE = 128  # columns of a tile, at most
+
+_product = Primitive("aligned_product")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,35 +63,93 @@ def _layout(k: int, n: int, products: int) -> _Layout:
 
 
 def accumulate(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
-    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, both of one type.
+    """FP32 results `[batch, m, n]` of `a[batch, m, k]` and `b[batch, k, n]`, both of one type."""
+    if not is_native(arithmetic, a.dtype.name):
+        return _by_xla(a, b, c, arithmetic)
+    found: Array = _product.bind(a, b, *([] if c is None else [c]), arithmetic=arithmetic)
+    return found
 
-    Operands are read (`operands.read`) block by block, so that no second copy of them is kept.
+
+def _by_xla(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Array:
+    """As `accumulate`, by XLA's operations. Operands are read (`operands.read`) block by block, so
+    that no second copy of them is kept.
     """
-    (_, m, k), n = a.shape, b.shape[2]
+    m, n = a.shape[1], b.shape[2]
     if n < _NARROW < m:  # long rows are what the loops below are good at
         turned = None if c is None else c.swapaxes(1, 2)
-        return accumulate(b.swapaxes(1, 2), a.swapaxes(1, 2), turned, arithmetic).swapaxes(1, 2)
-    kept = operands.FRACTION_BITS[a.dtype.name]
-    if a.dtype == jnp.float32:
-        kept = arithmetic.operand_fraction_bits or kept
-    grid = Grid(arithmetic, kept + 1, operands.LOWEST_EXPONENT[a.dtype.name])
-    layout = _layout(k, n, arithmetic.products)
+        return _by_xla(b.swapaxes(1, 2), a.swapaxes(1, 2), turned, arithmetic).swapaxes(1, 2)
     with jax.enable_x64(True):
-        x = _blocks(a, layout)
-        y = _padded(b, layout.blocks * layout.block - k, layout.tiles * layout.width - n)
-        start = None if c is None else _tiled(floats.bits32(c), layout)
-
-        def steps(specials: bool) -> Array:
-            return _accumulate(x, y, start, grid, layout, specials)
-
         if arithmetic.zero == "ieee":
-            words = steps(specials=True)
-        elif arithmetic.specials == "saturate" and arithmetic.product_overflow == "keep":
-            words = steps(specials=False)
-        else:
-            left, right = (operands.read(v, arithmetic) for v in (a, b))
-            special = _has_specials(left, right, c, arithmetic)
-            words = lax.cond(special, lambda: steps(True), lambda: steps(False))
+            return _in_steps(a, b, c, arithmetic, specials=True)
+        if arithmetic.specials == "saturate" and arithmetic.product_overflow == "keep":
+            return _in_steps(a, b, c, arithmetic, specials=False)
+        left, right = (operands.read(v, arithmetic) for v in (a, b))
+        special = _has_specials(left, right, c, arithmetic)
+        found: Array = lax.cond(
+            special,
+            lambda: _in_steps(a, b, c, arithmetic, specials=True),
+            lambda: _in_steps(a, b, c, arithmetic, specials=False),
+        )
+    return found
+
+
+def is_native(arithmetic: Arithmetic, dtype: str) -> bool:
+    """Whether a CPU has a way of its own for the unit and operands of a type."""
+    grid = _grid(arithmetic, dtype)
+    return (
+        arithmetic.addend == "fused"
+        and arithmetic.alignment == "truncate"
+        and arithmetic.rounding == "toward_zero"
+        and arithmetic.zero == "positive"
+        and arithmetic.subnormal_inputs == arithmetic.subnormal_results == "keep"
+        and arithmetic.specials == "ieee"
+        and arithmetic.product_overflow == "keep"
+        and arithmetic.overflow == "inf"
+        and grid.precision <= 12  # products are exact in FP32
+        and grid.lane == jnp.int32
+        and grid.group >= arithmetic.products
+    )
+
+
+def _grid(arithmetic: Arithmetic, dtype: str) -> Grid:
+    kept = operands.FRACTION_BITS[dtype]
+    if dtype == "float32":
+        kept = arithmetic.operand_fraction_bits or kept
+    return Grid(arithmetic, kept + 1, operands.LOWEST_EXPONENT[dtype])
+
+
+def _elsewhere(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:
+    return _by_xla(a, b, c[0] if c else None, arithmetic)
+
+
+def _on_cpu(a: Array, b: Array, *c: Array, arithmetic: Arithmetic) -> Array:
+    if (native := compiled(ALIGNED)) is None:
+        return _elsewhere(a, b, *c, arithmetic=arithmetic)
+    addend = c[0] if c else None
+    if b.shape[2] < _NARROW < a.shape[1]:
+        turned = (None if x is None else x.swapaxes(1, 2) for x in (b, a, addend))
+        return native.accumulate(*turned, arithmetic).swapaxes(1, 2)
+    found: Array = native.accumulate(a, b, addend, arithmetic)
+    return found
+
+
+@_product.def_abstract_eval
+def _shape(a: Any, b: Any, *c: Any, arithmetic: Arithmetic) -> Any:
+    return a.update(shape=(a.shape[0], a.shape[1], b.shape[2]), dtype=jnp.dtype(jnp.float32))
+
+
+mlir.register_lowering(_product, mlir.lower_fun(_elsewhere, multiple_results=False))
+mlir.register_lowering(_product, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
+
+
+def _in_steps(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic, specials: bool) -> Array:
+    """As `accumulate`; `specials` as for `aligned_step.step`."""
+    k, n = b.shape[1:]
+    layout = _layout(k, n, arithmetic.products)
+    x = _blocks(a, layout)
+    y = _padded(b, layout.blocks * layout.block - k, layout.tiles * layout.width - n)
+    start = None if c is None else _tiled(floats.bits32(c), layout)
+    words = _accumulate(x, y, start, _grid(arithmetic, a.dtype.name), layout, specials)
     return floats.from_bits32(_untiled(words, n))
 
 

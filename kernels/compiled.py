@@ -8,6 +8,7 @@ from typing import Any
 
 #: The calls, as XLA knows them.
 FUSED, CHAIN, SUMS = "cm384_fused_sums", "cm384_chains", "cm384_ordered_sums"
+ALIGNED = "cm384_aligned_sums"
 
 _COMPILING = threading.Lock()
 

@@ -1,5 +1,5 @@
-"""`kernels.native`, `kernels.native_chain` and `kernels.native_sums` as custom calls of XLA:CPU,
-which XLA's own threads share among themselves.
+"""`kernels.native`, `kernels.native_aligned`, `kernels.native_chain` and `kernels.native_sums` as
+custom calls of XLA:CPU, which XLA's own threads share among themselves.
 
 XLA calls a function of C with one structure (`xla/ffi/api/c_api.h`, which jaxlib ships; its layout
 is kept for as long as the version's first number is). Numba compiles such a function; the places of
@@ -26,12 +26,12 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels import native, native_chain, native_sums
+from kernels import native, native_aligned, native_chain, native_sums
 from kernels import operands as reading
 from kernels.arithmetic import Arithmetic
-from kernels.compiled import CHAIN, FUSED, SUMS
+from kernels.compiled import ALIGNED, CHAIN, FUSED, SUMS
 from kernels.native_operands import BF16, FP16, FP32
-from kernels.operands import FRACTION_BITS
+from kernels.operands import FRACTION_BITS, LOWEST_EXPONENT
 from kernels.vectors import COMPILED, INLINED, pointer
 
 # Offsets in bytes. A call frame:
@@ -168,6 +168,26 @@ def _work_on_chains(job: int) -> None:
         number = _add(job + 8 * _NEXT, 1)
 
 
+@njit(**INLINED)
+def _work_on_aligned(job: int) -> None:
+    """As `_work`."""
+    tiles = _load(job + 8 * _TILES)
+    number = _add(job + 8 * _NEXT, 1)
+    if number >= tiles:
+        return
+    at = _load(job + 8 * _OPTIONS)
+    form = _load(at), _load(at + 8), _load(at + 16)
+    unit = _load(at + 24), _load(at + 32), _load(at + 40)
+    options = (*unit, _load(at + 48), _load(at + 56))
+    a, b, k, c, out = _operands(job)
+    tile = _load(job + 8 * _ROWS), _load(job + 8 * _COLUMNS)
+    buffers = native_aligned.buffers_for(tile, options[0])
+    while number < tiles:
+        native_aligned.compute(a, b, k, c, out, form, options, number, tile, buffers)
+        _add(job + 8 * _DONE, 1)
+        number = _add(job + 8 * _NEXT, 1)
+
+
 @njit(**COMPILED)
 def _shape_of_sums(options: int) -> tuple[int, int, int, int]:
     """After kind, cuts and depth."""
@@ -211,7 +231,7 @@ def _leave(job: int) -> None:
         _free(job)
 
 
-_TASKS = {name: f"{name}_task" for name in (FUSED, CHAIN, SUMS)}
+_TASKS = {name: f"{name}_task" for name in (FUSED, CHAIN, SUMS, ALIGNED)}
 
 
 def _address_of(task: str) -> Any:
@@ -229,7 +249,9 @@ def _address_of(task: str) -> Any:
     return address
 
 
-_fused_task, _chain_task, _sums_task = (_address_of(task) for task in _TASKS.values())
+_fused_task, _chain_task, _sums_task, _aligned_task = (
+    _address_of(task) for task in _TASKS.values()
+)
 
 
 @njit(**COMPILED)
@@ -357,7 +379,8 @@ def _sources() -> str:
     """A digest of what is compiled: numba's cache looks only at the file of a cached function."""
     fused = "native_steps", "native_operands", "native_extents", "native_dust", "native"
     chains = "native_chain_steps", "native_chain"
-    names = ("vectors", *fused, *chains, "native_sums", "custom_call")
+    aligned = "native_aligned_steps", "native_aligned"
+    names = ("vectors", *fused, *chains, *aligned, "native_sums", "custom_call")
     texts = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(texts).hexdigest()
 
@@ -418,7 +441,31 @@ def _sums_entries(sources: str) -> tuple[Any, Any]:
     return task, handler
 
 
-_ENTRIES = {FUSED: _fused_entries, CHAIN: _chain_entries, SUMS: _sums_entries}
+def _aligned_entries(sources: str) -> tuple[Any, Any]:
+    """As `_fused_entries`."""
+
+    @numba.cfunc(types.void(types.int64), cache=True)
+    def task(job: int) -> None:
+        if sources:
+            _work_on_aligned(job)
+            _leave(job)
+
+    llvm.add_symbol(_TASKS[ALIGNED], task.address)
+
+    @numba.cfunc(types.int64(types.int64), cache=True)
+    def handler(frame: int) -> int:
+        group = native_aligned.ROWS, native_chain.COLUMNS
+        return _handle(frame, _aligned_task(), group) if sources else 0
+
+    return task, handler
+
+
+_ENTRIES = {
+    FUSED: _fused_entries,
+    CHAIN: _chain_entries,
+    SUMS: _sums_entries,
+    ALIGNED: _aligned_entries,
+}
 
 
 @functools.cache
@@ -466,6 +513,10 @@ def accumulate(
             + native_chain.QUICK * native_chain.keeps_quickly()
         )
         name, options = CHAIN, [arithmetic.products, unit, arithmetic.nan]
+    elif arithmetic.fraction_bits is not None:
+        lowest, grid = LOWEST_EXPONENT[a.dtype.name], [arithmetic.fraction_bits]
+        grid.append(arithmetic.min_exponent or 0)
+        name, options = ALIGNED, [arithmetic.products, lowest, *grid, arithmetic.nan]
     else:
         saturates = arithmetic.overflow == "saturate"
         name, options = FUSED, [arithmetic.products, kept + 1, saturates, arithmetic.nan]

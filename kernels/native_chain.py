@@ -101,7 +101,7 @@ def _turned(index: int, products: int) -> int:
 
 
 @njit(**COMPILED)
-def _pack_rows(
+def pack_rows(
     a: int, form: Any, i0: int, order: Any, k: int, k0: int, length: int, products: int, x: Any
 ) -> None:
     """Words `x[rows, length]`, from product k0 on, of rows of the matrix `[m, k]` at `a` in an
@@ -125,7 +125,7 @@ def _pack_rows(
 
 
 @njit(**COMPILED)
-def _pack_columns(
+def pack_columns(
     b: int,
     form: Any,
     j0: int,
@@ -181,7 +181,7 @@ def _sizes(emit: Emitter, words: Any, count: Any, least: Any, most: Any, zeros: 
 
 
 @njit(**COMPILED)
-def _extent(words: Any, start: int, count: int, found: Any) -> None:
+def extent(words: Any, start: int, count: int, found: Any) -> None:
     """What is known of a group at first, into `found`."""
     lanes = np.zeros(3 * VECTOR, np.uint32)
     lanes[:VECTOR] = 0xFFFFFFFF
@@ -197,9 +197,9 @@ def _extent(words: Any, start: int, count: int, found: Any) -> None:
         less = np.uint32(magnitude - np.uint32(1))  # 0 comes last
         least, zero = min(least, less), max(zero, less >> np.uint32(31))
         most = max(most, magnitude if magnitude < np.uint32(_INFINITY) else np.uint32(0))
-    found[_SUBNORMAL], found[_LEAST] = least < np.uint32(_NORMAL - 1), int(least) + 1
+    found[SUBNORMAL], found[LEAST] = least < np.uint32(_NORMAL - 1), int(least) + 1
     found[_ZERO] = zero
-    found[_MOST] = _exponent(decoded(most)) if most > 0 else -400
+    found[MOST] = _exponent(decoded(most)) if most > 0 else -400
 
 
 @njit(**COMPILED)
@@ -297,9 +297,9 @@ _LOW = -102  # where `low` serves, products are below 2^_LOW
 # What is known of a group of rows or columns in a block: whether any number is subnormal or 0, the
 # exponent of the largest finite one (-400 without any), the word of the least size but 0, and which
 # copies are made.
-_SUBNORMAL, _ZERO, _MOST, _LEAST, *_COPIED = np.arange(11)
-_SCALED, _RAISED, _CLEARED, _DOUBLES, _ENDS, _CLEARED_ENDS, _KNOWN = _COPIED
-_COPIES = _KNOWN - _SCALED + 1  # of as many words as a group has numbers; doubles take two
+SUBNORMAL, _ZERO, MOST, LEAST, *_COPIED = np.arange(11)
+_SCALED, _RAISED, _CLEARED, _DOUBLES, _ENDS, _CLEARED_ENDS, KNOWN = _COPIED
+_COPIES = KNOWN - _SCALED + 1  # of as many words as a group has numbers; doubles take two
 _MADE = 1 << 10  # more than any exponent
 _NEAR = 16  # exponents in which copies of groups differ
 _ROOM = 10  # exponents that `_own_scale` leaves to C and to sums on either side
@@ -317,8 +317,8 @@ def _buffers(rows: int, columns: int, length: int) -> Any:
         np.empty(y, np.uint32),  # 2: y
         np.empty(_COPIES * x, np.uint32),  # 3: copies of x, see `_copy`
         np.empty(_COPIES * y, np.uint32),  # 4: of y
-        np.empty((row_groups, _KNOWN), np.int64),  # 5: of groups of x
-        np.empty((column_groups, _KNOWN), np.int64),  # 6: of y
+        np.empty((row_groups, KNOWN), np.int64),  # 5: of groups of x
+        np.empty((column_groups, KNOWN), np.int64),  # 6: of y
         np.empty(groups, np.int64),  # 7: of groups of C: whether care is needed
         np.empty(1, np.int64),  # 8: in how many parts some sums were small
         np.empty(1, np.int64),  # 9: how much oftener blocks without dust failed than served
@@ -333,7 +333,7 @@ def _operand(
 ) -> Any:
     """Of a group, as for `_copy`, from where the first group's are."""
     first_copy = copies + 4 * _COPIES * group * count
-    return words, known + 8 * group * _KNOWN, first_copy, count, scale, dust
+    return words, known + 8 * group * KNOWN, first_copy, count, scale, dust
 
 
 @njit(**COMPILED)
@@ -343,7 +343,7 @@ def _dust(others: Any) -> int:
     """
     most = -400
     for known in others:
-        most = max(most, int(known[_MOST]))
+        most = max(most, int(known[MOST]))
     exponent = min(-151 - most, 126)
     if exponent < -126:
         return 1 << (exponent + 149) if exponent >= -149 else 0
@@ -352,12 +352,12 @@ def _dust(others: Any) -> int:
 
 @njit(**COMPILED)
 def _has_dust(operand: Any) -> bool:
-    return _known(operand)[_LEAST] < operand[5]
+    return _known(operand)[LEAST] < operand[5]
 
 
 @njit(**COMPILED)
 def _known(operand: Any) -> Any:
-    return carray(pointer(operand[1]), (_KNOWN,), np.int64)
+    return carray(pointer(operand[1]), (KNOWN,), np.int64)
 
 
 @njit(**COMPILED)
@@ -365,13 +365,13 @@ def _own_scale(operand: Any) -> int:
     """The exponent of a power of two, at most the usual one, by which a group's numbers are less
     than 2^55 and sums of products finite.
     """
-    return operand[4] - max(0, _known(operand)[_MOST] + _ROOM)
+    return operand[4] - max(0, _known(operand)[MOST] + _ROOM)
 
 
 @njit(**COMPILED)
 def _fit(x: Any, y: Any, reach: int, x_scale: int, y_scale: int) -> bool:
     """Whether numbers and sums times powers of two are finite if these are below 2^reach."""
-    most_x, most_y = _known(x)[_MOST] + x_scale, _known(y)[_MOST] + y_scale
+    most_x, most_y = _known(x)[MOST] + x_scale, _known(y)[MOST] + y_scale
     return most_x <= 126 and most_y <= 126 and reach + x_scale + y_scale <= 127
 
 
@@ -415,7 +415,7 @@ def _ends(operand: Any, kind: int, of_rows: bool, length: int) -> int:
     copies, count = operand[2:4]
     words, known = _copy(operand, kind), _known(operand)
     which = _CLEARED_ENDS if kind == _CLEARED else _ENDS
-    ends = copies + 4 * count * (_COPIES + which - _KNOWN)
+    ends = copies + 4 * count * (_COPIES + which - KNOWN)
     if known[which] == 0:
         known[which] = 1
         if of_rows:
@@ -461,7 +461,7 @@ def _is_zero(word: int) -> bool:
 def _flushing_part(x: Any, y: Any, x_at: int, y_at: int, c_and_sizes: Any, reach: int) -> bool:
     """A part for C[ROWS, CAREFUL] on the flushing way that may serve; whether it has failed."""
     of_x, of_y = _known(x), _known(y)
-    if of_x[_SUBNORMAL] == 0 and of_y[_SUBNORMAL] == 0:
+    if of_x[SUBNORMAL] == 0 and of_y[SUBNORMAL] == 0:
         x_at, y_at = x_at + x[0], y_at + y[0]
         ends = steps_of.FLUSHING, steps_of.UNDERFLOW
         return steps_of.direct_careful((x_at, y_at, *c_and_sizes, *ends)) != 0
@@ -470,10 +470,10 @@ def _flushing_part(x: Any, y: Any, x_at: int, y_at: int, c_and_sizes: Any, reach
     x_scale, y_scale = _own_scale(x), _own_scale(y)
     if x_scale + y_scale < 0 or not _fit(x, y, reach, x_scale, y_scale):
         x_scale = y_scale = 0
-        if of_x[_MOST] > -400 and of_y[_MOST] > -400:  # x and y of about one size, sums as they are
-            x_scale = (of_y[_MOST] - of_x[_MOST]) // (2 * _NEAR) * _NEAR
+        if of_x[MOST] > -400 and of_y[MOST] > -400:  # x and y of about one size, sums as they are
+            x_scale = (of_y[MOST] - of_x[MOST]) // (2 * _NEAR) * _NEAR
             y_scale = -x_scale
-            if max(of_x[_MOST] + x_scale, of_y[_MOST] + y_scale) >= 100:
+            if max(of_x[MOST] + x_scale, of_y[MOST] + y_scale) >= 100:
                 return True
     x_at, y_at = x_at + _raised(x, x_scale), y_at + _raised(y, y_scale)
     operands = x_at, y_at, *c_and_sizes, x_scale + y_scale
@@ -529,7 +529,7 @@ def _sizes_of(x: Any, y: Any, found: int, length: int) -> Any:
     """Of what `kinds` found this: no product is as large as 2^product, no sum as 2^reach; and
     whether all numbers times the usual powers of two are normal ones.
     """
-    product = _known(x)[_MOST] + _known(y)[_MOST] + 2
+    product = _known(x)[MOST] + _known(y)[MOST] + 2
     reach = 1 + max((found >> 52) - 1022, product + _exponent(float(length)) + 1)
     return product, reach, _fit(x, y, reach, steps_of.SCALE_X, steps_of.SCALE_Y)
 
@@ -654,17 +654,15 @@ def _tile(
             care[ig * column_groups + jg] = _SELDOM if is_tiny else _NONE
     for first in range(0, number, block):
         length = min(block, number - first)
-        _pack_rows(a, form, corner[0], row_order, k, first, length, products, x)
-        _pack_columns(
-            b, form, corner[1], column_order, sizes, first, length, products, is_sorted, y
-        )
+        pack_rows(a, form, corner[0], row_order, k, first, length, products, x)
+        pack_columns(b, form, corner[1], column_order, sizes, first, length, products, is_sorted, y)
         of_rows[:], of_columns[:] = 0, 0
         x_size, y_size = length * ROWS, length * COLUMNS
         if careful:
             for ig in range(row_groups):
-                _extent(x, ig * x_size, x_size, of_rows[ig])
+                extent(x, ig * x_size, x_size, of_rows[ig])
             for jg in range(column_groups):
-                _extent(y, jg * y_size, y_size, of_columns[jg])
+                extent(y, jg * y_size, y_size, of_columns[jg])
             x_dust, y_dust = _dust(of_columns), _dust(of_rows)
         for jg in range(column_groups):
             for ig in range(row_groups):
@@ -675,7 +673,7 @@ def _tile(
                 if not careful:
                     steps_of.direct((*operands, control, 0))
                     continue
-                small = care[group] | of_rows[ig, _SUBNORMAL] | of_columns[jg, _SUBNORMAL]
+                small = care[group] | of_rows[ig, SUBNORMAL] | of_columns[jg, SUBNORMAL]
                 ends = steps_of.FLUSHING, steps_of.UNDERFLOW
                 if small == 0 and steps_of.direct((*operands, *ends)) == 0:
                     continue

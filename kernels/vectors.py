@@ -33,7 +33,8 @@ ROUNDS_BY_INSTRUCTION = _HAS_512_BITS
 ROUNDS_BY_MODE = _IS_ARM or (_IS_X86 and "+avx" in _FEATURES.split(",") and not _HAS_512_BITS)
 """If not, whether `Emitter.rounding_up` is there."""
 
-_UPWARDS = 0x4000 if _IS_X86 else 0x400000  # the bit of the control word: round up
+# Bits of the control word: round up, and toward zero.
+_UPWARDS, TOWARD_ZERO = (0x4000, 0x6000) if _IS_X86 else (0x400000, 0xC00000)
 
 COMPILED: dict[str, Any] = {
     "nogil": True,
@@ -170,6 +171,20 @@ class Vector:
         """Of words: the numbers that they count."""
         return self._new(self.builder.uitofp(self.value, self._number_type()))
 
+    def counted_with_sign(self) -> Vector:
+        """As `counted`, of words with sign."""
+        return self._new(self.builder.sitofp(self.value, self._number_type()))
+
+    def integers(self) -> Vector:
+        """Of floats: words with sign, rounded toward zero."""
+        words = ir.VectorType(_I32, self.value.type.count)
+        return self._new(self.builder.fptosi(self.value, words))
+
+    def with_sign_of(self, words: Vector) -> Vector:
+        """Of words that are not negative: their negatives where another word is less than 0."""
+        sign = words.signs()
+        return (self ^ sign).minus_words(sign)
+
     def _number_type(self) -> ir.VectorType:
         words = self.value.type
         return ir.VectorType(_F64 if words.element == _I64 else _F32, words.count)
@@ -177,11 +192,24 @@ class Vector:
     def plus_words(self, other: Vector) -> Vector:
         return self._new(self.builder.add(self.value, other.value))
 
+    def minus_words(self, other: Vector) -> Vector:
+        return self._new(self.builder.sub(self.value, other.value))
+
+    def times_words(self, other: Vector) -> Vector:
+        return self._new(self.builder.mul(self.value, other.value))
+
     def shifted_up(self, by: Vector) -> Vector:
         return self._new(self.builder.shl(self.value, by.value))
 
     def shifted_down(self, by: Vector) -> Vector:
         return self._new(self.builder.lshr(self.value, by.value))
+
+    def shifted_out(self, by: Vector) -> Vector:
+        """As `shifted_down`, by any number of places without sign."""
+        words = self.value.type
+        bits = Vector(self.builder, ir.Constant(words, [words.element.width] * words.count))
+        zero = Vector(self.builder, ir.Constant(words, [0] * words.count))
+        return by.less_word(bits).where(self.shifted_down(by), zero)
 
     def signs(self) -> Vector:
         """Of words: all bits of those whose first one is set."""
@@ -199,6 +227,16 @@ class Vector:
 
     def larger_word(self, other: Vector) -> Vector:
         return self.less_word(other).where(other, self)
+
+    def less_integer(self, other: Vector) -> Vector:
+        """Of words with sign."""
+        return self._new(self.builder.icmp_signed("<", self.value, other.value))
+
+    def larger_integer(self, other: Vector) -> Vector:
+        return self.less_integer(other).where(other, self)
+
+    def smaller_integer(self, other: Vector) -> Vector:
+        return self.less_integer(other).where(self, other)
 
     def largest_word(self) -> ir.Value:
         """Of words without sign."""
@@ -230,6 +268,20 @@ class Vector:
     def doubles(self) -> Vector:
         """Of `LANES` floats."""
         return self._new(self.builder.fpext(self.value, _DOUBLES))
+
+    def halves(self) -> Vector:
+        """Of words of 32 bits: twice as many of 16."""
+        short = ir.VectorType(ir.IntType(16), 2 * self.value.type.count)
+        return self._new(self.builder.bitcast(self.value, short))
+
+    def to_integers(self) -> tuple[Vector, Vector]:
+        """Of a vector of 16-bit integers, the first half and the second as integers of 32."""
+        none, count = ir.Constant(self.value.type, ir.Undefined), self.value.type.count // 2
+        places = ir.VectorType(_I32, count)
+        starts = [ir.Constant(places, list(range(i, i + count))) for i in (0, count)]
+        halves = [self.builder.shuffle_vector(self.value, none, start) for start in starts]
+        low, high = (self._new(self.builder.sext(half, places)) for half in halves)
+        return low, high
 
     def to_doubles(self) -> tuple[Vector, Vector]:
         """Of a vector of floats, the first half and the second."""

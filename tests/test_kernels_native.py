@@ -1049,8 +1049,8 @@ def steps_that_round(x, y, length):
     are scaled here as in a chain: by pairs of groups, how many steps round.
     """
     found = np.zeros((len(x), len(y)), np.int64)
-    of_x = np.zeros((len(x), native_chain._KNOWN), np.int64)
-    of_y = np.zeros((len(y), native_chain._KNOWN), np.int64)
+    of_x = np.zeros((len(x), native_chain.KNOWN), np.int64)
+    of_y = np.zeros((len(y), native_chain.KNOWN), np.int64)
     x_copies = np.zeros(native_chain._COPIES * x.size, np.uint32)
     y_copies = np.zeros(native_chain._COPIES * y.size, np.uint32)
     for i in range(len(x)):
