@@ -1,4 +1,4 @@
-"""The twin for units that cut the terms of a step to a common grid. On CPUs those of NVIDIA's kind
+"""The twin for units that cut the terms of a step to a common grid. On an x86 those of NVIDIA's kind
 (`is_native`) have `kernels.native_aligned`; this is what all others run, and GPUs: integers all the
 way.
 
@@ -10,6 +10,7 @@ All finite inputs take one path. Where there are infinities or NaNs, the same st
 what becomes of those. The bits are the same everywhere.
 """
 
+import platform
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,10 +95,11 @@ def _by_xla(a: Array, b: Array, c: Array | None, arithmetic: Arithmetic) -> Arra
 
 
 def is_native(arithmetic: Arithmetic, dtype: str) -> bool:
-    """Whether a CPU has a way of its own for the unit and operands of a type."""
+    """Whether an x86 has a way of its own for the unit and operands of a type."""
     grid = _grid(arithmetic, dtype)
     return (
-        arithmetic.addend == "fused"
+        platform.machine().lower() in ("x86_64", "amd64")
+        and arithmetic.addend == "fused"
         and arithmetic.alignment == "truncate"
         and arithmetic.rounding == "toward_zero"
         and arithmetic.zero == "positive"
