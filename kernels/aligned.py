@@ -1,6 +1,6 @@
-"""The twin for units that cut the terms of a step to a common grid. On an x86 those of NVIDIA's kind
-(`is_native`) have `kernels.native_aligned`; this is what all others run, and GPUs: integers all the
-way.
+"""The twin for units that cut the terms of a step to a common grid. On an x86 those of NVIDIA's
+kind (`is_native`) have `kernels.native_aligned`; this is what all others run, and GPUs: integers
+all the way.
 
 K is walked in blocks of some 16 products. A block of both operands is decoded into significands,
 exponents and signs; the arithmetic of its steps (`aligned_step`) then runs over all output elements
