@@ -50,6 +50,7 @@ _SCHEDULE_SIZE, _THREADS_SIZE = 40, 32  # of their arguments
 _NEXT, _DONE, _USERS, _TILES, _OPTIONS, _A, _B, _C, _OUT, _ROWS, _COLUMNS, _SIZE = range(12)
 _ITEMS = _ROWS  # of a tile of sums
 
+_OPTION_COUNT = 5  # after `form`; who has fewer is given zeros
 _WORTH = 1 << 18  # multiply-adds that are worth another thread
 _WORTH_OF_SUMS = 1 << 16  # numbers that are
 _TILES_PER_THREAD = 4
@@ -130,62 +131,31 @@ def _operands(job: int) -> Any:
     return _load(a + _DATA), _load(b + _DATA), _shape(a)[2], c, out
 
 
-@njit(**INLINED)
-def _work(job: int) -> None:
-    """Tiles of a job, as long as there are any that nobody has."""
-    tiles = _load(job + 8 * _TILES)
-    number = _add(job + 8 * _NEXT, 1)
-    if number >= tiles:
-        return
-    at = _load(job + 8 * _OPTIONS)
-    form = _load(at), _load(at + 8), _load(at + 16)
-    options = _load(at + 24), _load(at + 32), _load(at + 40), _load(at + 48)
-    a, b, k, c, out = _operands(job)
-    tile = _load(job + 8 * _ROWS), _load(job + 8 * _COLUMNS)
-    buffers = native.buffers_for(tile, options[0])
-    while number < tiles:
-        native.compute(a, b, k, c, out, form, options, number, tile, buffers)
-        _add(job + 8 * _DONE, 1)
+def _worker(room: Any) -> Any:
+    """Tiles of a job, as long as there are any that nobody has, by `kernels.native` or another."""
+    buffers_for, compute = room.buffers_for, room.compute
+
+    @njit(**INLINED)
+    def work(job: int) -> None:
+        tiles = _load(job + 8 * _TILES)
         number = _add(job + 8 * _NEXT, 1)
+        if number >= tiles:
+            return
+        at = _load(job + 8 * _OPTIONS)
+        form = _load(at), _load(at + 8), _load(at + 16)
+        options = _load(at + 24), _load(at + 32), _load(at + 40), _load(at + 48), _load(at + 56)
+        a, b, k, c, out = _operands(job)
+        tile = _load(job + 8 * _ROWS), _load(job + 8 * _COLUMNS)
+        buffers = buffers_for(tile, options[0])
+        while number < tiles:
+            compute(a, b, k, c, out, form, options, number, tile, buffers)
+            _add(job + 8 * _DONE, 1)
+            number = _add(job + 8 * _NEXT, 1)
+
+    return work
 
 
-@njit(**INLINED)
-def _work_on_chains(job: int) -> None:
-    """As `_work`."""
-    tiles = _load(job + 8 * _TILES)
-    number = _add(job + 8 * _NEXT, 1)
-    if number >= tiles:
-        return
-    at = _load(job + 8 * _OPTIONS)
-    form = _load(at), _load(at + 8), _load(at + 16)
-    options = _load(at + 24), _load(at + 32), _load(at + 40)
-    a, b, k, c, out = _operands(job)
-    tile = _load(job + 8 * _ROWS), _load(job + 8 * _COLUMNS)
-    buffers = native_chain.buffers_for(tile, options[0])
-    while number < tiles:
-        native_chain.compute(a, b, k, c, out, form, options, number, tile, buffers)
-        _add(job + 8 * _DONE, 1)
-        number = _add(job + 8 * _NEXT, 1)
-
-
-@njit(**INLINED)
-def _work_on_aligned(job: int) -> None:
-    """As `_work`."""
-    tiles = _load(job + 8 * _TILES)
-    number = _add(job + 8 * _NEXT, 1)
-    if number >= tiles:
-        return
-    at = _load(job + 8 * _OPTIONS)
-    form = _load(at), _load(at + 8), _load(at + 16)
-    unit = _load(at + 24), _load(at + 32), _load(at + 40)
-    options = (*unit, _load(at + 48), _load(at + 56))
-    a, b, k, c, out = _operands(job)
-    tile = _load(job + 8 * _ROWS), _load(job + 8 * _COLUMNS)
-    buffers = native_aligned.buffers_for(tile, options[0])
-    while number < tiles:
-        native_aligned.compute(a, b, k, c, out, form, options, number, tile, buffers)
-        _add(job + 8 * _DONE, 1)
-        number = _add(job + 8 * _NEXT, 1)
+_work, _work_on_chains, _work_on_aligned = map(_worker, (native, native_chain, native_aligned))
 
 
 @njit(**COMPILED)
@@ -514,8 +484,8 @@ def accumulate(
         )
         name, options = CHAIN, [arithmetic.products, unit, arithmetic.nan]
     elif arithmetic.fraction_bits is not None:
-        lowest, grid = LOWEST_EXPONENT[a.dtype.name], [arithmetic.fraction_bits]
-        grid.append(arithmetic.min_exponent or 0)
+        grid = [arithmetic.fraction_bits, arithmetic.min_exponent or 0]
+        lowest = LOWEST_EXPONENT[a.dtype.name]
         name, options = ALIGNED, [arithmetic.products, lowest, *grid, arithmetic.nan]
     else:
         saturates = arithmetic.overflow == "saturate"
@@ -525,7 +495,7 @@ def accumulate(
         a,
         b,
         jnp.zeros((0, 0, 0), jnp.float32) if c is None else c,
-        options=np.array(form + options, np.int64),
+        options=np.array([*form, *options, *[0] * (_OPTION_COUNT - len(options))], np.int64),
     )
     return found
 

@@ -460,7 +460,7 @@ def compute(
         buffers: `buffers_for` these.
     """
     _, m, n = out.shape
-    products, significand, saturates, nan = options
+    products, significand, saturates, nan, _ = options
     padded = -(-products // QUAD) * QUAD
     matrix, corner, size = place_of(number, tile, m, n)
     _start(c, matrix, corner, size, buffers[0])

@@ -633,7 +633,7 @@ def _tile(
     k, n = sizes
     row_order, column_order = orders
     rows, columns = len(row_order), len(column_order)
-    products, unit, _ = options
+    products, unit, _, _, _ = options
     c, x, y, x_copies, y_copies, of_rows, of_columns, care, slow, refusals = buffers[:10]
     slow[0], refusals[0], asked = 0, 0, False
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
@@ -781,7 +781,7 @@ def compute(
         buffers: `buffers_for` these.
     """
     _, m, n = out.shape
-    products, unit, nan = options
+    products, unit, nan, _, _ = options
     matrix, corner, size = native.place_of(number, tile, m, n)
     a += matrix * m * k * bytes_of(form)
     b += matrix * k * n * bytes_of(form)
