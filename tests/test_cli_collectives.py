@@ -90,6 +90,7 @@ def test_transport_dtype_machine_and_production(cm384: Command) -> None:
         (["--transport", "pigeon"], "has no transport 'pigeon'; known: aiv_small"),
         (["--csv", "no/such/folder/x.csv"], "there is no folder"),
         (["--plot", "no/such/folder/x.png"], "there is no folder"),
+        (["--plot", "x.jpg"], "--plot x.jpg: expected a name that ends in .png"),
         (["--dtype", "bf16"], "unknown dtype 'bf16'"),
         (["--root", "9", "--devices", "4"], None),
     ],

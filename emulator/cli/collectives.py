@@ -82,7 +82,7 @@ def collectives(
     if algorithm is not None:
         names = [*choose.names("--algorithm", algorithm, "ring,nhr,best")]
     rows_to = None if table in (None, "-") else Path(table)
-    files.check("--plot", plot)
+    files.check("--plot", plot, ".png")
     files.check("--csv", rows_to)
     files.check_apart(("--plot", plot), ("--csv", rows_to))
     pairs = None

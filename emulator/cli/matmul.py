@@ -95,7 +95,7 @@ def matmul(
         raise ValueError(f"--chip {chip} is a die by itself, of no --machine; give one of them")
     on = single(chip) if chip is not None else choose.machine(machine or "cloudmatrix384")
     rows_to = None if table in (None, "-") else Path(table)
-    files.check("--plot", plot)
+    files.check("--plot", plot, ".png")
     files.check("--csv", rows_to)
     files.check_apart(("--plot", plot), ("--csv", rows_to))
     tiling = "library" if library else None

@@ -67,7 +67,8 @@ def probe(
         report = probes.judge(_read(read)) if read is not None else _here(preset, dtype)
     _show(report)
     if report.arithmetic is None:
-        raise ValueError("none of the known families; no arithmetic file can describe this unit")
+        unwritten = "" if result is None else f"; {result} is not written"
+        raise ValueError(f"none of the known families: no record describes this unit{unwritten}")
     if result is not None:
         arithmetic_file.save(report.arithmetic, result)
         show.line(f"\nwritten to {result}; use it as --arithmetic {result}")
