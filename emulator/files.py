@@ -31,15 +31,15 @@ def print_all_names() -> None:
 
 
 def check(option: str, path: Path | None, suffix: str = "") -> None:
-    """Raises ValueError if there is no file to write at `path`, or its name ends otherwise, before
-    any work is done for it.
+    """Raises ValueError if there is no file to write at `path`, or its name has another suffix,
+    before any work is done for it.
     """
     if path is None:
         return
     if not path.name or path.is_dir():
         raise ValueError(f"{option} {path}: expected the name of a file; this is a folder")
     is_file = path.is_file() or not path.exists()
-    if suffix and is_file and path.suffix.lower() != suffix:
+    if suffix and is_file and path.suffix.lower() not in ("", suffix):
         raise ValueError(f"{option} {path}: expected a name that ends in {suffix}")
     check_folder(option, path)
 
