@@ -195,9 +195,6 @@ class Vector:
     def minus_words(self, other: Vector) -> Vector:
         return self._new(self.builder.sub(self.value, other.value))
 
-    def times_words(self, other: Vector) -> Vector:
-        return self._new(self.builder.mul(self.value, other.value))
-
     def shifted_up(self, by: Vector) -> Vector:
         return self._new(self.builder.shl(self.value, by.value))
 
