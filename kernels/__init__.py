@@ -12,8 +12,9 @@ Where to read, from what is meant to what is fast:
   `fixed_point`; shared by these: `blocks`, `extents`, `singles`;
 - the same on a CPU's own vectors: `product` chooses, `compiled` and `custom_call` compile by numba
   in the terms of `vectors`; `native_operands` reads; exact sums are `native` with `native_steps`,
-  `native_extents` and `native_dust`, chains `native_chain` with `native_chain_steps`, terms cut to
-  a grid `native_aligned` with `native_aligned_steps`, sums over devices `native_sums`;
+  `native_extents`, `native_dust` and `native_extraction`, chains `native_chain` with
+  `native_chain_steps`, terms cut to a grid `native_aligned` with `native_aligned_steps`, sums over
+  devices `native_sums`;
 - `files` are written whole or not at all.
 """
 

@@ -347,10 +347,11 @@ def _handle_sums(frame: int, task: int) -> int:
 
 def _sources() -> str:
     """A digest of what is compiled: numba's cache looks only at the file of a cached function."""
-    fused = "native_steps", "native_operands", "native_extents", "native_dust", "native"
+    operands = "native_operands", "native_extents"
+    fused = "native_steps", "native_extraction", "native_dust", "native"
     chains = "native_chain_steps", "native_chain"
     aligned = "native_aligned_steps", "native_aligned"
-    names = ("vectors", *fused, *chains, *aligned, "native_sums", "custom_call")
+    names = ("vectors", *operands, *fused, *chains, *aligned, "native_sums", "custom_call")
     texts = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(texts).hexdigest()
 

@@ -11,8 +11,8 @@ in a cache, each of which is added up along all of k, a block of k after the oth
 - directed, by two sums of a step, one of which is rounded down and the other up: if both are the
   same in FP32, so is the exact sum; and in a few elements in which they are not, by all that the
   roundings of one sum drop;
-- in two parts, for the elements in which it is not: a first sum takes of every term what is a
-  multiple of a power of two that it can hold exactly, and two directed ones take the rests;
+- in two parts, where it is not in more of them: a sum takes of every term what is a multiple of a
+  power of two that it can hold exactly, another one takes the rests (`kernels.native_extraction`);
 - in as many parts as it takes, for what is still in doubt.
 
 These ways are in `kernels.native_steps`.
@@ -25,16 +25,10 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
+from kernels import native_extraction as extraction
 from kernels import native_steps as steps_of
 from kernels.native_dust import KNOWN, proof_of_parts, split_columns, split_rows, with_dust
-from kernels.native_extents import (
-    bounds_of_columns,
-    bounds_of_rows,
-    bounds_of_short_steps,
-    extent_of_columns,
-    extent_of_rows,
-    power_of,
-)
+from kernels.native_extents import extent_of_columns, extent_of_rows, power_of
 from kernels.native_operands import GROUP, address, bytes_of, decoded, read_doubles
 from kernels.native_steps import COLUMNS, EXPONENT, LEAST, NONE, PART, QUAD, ROWS
 from kernels.vectors import COMPILED, INLINED, LANES, pointer
@@ -125,18 +119,12 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(rows * columns),  # 0: C
         np.empty(rows * length),  # 1: x
         np.empty(columns // COLUMNS * _apart(length)),  # 2: y
-        (  # 3: tops and sizes of x
-            np.empty((rows // ROWS, steps, ROWS)),
-            np.empty((rows // ROWS, 2 * length)),
-        ),
-        (  # 4: of y
-            np.empty((columns // COLUMNS, steps, COLUMNS)),
-            np.empty((columns // COLUMNS, 2 * length)),
-        ),
+        np.empty((rows // ROWS, ROWS * length), np.int16),  # 3: exponents of x
+        np.empty((columns // COLUMNS, length * COLUMNS), np.int16),  # 4: of y
         np.empty(max(length, LANES)),  # 5: a row
         np.empty(2 * PART * COLUMNS),  # 6: results of a step, in two ways
         np.empty((padded + 1) * COLUMNS),  # 7: terms
-        np.empty(20 * COLUMNS),  # 8: parts
+        np.empty(max(20, 4 * PART) * COLUMNS),  # 8: parts
         np.empty((rows // ROWS) * (columns // COLUMNS)),  # 9: what all of C is a multiple of
         np.empty((rows // ROWS + columns // COLUMNS, 3)),  # 10: extents of groups
         np.empty(2 * LANES),  # 11: what is measured of a group
@@ -178,14 +166,30 @@ def _careful_steps(in_parts: bool, operands: Any, c: int, first: int, steps: int
     """Steps of C[PART, COLUMNS] from the first one on, directed or in two parts, as
     `native_steps.told_steps` has it.
     """
-    x, stride, y, tops, sizes, padded = operands
-    out, done, terms, needed = ends
+    x, stride, y, exponents, last, padded = operands
+    out, done, terms, parts, needed = ends
     k = 8 * first * padded
-    of_steps = x + k, stride, y + k * COLUMNS, c, steps, out, done, padded // QUAD, needed
+    xs, ys, quads = x + k, y + k * COLUMNS, padded // QUAD
     if not in_parts:
-        return int(steps_of.directed((*of_steps, terms)))
-    bounds = tops[0] + 8 * first * ROWS, tops[1] + 8 * first * COLUMNS, sizes[0] + k, sizes[1] + k
-    return int(steps_of.two_parts((*of_steps, *bounds)))
+        return int(steps_of.directed((xs, stride, ys, c, steps, out, done, quads, needed, terms)))
+    count = carray(pointer(done), (1,), np.int64)
+    powers = parts + 8 * 3 * PART * COLUMNS
+    for step in range(steps):
+        k = (first + step) * padded
+        xs, ys = x + 8 * k, y + 8 * k * COLUMNS
+        at_x, at_y = exponents[0] + 2 * k, exponents[1] + 2 * k * COLUMNS
+        extraction.powers_of_step((at_x, stride, at_y, quads, powers))
+        for half in range(2):
+            extraction.extracted((xs, stride, ys, c, quads, needed, powers, parts, half))
+        unknown = 0
+        for half in range(2):
+            unknown |= extraction.rounded_parts((parts, out, needed, last, half))
+        if unknown != 0:
+            count[0] = step
+            return unknown
+        steps_of.write((out, c))
+    count[0] = steps
+    return 0
 
 
 @njit(**COMPILED)
@@ -200,7 +204,7 @@ def _careful_part(operands: Any, c: int, steps: int, pause: Any, done: Any, scra
         again = unknown != 0  # the step that one way did not tell, the other way
         in_parts = not in_parts if again else pause[0] > 0
         count = 1 if again else min(pause[0], steps - step) if in_parts else steps - step
-        ends = other if again else out, int(done.ctypes.data), terms, needed
+        ends = other if again else out, int(done.ctypes.data), terms, parts, needed
         found = _careful_steps(in_parts, operands, c, step, count, ends)
         if not again:
             unknown = found
@@ -287,13 +291,12 @@ def _tile(
     i0, j0 = corner
     rows, columns = size
     products, padded = shape
-    c, x, y, (x_tops, x_sizes), (y_tops, y_sizes), one_row, results, terms, parts = buffers[:9]
+    c, x, y, x_exponents, y_exponents, one_row, results, terms, parts = buffers[:9]
     held, extents, measured, nothing, words_of_c, pauses, done = buffers[9:16]
     (x_main, x_dust, x_masks, x_known), (y_main, y_dust, y_masks, y_known), finished = buffers[16:]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     quads = padded // QUAD
     unit = 2.0 ** (1 - significand)
-    word = np.float64(unit).view(np.int64)
     number = -(-k // products)
     block = max(1, _BLOCK // padded)
     scratch = (
@@ -380,23 +383,18 @@ def _tile(
                         continue
                 if extents[ig, 2] == 0:
                     extents[ig, 2] = 1
-                    if padded % LANES == 0:
-                        ends = address(x_tops[ig], 0), address(x_sizes[ig], 0)
-                        bounds_of_rows((xs, length, steps, padded, word, *ends))
-                    else:
-                        arrays = x_tops[ig], x_sizes[ig]
-                        bounds_of_short_steps(xs, length, steps, padded, unit, *arrays)
+                    of_x = address(x_exponents[ig], 0)
+                    extraction.exponents_of_rows((xs, ROWS * length, of_x))
                 if extents[h, 2] == 0:
                     extents[h, 2] = 1
-                    ends = address(y_tops[jg], 0), address(y_sizes[jg], 0)
-                    bounds_of_columns((ys, length, steps, padded, word, *ends))
+                    extraction.exponents_of_columns((ys, length, address(y_exponents[jg], 0)))
+                of_y, word = address(y_exponents[jg], 0), np.float64(last).view(np.int64)
                 for part in range(0, ROWS, PART):
                     if left_over >> part // PART & 1 == 0:
                         continue
-                    tops = address(x_tops[ig], part), address(y_tops[jg], 0)
-                    sizes = address(x_sizes[ig], 0), address(y_sizes[jg], 0)
                     xs = address(x, (ig * ROWS + part) * length)
-                    of_part = xs, length, ys, tops, sizes, padded
+                    exponents = address(x_exponents[ig], part * length), of_y
+                    of_part = xs, length, ys, exponents, word, padded
                     rows_of_c = here + 8 * part * COLUMNS
                     pause = pauses[index, part // PART]
                     _careful_part(of_part, rows_of_c, steps, pause, done, scratch)

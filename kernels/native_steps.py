@@ -27,20 +27,36 @@ EXPONENT = 0x7FF << 52  # of a double
 NONE = 2.0**500  # what nothing is a multiple of
 LEAST = 2.0**-126  # of FP32's normal numbers
 _NORMAL, _INFINITY = 1 << 23, 255 << 23  # words of FP32: of 2^-126, and of an infinity
-FEW = 6 if ROUNDS_BY_MODE else 3  # elements of a step that are told one vector after the other
+FEW = 3  # elements of a step that are told one vector after the other
 _TO_SUBNORMAL = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
 
 
 @njit(**COMPILED)
 def constants(padded: int, limit: float) -> Any:
-    """What the steps of so many products need; no sum is larger than `limit`."""
-    power = 4
-    while power < padded:
-        power *= 2
-    # A sum that starts at `scale` times a power of two above all terms stays within a factor of
-    # two, whatever is added, and so does one of `scale_of_all` times their largest's.
-    scale, scale_of_all = 6.0 * power, 12.0 * power
-    return np.array([limit, scale, scale_of_all])
+    """What the steps of so many products need; no sum is larger than `limit`.
+
+    With C there are `padded + 1` terms, at most 2^bits of them. If 2^e is the largest power of two
+    in a product of powers or in C, all terms are below 2^(e + 2) and no sum reaches half of
+    2^(e + 3 + bits), of which sigma is 1.5 times (`native_extraction`). So a last place of the sums
+    from sigma on is 2^-52 of that power, what they leave of a term is at most half of it, and the
+    sum of the rests is below 2^(bits - 53) of it. Its error is below 2^-53 times 2^(1.5 bits) times
+    the root of the sum of their squares.
+    """
+    bits = 2
+    while 1 << bits < padded + 1:
+        bits += 1
+    # Eight times the error, as what is added to half of the word of the squares' sum.
+    error = np.int64((1023 << 51) + (((3 * bits + 1) // 2 - 49) << 52))
+    return np.array(
+        [
+            limit,
+            12.0 * 2.0**bits,  # 1: of 2^e: sigma
+            12.0 * 2.0**bits,  # 2: of the largest term's power: what `part` starts at
+            error.view(np.float64),  # 3
+            2.0
+            ** (bits + 3),  # 4: of what all terms are multiples of: below it no rests' sum rounds
+        ]
+    )
 
 
 def _power(emit: Emitter, x: Vector) -> Vector:
@@ -426,19 +442,6 @@ class _Bounds:
                 after = self._emit.bound(up, *factors, before)
             self._emit.put(sums[at], after)
 
-    def add_rest(self, at: tuple[int, int], left: Vector, right: Vector, part: Vector) -> None:
-        """To one element: what a sum did not take of a product.
-
-        A processor that rounds by mode may have rounded that sum up too, and the rest may be no
-        double: then it is rounded as well.
-        """
-        if not ROUNDS_BY_MODE:
-            self.add(at, left.times_plus(right, -part))
-            return
-        for up, sums in self._sides:
-            rest = self._of_side(up, left).times_plus(right, self._of_side(not up, part))
-            self._emit.put(sums[at], rest + self._emit.get(sums[at]))
-
     def rounding(self, *others: Variables) -> Any:
         """`with bounds.rounding():` where terms are added, and these variables computed with."""
         if not ROUNDS_BY_MODE:
@@ -453,72 +456,6 @@ class _Bounds:
             for up, sums in self._sides
         )
         return least, most
-
-
-def _bounds_in_parts(
-    emit: Emitter,
-    mode: Any,
-    c: Sums,
-    tops: Sums,
-    scale: Vector,
-    products: Iterator[tuple[Any, _Factors]],
-    sizes: Callable[[Any], tuple[Any, Any]],
-) -> tuple[Sums, Sums]:
-    """Of the sums of a step, whose terms are below `tops`: a first sum takes of every term what is
-    a multiple of a power of two that it holds exactly, the rests' sums are rounded down and up.
-
-    `sizes` of a product, by its number: what all elements' terms are below, and multiples of. So
-    products that have no part in one of the sums are known.
-    """
-    starts, highs, rests = {}, {}, {}
-    for at, value in c.items():
-        starts[at] = tops[at].larger(_power(emit, value)) * scale
-        high = starts[at] + value
-        rests[at] = value - (high - starts[at])
-        highs[at] = emit.variable(high)
-    bounds = _Bounds(emit, mode, rests)
-
-    def first_only(factors: _Factors) -> None:
-        for at, left, right in factors:
-            emit.put(highs[at], left.times_plus(right, emit.get(highs[at])))
-
-    def rests_only(factors: _Factors) -> None:
-        for at, left, right in factors:
-            bounds.add(at, left, right)
-
-    def both(factors: _Factors) -> None:
-        for at, left, right in factors:
-            before = emit.get(highs[at])
-            after = left.times_plus(right, before)
-            emit.put(highs[at], after)
-            bounds.add_rest(at, left, right, after - before)
-
-    builder = emit.builder
-    least_start = functools.reduce(Vector.smaller_word, [x.words() for x in starts.values()])
-    most_start = functools.reduce(Vector.larger_word, [x.words() for x in starts.values()])
-    # A last place of the first sums is above 2^-53 of where they start, and at most 2^-52 of it.
-    nothing = emit.scalar_times(least_start.least_word(), 2.0**-54)
-    whole = emit.scalar_times(most_start.largest_word(), 2.0**-52)
-    with bounds.rounding(highs):
-        for number, factors in products:
-            most, least = sizes(number)
-            with builder.if_else(builder.fcmp_ordered("<", most, nothing)) as (small, other):
-                with small:
-                    rests_only(factors)
-                with other:
-                    is_whole = builder.fcmp_ordered(">=", least, whole)
-                    with builder.if_else(is_whole) as (large, any_size):
-                        with large:
-                            first_only(factors)
-                        with any_size:
-                            both(factors)
-    found = {at: emit.get(high) - starts[at] for at, high in highs.items()}
-
-    def with_rests(up: bool, sums: Sums) -> Sums:
-        return {at: emit.bound(up, found[at], rest) for at, rest in sums.items()}
-
-    least, most = bounds.least_and_most()
-    return with_rests(False, least), with_rests(True, most)
 
 
 def _bounds_with_rests(
@@ -606,55 +543,6 @@ def directed(
         return emit.get(told[0, 0]), unsure
 
     return told_steps(emit, c, steps, out, done, limit, True, bounds, otherwise)
-
-
-@inline(result=True)
-def two_parts(
-    emit: Emitter,
-    x: Any,
-    stride: Any,
-    y: Any,
-    c: Any,
-    steps: Any,
-    out: Any,
-    done: Any,
-    quads: Any,
-    constants: Any,
-    x_top: Any,
-    y_top: Any,
-    x_sizes: Any,
-    y_sizes: Any,
-) -> Any:
-    """As `directed`, all in two parts. What is no number is not told.
-
-    Args:
-        x_top, y_top: `[steps, ROWS]` and `[steps, COLUMNS]`, what sizes are below.
-        x_sizes, y_sizes: of the products of x and y: powers of two above all, and, `stride`
-            further, what all are multiples of.
-    """
-    builder, rows = emit.builder, rows_of(emit, x, stride, PART)
-    y, constants = emit.at(y), emit.at(constants)
-    x_top, y_top = emit.at(x_top), emit.at(y_top)
-    limit, scale = (emit.load_all_equal(emit.place(constants, i)) for i in range(2))
-    mode = _mode(emit)
-
-    def sizes(number: Any) -> tuple[Any, Any]:
-        places = [emit.place(emit.at(v), number) for v in (x_sizes, y_sizes)]
-        further = [emit.place(place, stride) for place in places]
-        most, least = ([builder.load(place) for place in pair] for pair in (places, further))
-        return builder.fmul(*most), builder.fmul(*least)
-
-    def bounds(step: Any, c: Sums) -> tuple[Sums, Sums]:
-        lefts = emit.place(x_top, emit.times(step, ROWS))
-        rights = emit.place(y_top, emit.times(step, COLUMNS))
-        tops = {
-            (i, j): emit.load_all_equal(emit.place(lefts, i)) * emit.load(emit.place(rights, j))
-            for i, j in ELEMENTS
-        }
-        products = _factors(emit, rows, y, step, quads, HALVES)
-        return _bounds_in_parts(emit, mode, c, tops, scale, products, sizes)
-
-    return told_steps(emit, c, steps, out, done, limit, False, bounds)
 
 
 @inline(result=False)

@@ -137,7 +137,9 @@ class Vector:
         return self._new(self.builder.select(self.value, yes.value, no.value))
 
     def larger(self, other: Vector) -> Vector:
-        return (self < other).where(other, self)
+        """This one if either is no number; so written, one operation does it."""
+        above = self._new(self.builder.fcmp_ordered(">", other.value, self.value))
+        return above.where(other, self)
 
     def smaller(self, other: Vector) -> Vector:
         """`other` where this is no number."""
@@ -415,11 +417,6 @@ class Emitter:
 
     def times(self, x: ir.Value, y: ir.Value | int) -> ir.Value:
         return self.builder.mul(x, self.integer(y) if isinstance(y, int) else y)
-
-    def scalar_times(self, word: ir.Value, factor: float) -> ir.Value:
-        """Of the word of a double, that double times a factor."""
-        number = self.builder.bitcast(word, _F64)
-        return self.builder.fmul(number, ir.Constant(_F64, factor))
 
     def load(self, pointer: ir.Value) -> Vector:
         value = self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()))

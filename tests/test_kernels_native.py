@@ -19,6 +19,7 @@ import pytest
 
 import kernels
 from kernels import compiled, native_chain, native_operands, native_steps, operands, vectors
+from kernels import native_extraction as extraction
 from kernels.native_steps import FEW
 from tests.kernel_inputs import BF16, FP16, FP32, words
 
@@ -230,7 +231,7 @@ def test_a_processor_whose_instructions_do_not_round_up(processor, features, mor
         "NUMBA_CPU_FEATURES": features,
         "NUMBA_CACHE_DIR": str(tmp_path),
     }
-    chosen = "decides_it or rests or infinity_that_arises or few_are_told" + more
+    chosen = "decides_it or rests or infinity_that_arises or few_are_told or extract" + more
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
     ran = subprocess.run(
         [*command, "-k", chosen, __file__], env=environment, capture_output=True, text=True
@@ -479,34 +480,16 @@ def test_a_few_small_sums_beside_others(special):
 
 
 @numba.njit
-def call_directed(operands, c, out, done, constants, tops, sizes):
+def call_directed(operands, c, out, done, constants):
     ends = c.ctypes.data, 1, out.ctypes.data, done.ctypes.data, 4
     rests = np.empty(4 * native_steps.QUAD * vectors.LANES)
     return native_steps.directed((*operands, *ends, constants.ctypes.data, rests.ctypes.data))
 
 
-@numba.njit
-def call_two_parts(operands, c, out, done, constants, tops, sizes):
-    ends = c.ctypes.data, 1, out.ctypes.data, done.ctypes.data, 4
-    bounds = tops[0], tops[1], sizes.ctypes.data, sizes.ctypes.data
-    return native_steps.two_parts((*operands, *ends, constants.ctypes.data, *bounds))
-
-
-def told(x, y, c, out, done, call=call_directed):
+def told(x, y, c, out, done):
     """Which elements of one step are not told."""
-    x_top, y_top = np.zeros((1, native_steps.ROWS)), np.zeros((1, native_steps.COLUMNS))
-    x_top[0, : native_steps.PART] = above(abs(x).max(1))
-    y_top[0] = above(abs(y).max(0))
-    tops = x_top.ctypes.data, y_top.ctypes.data
-    # Of the products' sizes nothing is known.
-    sizes = np.concatenate([np.full(16, np.inf), np.zeros(16)])
     constants = native_steps.constants.py_func(16, np.inf)
-    return call((x.ctypes.data, 16, y.ctypes.data), c, out, done, constants, tops, sizes)
-
-
-def above(sizes):
-    """Powers of two."""
-    return 2.0 ** (np.frexp(sizes)[1])
+    return call_directed((x.ctypes.data, 16, y.ctypes.data), c, out, done, constants)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**-148])
@@ -531,35 +514,6 @@ def test_directed_sums_tell_ties_and_zeros(last, scale):
     assert told(x, y, c, out, done) == 0
     assert done[0] == 1 and np.array_equal(out, expected * scale)
     assert np.array_equal(c, out) and not np.signbit(out[expected == 0]).any()
-
-
-def test_what_two_parts_tell_is_right():
-    """Whatever the sizes: largest terms that add up, C larger than all of them, and small terms
-    between them, for which the first sum has no place.
-    """
-    rng = np.random.default_rng(11)
-    rows, columns = native_steps.PART, native_steps.COLUMNS
-    out, done, few = np.empty((rows, columns)), np.zeros(1, np.int64), 0
-    for case in range(60):
-        sizes = rng.choice([0, 0, 0, -12, -30, -45, -60], (16,))
-        x = rng.uniform(1.9, 2, (rows, 16)) * 2.0**sizes
-        y = (
-            rng.choice([-1, 1] if case % 3 else [-1], (16, columns))
-            * rng.uniform(1.9, 2, 16)[:, None]
-        )
-        if case % 2:  # nearly all cancels
-            x[:, 8:], y[8:] = x[:, :8], -y[:8]
-            x[:, rng.integers(16)] *= 2.0**-25
-        a, b = x.astype(BF16), y.astype(BF16)
-        c = rng.normal(size=(rows, columns)) * 2.0 ** rng.choice([-60, -20, 0, 6, 40])
-        c = c.astype(np.float32)
-        x, y = (np.ascontiguousarray(v.astype(np.float64)) for v in (a, b))
-        unknown = told(x, y, c.astype(np.float64), out, done, call_two_parts)
-        known = np.array([unknown >> i & 1 == 0 for i in range(rows * columns)])
-        expected = kernels.reference.matmul(a, b, c, arithmetic=ASCEND)
-        assert np.array_equal(out.reshape(-1)[known], expected.reshape(-1)[known]), case
-        few += (~known).sum()
-    assert few < 60
 
 
 @pytest.mark.parametrize("few", [1, FEW, FEW + 1, native_steps.PART * native_steps.COLUMNS])
@@ -610,6 +564,179 @@ def test_what_rests_tell_is_right(scale):
         assert told(x, y, c, out, done) == 0 and np.array_equal(out, expected), case
 
 
+@numba.njit
+def step_by_extraction(x, y, c, after, constants, last):
+    of_x, of_y = np.empty(x.size, np.int16), np.empty(y.size, np.int16)
+    extraction.exponents_of_rows((x.ctypes.data, x.size, of_x.ctypes.data))
+    extraction.exponents_of_columns((y.ctypes.data, len(y), of_y.ctypes.data))
+    powers, parts, quads = np.empty(c.size), np.empty(3 * c.size), len(y) // 4
+    exponents = of_x.ctypes.data, len(y), of_y.ctypes.data, quads
+    extraction.powers_of_step((*exponents, powers.ctypes.data))
+    unsure, needed = 0, constants.ctypes.data
+    for half in range(2):
+        operands = x.ctypes.data, len(y), y.ctypes.data, c.ctypes.data, quads, needed
+        extraction.extracted((*operands, powers.ctypes.data, parts.ctypes.data, half))
+    for half in range(2):
+        ends = parts.ctypes.data, after.ctypes.data, needed, last, half
+        unsure |= extraction.rounded_parts(ends)
+    return unsure
+
+
+def step(x, y, c, limit=np.inf, last=0.0):
+    """A step of C[PART, COLUMNS] after it, and which elements are told."""
+    x, y, c = (np.ascontiguousarray(v, np.float64) for v in (x, y, c))
+    constants, after = native_steps.constants.py_func(len(y), limit), np.empty(c.shape)
+    word = int(np.float64(last).view(np.int64))
+    unsure = step_by_extraction(x, y, c, after, constants, word)
+    known = np.array([unsure >> i & 1 == 0 for i in range(c.size)]).reshape(c.shape)
+    return after, known
+
+
+SHAPE = native_steps.PART, native_steps.COLUMNS
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-126, 2.0**-148])
+@pytest.mark.parametrize("last", [2.0**-30, 2.0**-70, 2.0**-120, 0, -1])
+def test_extraction_tells_ties_and_zeros(last, scale):
+    """Ties that a term far below decides, on either side of either sign; exact ones; and what
+    cancels. Subnormal numbers of FP32, too.
+    """
+    sign, side = np.indices(SHAPE) % 2 * 2 - 1
+    x, y = np.zeros((SHAPE[0], 16)), np.full((16, SHAPE[1]), scale)
+    half = 0.25 if scale == 2.0**-148 else 2.0**-24
+    x[:, :2], x[:, 2] = sign[:, :1] * [1, half if last >= 0 else 0], last
+    expected = 1.0 * sign
+    if last > 0:
+        y[2] *= side[0]
+        expected += np.where(sign == side, sign * 2 * half, 0)
+    elif last < 0:
+        x[:, 2] *= sign[:, 0]
+        expected *= 0
+    after, known = step(x, y, np.zeros(SHAPE))
+    assert known.all() and np.array_equal(after, expected * scale)
+    assert not np.signbit(after[expected == 0]).any()
+
+
+@pytest.mark.parametrize("tie", [2.0**-150, 3 * 2.0**-150, -(2.0**-150), -3 * 2.0**-150])
+@pytest.mark.parametrize("rest", [0, 2.0**-220, -(2.0**-220)])
+def test_halves_of_the_least_number(tie, rest):
+    """That of the number itself is left to others."""
+    x, y = np.zeros((SHAPE[0], 16)), np.ones((16, SHAPE[1]))
+    x[:, 3], y[3], x[:, 8], y[8] = tie * 2.0**75, 2.0**-75, rest * 2.0**100, 2.0**-100
+    after, known = step(x, y, np.zeros(SHAPE))
+    assert known.all() == (abs(tie) > 2.0**-150)
+    whole = round(tie * 2.0**149 + np.sign(rest) / 4)
+    assert not known.any() or (after == whole * 2.0**-149).all()
+    a, b = (v.astype(np.float32).astype(BF16) for v in (x, y))
+    assert (kernels.matmul(a, b) == np.float32(whole * 2.0**-149)).all()
+    check(a, b)
+
+
+@pytest.mark.parametrize("limit", [np.inf, float(np.finfo(np.float32).max)])
+def test_sums_about_the_largest_number(limit):
+    """2^128 less half a last place is the first one beyond it, but for a term far below."""
+    for last, beyond in ((0.0, True), (2.0**40, True), (-(2.0**40), False)):
+        x, y = np.zeros((SHAPE[0], 16)), np.zeros((16, SHAPE[1]))
+        x[:, 2], y[2] = 2.0**51, 2.0**52
+        c = np.full(SHAPE, np.finfo(np.float32).max, np.float64)
+        x[:, 5], y[5] = last * 2.0**-20, 2.0**20
+        after, known = step(x, y, c, limit)
+        assert known.all() and (after == (limit if beyond else c)).all()
+        after, known = step(-x, y, -c, limit)
+        assert known.all() and (after == -(limit if beyond else c)).all()
+
+
+@pytest.mark.parametrize("scale", [1, 2.0**-60, 2.0**-126, 2.0**-140])
+def test_what_is_told_is_right(scale):
+    """Whatever the sizes: terms that add up or cancel, C larger than all of them or smaller, small
+    terms between them, ties that one or two of them decide.
+    """
+    rng = np.random.default_rng(11)
+    told = np.zeros(2)
+    for case in range(120):
+        sizes = rng.choice([0, 0, 0, -12, -30, -45, -60, -90], (16,))
+        x = rng.uniform(1.9, 2, (SHAPE[0], 16)) * 2.0**sizes
+        y = rng.choice([-1, 1] if case % 3 else [-1], (16, SHAPE[1])) * rng.uniform(1.9, 2, (16, 1))
+        if case % 4 == 1:  # nearly all cancels
+            x[:, 8:], y[8:] = x[:, :8], -y[:8]
+            x[:, rng.integers(16)] *= 2.0**-25
+        c = rng.normal(size=SHAPE) * 2.0 ** rng.choice([-60, -20, 0, 6, 40])
+        if case % 4 == 2:  # ties, by what is far below
+            places = rng.permutation(16)[:4]
+            x, y, c = np.zeros(x.shape), np.zeros(y.shape), np.ones(c.shape)
+            x[:, places], y[places[0]] = 2.0**-12, 2.0**-12 * rng.choice([-1, 1], SHAPE[1])
+            y[places[1]] = 2.0 ** -rng.integers(20, 90, SHAPE[1]) * rng.choice([-1, 1], SHAPE[1])
+            y[places[2:]] = rng.choice([-1, 0, 0.5, 1], (2, SHAPE[1])) * y[places[1]]
+        if case % 4 == 3:
+            x[rng.random(x.shape) < 0.5] = 0
+        x, c = x * min(scale, 2.0**-100) ** 0.5, c * scale
+        y = y * scale / min(scale, 2.0**-100) ** 0.5
+        with np.errstate(under="ignore"):
+            a, b, c = x.astype(BF16), y.astype(BF16), c.astype(np.float32)
+        after, known = step(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))
+        expected = kernels.reference.matmul(a, b, c, arithmetic=ASCEND)
+        assert np.array_equal(after[known], expected[known]), case
+        told += known.sum(), known.size
+    assert told[0] > 0.9 * told[1]
+
+
+@pytest.mark.parametrize("far", [2.0**-50, 2.0**-200])
+def test_rests_that_cancel_exactly(far):
+    """Beside ties: all of them multiples of a power of two that is not too far below them, or not
+    so.
+    """
+    x, y = np.zeros((SHAPE[0], 16)), np.ones((16, SHAPE[1]))
+    x[:, 0], x[:, 3], x[:, 7], x[:, 9] = 2.0**-24, 5 * far, -3 * far, -2 * far
+    after, known = step(x, y, np.ones(SHAPE), last=far)
+    assert known.all() and (after == 1).all()
+    x[:, 11] = far * 2.0**-60
+    assert not step(x, y, np.ones(SHAPE), last=far * 2.0**-60)[1].any()
+    a, b = (v.astype(np.float32).astype(BF16) for v in (x * 2.0**60, y * 2.0**-60))
+    check(a, b, np.ones(SHAPE, np.float32))
+
+
+def test_elements_that_are_no_numbers_are_told():
+    rng = np.random.default_rng(15)
+    x, y, c = rng.normal(size=(SHAPE[0], 16)), rng.normal(size=(16, SHAPE[1])), np.ones(SHAPE)
+    x[0, 3], y[7, 1], c[1], c[2, 3] = np.inf, -np.inf, -np.inf, np.nan
+    with np.errstate(invalid="ignore"):
+        expected = x @ y + c
+    after, known = step(x, y, c)
+    wild = ~np.isfinite(expected)
+    assert known.all() and np.array_equal(after[wild], expected[wild], equal_nan=True)
+    assert np.isfinite(after[~wild]).all()
+
+
+@pytest.mark.parametrize("products", [16, 8, 5])
+def test_blocks_that_need_more_care_and_less(products):
+    """Along k: ordinary numbers, ties at every step, powers of two that are far apart in each row,
+    ties whose terms are, what cancels, and ordinary ones again.
+    """
+    rng = np.random.default_rng(products)
+    m, n, k = 2 * SHAPE[0] + 1, SHAPE[1] + 3, 256
+    parts = []
+    for draw in range(6):
+        a, b = rng.normal(size=(m, k)), rng.normal(size=(k, n))
+        if draw in (1, 3):
+            a, b = np.zeros((m, k)), np.ones((k, n))
+            a[:, ::products] = rng.integers(1, 9, a[:, ::products].shape) * 2.0**20
+            a[:, 1::products] = 2.0 ** -rng.integers(0, 8, a[:, 1::products].shape)
+            a[:, 2::products] = rng.choice([-1, 0, 1], a[:, 2::products].shape) * 2.0**-60
+            if draw == 3:
+                a[:, 3::products], b[3::products] = 2.0**60, 2.0**-70
+                a[:, 4::products], b[4::products] = 2.0**-60, 2.0**62
+        elif draw == 2:
+            a, b = (v * 2.0 ** rng.integers(-50, 51, v.shape) for v in (a, b))
+        elif draw == 4:
+            a, b = cancelling(rng, m, k, n)
+        parts.append((a, b))
+    a, b = np.concatenate([a for a, _ in parts], 1), np.concatenate([b for _, b in parts])
+    record = dataclasses.replace(ASCEND, products=products)
+    a, b = (v.astype(np.float32).astype(BF16) for v in (a, b))
+    check(a, b, None, record)
+    check(a, b, spread(rng, (m, n), 30).astype(np.float32), record)
+
+
 @pytest.mark.parametrize("overflow", ["inf", "saturate"])
 def test_two_nans_of_one_sum(overflow):
     """Which of their words an instruction passes on is no difference between two bounds."""
@@ -637,19 +764,17 @@ def test_one_element_that_is_not_finite(value, where, overflow):
 
 
 @pytest.mark.parametrize("before", range(16))
-def test_two_parts_of_terms_that_end_where_they_began(before):
-    """C and some equal terms, a small one, and as many of the other sign, which leave it: the first
-    sum must not have come near zero, where it takes more of a small term than it can keep later.
+def test_extracted_terms_that_end_where_they_began(before):
+    """C and some equal terms, a small one, and as many of the other sign, which leave it: what is
+    extracted must not have come near zero, where it takes more of a small term than it can keep.
     """
-    shape = native_steps.PART, native_steps.COLUMNS
     large = 255 / 128
-    x, y = np.full((shape[0], 16), large), np.full((16, shape[1]), large)
+    x, y = np.full((SHAPE[0], 16), large), np.full((16, SHAPE[1]), large)
     x[:, :before] = -large
     x[:, before], y[before] = large * 2.0**-22, 171 / 128 * 2.0**-23
-    c = np.full(shape, (2 * before - 15) * large**2)
-    out, done = np.empty(shape), np.zeros(1, np.int64)
-    assert told(x, y, c, out, done, call_two_parts) == 0
-    assert (out == large * 171 / 128 * 2.0**-45).all()
+    c = np.full(SHAPE, (2 * before - 15) * large**2)
+    after, known = step(x, y, c)
+    assert known.all() and (after == large * 171 / 128 * 2.0**-45).all()
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
