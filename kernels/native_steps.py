@@ -53,8 +53,7 @@ def constants(padded: int, limit: float) -> Any:
             12.0 * 2.0**bits,  # 1: of 2^e: sigma
             12.0 * 2.0**bits,  # 2: of the largest term's power: what `part` starts at
             error.view(np.float64),  # 3
-            2.0
-            ** (bits + 3),  # 4: of what all terms are multiples of: below it no rests' sum rounds
+            2.0 ** (bits + 3),  # 4: of what all terms are multiples of: below it no rest rounds
         ]
     )
 
