@@ -12,10 +12,10 @@ in a cache, each of which is added up along all of k, a block of k after the oth
   same in FP32, so is the exact sum; and in a few elements in which they are not, by all that the
   roundings of one sum drop;
 - in two parts, where it is not in more of them: a sum takes of every term what is a multiple of a
-  power of two that it can hold exactly, another one takes the rests (`kernels.native_extraction`);
+  power of two that it can hold exactly, and another one takes the rests;
 - in as many parts as it takes, for what is still in doubt.
 
-These ways are in `kernels.native_steps`.
+These ways are in `kernels.native_steps`, two parts in `kernels.native_extraction`.
 """
 
 from __future__ import annotations

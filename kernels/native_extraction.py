@@ -245,9 +245,9 @@ def rounded_parts(
     first = emit.times(half, LANES)
     parts, after = (emit.place(emit.at(v), first) for v in (parts, after))
     constants = emit.at(constants)
-    limit, error = (emit.load_all_equal(emit.place(constants, i)) for i in (0, 3))
+    limit, error = (emit.load_all_equal(emit.place(constants, i)) for i in (0, 2))
     tie, unsure = emit.number(2.0**-150), []
-    zero, room = emit.number(0.0), emit.load_all_equal(emit.place(constants, 4))
+    zero, room = emit.number(0.0), emit.load_all_equal(emit.place(constants, 3))
     firm = emit.all_equal(emit.builder.bitcast(last, emit.element)) * room
     for i in range(PART):
         at = i * COLUMNS

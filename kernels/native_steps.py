@@ -51,9 +51,8 @@ def constants(padded: int, limit: float) -> Any:
         [
             limit,
             12.0 * 2.0**bits,  # 1: of 2^e: sigma
-            12.0 * 2.0**bits,  # 2: of the largest term's power: what `part` starts at
-            error.view(np.float64),  # 3
-            2.0 ** (bits + 3),  # 4: of what all terms are multiples of: below it no rest rounds
+            error.view(np.float64),  # 2
+            2.0 ** (bits + 3),  # 3: of what all terms are multiples of: below it no rest rounds
         ]
     )
 
@@ -229,12 +228,9 @@ def _as_subnormal(emit: Emitter, leasts: Sums, mosts: Sums, unsure: Sums, found:
     return _bits_of(emit, still)
 
 
-def _told_of_odd(
-    emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector, none_counts: bool
-) -> tuple[Variables, Any]:
+def _told_of_odd(emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector) -> tuple[Variables, Any]:
     """Sums that are the least or, if they differ, between that and the most, rounded to FP32; and
-    bits for the elements where the two do not tell. If neither is a number, nor is the sum if that
-    `none_counts`.
+    bits for the elements where the two do not tell. If neither is a number, nor is the sum.
 
     Where the least and the most differ, the sum is neither. An odd place between them and the sum,
     or on it, is no tie: one further up or down, or the bound itself.
@@ -247,7 +243,7 @@ def _told_of_odd(
         high = most.words().plus_words(~most.words().signs()) | one
         lows[at] = differ.where(low.numbers(), least)
         highs[at] = differ.where(high.numbers(), most)
-    found, unsure = _as_normal(emit, lows, highs, limit, none_counts)
+    found, unsure = _as_normal(emit, lows, highs, limit)
     unknown = emit.integer_variable(0)
     emit.builder.store(emit.integer(0), unknown)
     with emit.when(_any_of(unsure)):
@@ -256,14 +252,12 @@ def _told_of_odd(
             none, infinite = ~least.equals(least), _is_infinite(emit, least, mosts[at])
             emit.put(found[at], (infinite | none).where(least, low))
             told = low.equals(high) | infinite
-            unsure[at] = ~(told | none if none_counts else told)
+            unsure[at] = ~(told | none)
         emit.builder.store(_bits_of(emit, unsure), unknown)
     return found, emit.builder.load(unknown)
 
 
-def _as_normal(
-    emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector, none_counts: bool
-) -> tuple[Variables, Sums]:
+def _as_normal(emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector) -> tuple[Variables, Sums]:
     """As `_told_of_odd`, of sums that are the same normal numbers of FP32 as least and as most;
     answers where they are not.
 
@@ -271,8 +265,7 @@ def _as_normal(
     """
     singles, magnitude = emit.floats(LANES), emit.floats(LANES).word(0x7FFFFFFF)
     last = limit.floats().words()
-    if none_counts:
-        last = last.same_words(singles.word(_INFINITY)).where(magnitude, last)
+    last = last.same_words(singles.word(_INFINITY)).where(magnitude, last)
     minus_normal = singles.word((1 << 32) - _NORMAL)
     reach = last.plus_words(minus_normal).plus_words(singles.word(1))
     found, unsure = {}, {}
@@ -309,9 +302,8 @@ def told_steps(
     out: Any,
     done: Any,
     limit: Vector,
-    none_counts: bool,
     bounds: Callable[[Any, Sums], tuple[Sums, Sums]],
-    otherwise: Callable[[Any, Any], tuple[Vector, Any]] | None = None,
+    otherwise: Callable[[Any, Any], tuple[Vector, Any]],
 ) -> Any:
     """Steps of C[PART, COLUMNS] as long as `bounds` of a step, given its number and C before it,
     tell all elements, or all but a few that `otherwise` tells, given the numbers of the step and of
@@ -331,14 +323,13 @@ def told_steps(
         for (i, j), variable in variables.items():
             emit.store(emit.get(variable), emit.place(pointer, i * COLUMNS + j))
 
-    few = emit.integer(0 if otherwise is None else FEW)
+    few = emit.integer(FEW)
 
     def are_more() -> Any:
         """Whether more elements are unknown than `otherwise` is for."""
         return builder.icmp_unsigned(">", builder.ctpop(builder.load(unknown)), few)
 
     def try_otherwise(step: Any, bits: Any) -> None:
-        assert otherwise is not None
         write(now, c)
         write(last, out)
         builder.store(emit.integer(0), unknown)
@@ -362,20 +353,19 @@ def told_steps(
 
     with emit.loop_with_end(steps) as (step, end):
         sums = bounds(step, _values(emit, now))
-        found, unsure = _as_normal(emit, *sums, limit, none_counts)
+        found, unsure = _as_normal(emit, *sums, limit)
         for at in ELEMENTS:
             emit.put(last[at], emit.get(found[at]))
         with emit.when(_any_of(unsure)):
             builder.store(_as_subnormal(emit, *sums, unsure, last), unknown)
             with builder.if_then(are_more()):
-                found, bits = _told_of_odd(emit, *sums, limit, none_counts)
+                found, bits = _told_of_odd(emit, *sums, limit)
                 for at in ELEMENTS:
                     emit.put(last[at], emit.get(found[at]))
                 builder.store(bits, unknown)
-            if otherwise is not None:
-                some, many = builder.load(unknown), are_more()
-                with emit.when(some), builder.if_then(builder.not_(many)):
-                    try_otherwise(step, builder.load(unknown))
+            some, many = builder.load(unknown), are_more()
+            with emit.when(some), builder.if_then(builder.not_(many)):
+                try_otherwise(step, builder.load(unknown))
             with emit.when(builder.load(unknown)):
                 builder.store(step, done)
                 end()
@@ -538,10 +528,10 @@ def directed(
         before = emit.load(emit.place(emit.at(c), emit.times(index, LANES)))
         factors = _factors(emit, [row], emit.place(y, j), step, quads, [0])
         of_one = _bounds_with_rests(emit, mode, before, factors, rests, emit.times(quads, QUAD))
-        told, unsure = _told_of_odd(emit, *of_one, limit, True)
+        told, unsure = _told_of_odd(emit, *of_one, limit)
         return emit.get(told[0, 0]), unsure
 
-    return told_steps(emit, c, steps, out, done, limit, True, bounds, otherwise)
+    return told_steps(emit, c, steps, out, done, limit, bounds, otherwise)
 
 
 @inline(result=False)
@@ -590,7 +580,7 @@ def part(emit: Emitter, terms: Any, count: Any, part: Any, constants: Any) -> An
     taken from them. The result is not 0 if there was anything.
     """
     terms, part = emit.at(terms), emit.at(part)
-    scale = emit.load_all_equal(emit.place(emit.at(constants), 2))
+    scale = emit.load_all_equal(emit.place(emit.at(constants), 1))
     zero = emit.number(0.0)
     tops = {j: emit.variable(zero) for j in HALVES}
     with emit.loop(count) as k:

@@ -492,16 +492,14 @@ def told(x, y, c, out, done):
     return call_directed((x.ctypes.data, 16, y.ctypes.data), c, out, done, constants)
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0**-148])
-@pytest.mark.parametrize("last", [2.0**-70, 0, -1])
-def test_directed_sums_tell_ties_and_zeros(last, scale):
-    """Ties that a term far below decides, on either side of either sign; exact ones; and what
-    cancels. Subnormal numbers of FP32, too.
+def ties_and_zeros(scale, last):
+    """Operands of a step that adds up to ties, which `last` decides on either side of either sign,
+    or to exact ones (0), or to nothing (-1); and its results.
     """
     shape = native_steps.PART, native_steps.COLUMNS
     sign, side = np.indices(shape) % 2 * 2 - 1
     x, y = np.zeros((shape[0], 16)), np.full((16, shape[1]), scale)
-    half = 2.0**-24 if scale == 1 else 0.25
+    half = 0.25 if scale == 2.0**-148 else 2.0**-24
     x[:, :2], x[:, 2] = sign[:, :1] * [1, half if last >= 0 else 0], last
     expected = 1.0 * sign
     if last > 0:
@@ -510,9 +508,19 @@ def test_directed_sums_tell_ties_and_zeros(last, scale):
     elif last < 0:
         x[:, 2] *= sign[:, 0]
         expected *= 0
-    c, out, done = np.zeros(shape), np.empty(shape), np.zeros(1, np.int64)
+    return x, y, expected * scale
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-148])
+@pytest.mark.parametrize("last", [2.0**-70, 0, -1])
+def test_directed_sums_tell_ties_and_zeros(last, scale):
+    """Ties that a term far below decides, on either side of either sign; exact ones; and what
+    cancels. Subnormal numbers of FP32, too.
+    """
+    x, y, expected = ties_and_zeros(scale, last)
+    c, out, done = np.zeros(expected.shape), np.empty(expected.shape), np.zeros(1, np.int64)
     assert told(x, y, c, out, done) == 0
-    assert done[0] == 1 and np.array_equal(out, expected * scale)
+    assert done[0] == 1 and np.array_equal(out, expected)
     assert np.array_equal(c, out) and not np.signbit(out[expected == 0]).any()
 
 
@@ -601,19 +609,9 @@ def test_extraction_tells_ties_and_zeros(last, scale):
     """Ties that a term far below decides, on either side of either sign; exact ones; and what
     cancels. Subnormal numbers of FP32, too.
     """
-    sign, side = np.indices(SHAPE) % 2 * 2 - 1
-    x, y = np.zeros((SHAPE[0], 16)), np.full((16, SHAPE[1]), scale)
-    half = 0.25 if scale == 2.0**-148 else 2.0**-24
-    x[:, :2], x[:, 2] = sign[:, :1] * [1, half if last >= 0 else 0], last
-    expected = 1.0 * sign
-    if last > 0:
-        y[2] *= side[0]
-        expected += np.where(sign == side, sign * 2 * half, 0)
-    elif last < 0:
-        x[:, 2] *= sign[:, 0]
-        expected *= 0
+    x, y, expected = ties_and_zeros(scale, last)
     after, known = step(x, y, np.zeros(SHAPE))
-    assert known.all() and np.array_equal(after, expected * scale)
+    assert known.all() and np.array_equal(after, expected)
     assert not np.signbit(after[expected == 0]).any()
 
 
