@@ -7,15 +7,9 @@ in a cache, each of which is added up along all of k, a block of k after the oth
 
 - plain, where the operands' exponents prove that no FP64 sum of the block can round, so that the
   only rounding is the one to FP32 that the unit makes;
-- by main parts and dust, where they prove the same of each of these (`kernels.native_dust`);
-- directed, by two sums of a step, one of which is rounded down and the other up: if both are the
-  same in FP32, so is the exact sum; and in a few elements in which they are not, by all that the
-  roundings of one sum drop;
-- in two parts, where it is not in more of them: a sum takes of every term what is a multiple of a
-  power of two that it can hold exactly, and another one takes the rests;
-- in as many parts as it takes, for what is still in doubt.
+- carefully, step by step, where they do not (`kernels.native_careful`).
 
-These ways are in `kernels.native_steps`, two parts in `kernels.native_extraction`.
+The arithmetic of both is in `kernels.native_steps` and the files named there.
 """
 
 from __future__ import annotations
@@ -25,12 +19,11 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from kernels import native_extraction as extraction
 from kernels import native_steps as steps_of
-from kernels.native_dust import KNOWN, proof_of_parts, split_columns, split_rows, with_dust
-from kernels.native_extents import extent_of_columns, extent_of_rows, power_of
+from kernels.native_careful import careful
+from kernels.native_extents import extent_of_columns, extent_of_rows, grid_of, power_of
 from kernels.native_operands import GROUP, address, bytes_of, decoded, read_doubles
-from kernels.native_steps import COLUMNS, EXPONENT, LEAST, NONE, PART, QUAD, ROWS
+from kernels.native_steps import BAND, COLUMNS, EXPONENT, LEAST, NONE, QUAD, ROWS
 from kernels.vectors import COMPILED, INLINED, LANES, pointer
 
 _BLOCK = 128  # products of a block, about
@@ -38,8 +31,6 @@ _HEIGHT = 256  # rows of a tile
 _WIDTH = 256  # columns of a tile
 
 _LARGEST = float(np.finfo(np.float32).max)
-_TRIES = 64  # to tell dust apart, without success, in a tile
-_PATIENCE = 63  # steps at most before directed sums are tried again
 
 
 # Operands.
@@ -111,6 +102,14 @@ def _pack_columns(
 
 
 @njit(**COMPILED)
+def _room(last: float) -> float:
+    """Up to where FP64 has all multiples of `last`, or of half of it where that is below FP32's
+    normal numbers: rounding at most doubles such a sum.
+    """
+    return last * (2.0**53 if last >= LEAST else 2.0**52)
+
+
+@njit(**COMPILED)
 def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
     """What a thread needs for tiles of at most this size and blocks of `length` products."""
     rows, columns = -(-rows // ROWS) * ROWS, -(-columns // COLUMNS) * COLUMNS
@@ -122,152 +121,27 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty((rows // ROWS, ROWS * length), np.int16),  # 3: exponents of x
         np.empty((columns // COLUMNS, length * COLUMNS), np.int16),  # 4: of y
         np.empty(max(length, LANES)),  # 5: a row
-        np.empty(2 * PART * COLUMNS),  # 6: results of a step, in two ways
+        np.empty(ROWS * COLUMNS),  # 6: results of a step
         np.empty((padded + 1) * COLUMNS),  # 7: terms
-        np.empty(max(20, 4 * PART) * COLUMNS),  # 8: parts
+        np.empty((20 + 4 * BAND) * COLUMNS),  # 8: parts
         np.empty((rows // ROWS) * (columns // COLUMNS)),  # 9: what all of C is a multiple of
         np.empty((rows // ROWS + columns // COLUMNS, 3)),  # 10: extents of groups
         np.empty(2 * LANES),  # 11: what is measured of a group
         np.zeros(ROWS * COLUMNS),  # 12: C before the first step, if there is none
         np.empty(((rows // ROWS) * (columns // COLUMNS), 2), np.int64),  # 13: words of C's sizes
-        np.empty(((rows // ROWS) * (columns // COLUMNS), ROWS // PART, 2), np.int64),  # 14: pauses
+        np.empty(((rows // ROWS) * (columns // COLUMNS), ROWS // BAND, 2), np.int64),  # 14: pauses
         np.empty(1, np.int64),  # 15: how many steps are done
-        (  # 16: of x in main parts and dust: these, masks, and what is known of each group
-            np.empty(rows * length),
-            np.empty(rows * length),
-            np.empty(rows * steps, np.int64),
-            np.empty((rows // ROWS, KNOWN)),
+        (  # 16: of x: whether exponents are known of a group, and sums; these
+            np.empty((2, rows // BAND), np.int64),
+            np.empty(rows * steps),
         ),
-        (  # 17: of y
-            np.empty(columns // COLUMNS * _apart(length)),
-            np.empty(columns // COLUMNS * _apart(length)),
-            np.empty(columns * steps, np.int64),
-            np.empty((columns // COLUMNS, KNOWN)),
+        (  # 17: of a group of y: whether exponents are known, tops, and columns; these
+            np.empty(3, np.int64),
+            np.empty(steps * COLUMNS),
+            np.empty(length * COLUMNS),
         ),
         np.empty((rows // ROWS) * (columns // COLUMNS), np.bool_),  # 18: is a group of C in FP32
     )
-
-
-@njit(**COMPILED)
-def _many_parts(
-    x: int, y: int, c: int, out: int, unknown: int, padded: int, scratch: tuple[int, int, int]
-) -> None:
-    """`out[COLUMNS]`, where unknown: a step of one row, whatever the terms."""
-    terms, parts, needed = scratch
-    steps_of.terms((x, y, c, terms, padded))
-    count = 0
-    while steps_of.part((terms, padded + 1, parts + 8 * count * COLUMNS, needed)) != 0:
-        count += 1
-    steps_of.sum_of_parts((parts, max(count, 1), out, unknown, needed))
-
-
-@njit(**COMPILED)
-def _careful_steps(in_parts: bool, operands: Any, c: int, first: int, steps: int, ends: Any) -> int:
-    """Steps of C[PART, COLUMNS] from the first one on, directed or in two parts, as
-    `native_steps.told_steps` has it.
-    """
-    x, stride, y, exponents, last, padded = operands
-    out, done, terms, parts, needed = ends
-    k = 8 * first * padded
-    xs, ys, quads = x + k, y + k * COLUMNS, padded // QUAD
-    if not in_parts:
-        return int(steps_of.directed((xs, stride, ys, c, steps, out, done, quads, needed, terms)))
-    count = carray(pointer(done), (1,), np.int64)
-    powers = parts + 8 * 3 * PART * COLUMNS
-    for step in range(steps):
-        k = (first + step) * padded
-        xs, ys = x + 8 * k, y + 8 * k * COLUMNS
-        at_x, at_y = exponents[0] + 2 * k, exponents[1] + 2 * k * COLUMNS
-        extraction.powers_of_step((at_x, stride, at_y, quads, powers))
-        for half in range(2):
-            extraction.extracted((xs, stride, ys, c, quads, needed, powers, parts, half))
-        unknown = 0
-        for half in range(2):
-            unknown |= extraction.rounded_parts((parts, out, needed, last, half))
-        if unknown != 0:
-            count[0] = step
-            return unknown
-        steps_of.write((out, c))
-    count[0] = steps
-    return 0
-
-
-@njit(**COMPILED)
-def _careful_part(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: Any) -> None:
-    """The steps of a block of C[PART, COLUMNS], whatever the operands. `pause` has how many steps
-    to go before directed sums are tried again, and how many it was.
-    """
-    x, length, y, _, _, padded = operands
-    out, other, terms, parts, needed = scratch
-    step, unknown, in_parts = np.int64(0), 0, False
-    while step < steps:
-        again = unknown != 0  # the step that one way did not tell, the other way
-        in_parts = not in_parts if again else pause[0] > 0
-        count = 1 if again else min(pause[0], steps - step) if in_parts else steps - step
-        ends = other if again else out, int(done.ctypes.data), terms, parts, needed
-        found = _careful_steps(in_parts, operands, c, step, count, ends)
-        if not again:
-            unknown = found
-            step += done[0]
-            if in_parts:
-                pause[0] = pause[0] - done[0] if done[0] > 0 else 0
-            else:
-                pause[1] = min(4 * pause[1] + 3, _PATIENCE) if done[0] == 0 else 0
-                pause[0] = pause[1]
-            continue
-        if found != 0:  # else C is the result
-            steps_of.merge((out, other, unknown))
-            unknown &= found
-            for i in range(PART):
-                bits = unknown >> (COLUMNS * i) & ((1 << COLUMNS) - 1)
-                if bits != 0:
-                    xs = x + 8 * (i * length + step * padded)
-                    ys = y + 8 * step * padded * COLUMNS
-                    row, result = c + 8 * i * COLUMNS, out + 8 * i * COLUMNS
-                    _many_parts(xs, ys, row, result, bits, padded, (terms, parts, needed))
-            steps_of.write((out, c))
-        step, unknown = step + 1, 0
-
-
-@njit(**COMPILED)
-def _parts(split: Any, starts: tuple[int, int, int]) -> tuple[int, int, int, int]:
-    """Addresses for `native_dust.split_rows`, of a group's among all."""
-    main, dust, masks, known = split
-    start, first_mask, group = starts
-    return main + 8 * start, dust + 8 * start, masks + 8 * first_mask, known + 8 * group * KNOWN
-
-
-@njit(**COMPILED)
-def _with_dust(
-    x: Any, y: Any, c: int, steps: int, padded: int, sums: Any, measured: int
-) -> tuple[float, int]:
-    """Steps of C[ROWS, COLUMNS] of main parts and dust. What C is a multiple of after them, and
-    bits for those of its `ROWS / PART` parts that are not done.
-
-    Args:
-        x, y: a group's address, the bound on its norms, and its parts as for
-            `native_dust.split_rows`.
-        sums: as for `native_dust.proof_of_parts`.
-    """
-    nothing = 0.0, (1 << ROWS // PART) - 1
-    x_parts, y_parts, length = x[2], y[2], steps * padded
-    if carray(pointer(x_parts[3]), (1,), np.float64)[0] == 0:
-        split_rows(x[0], x[1], steps, padded, x_parts, measured)
-    if carray(pointer(y_parts[3]), (1,), np.float64)[0] == 0:
-        split_columns(y[0], y[1], steps, padded, y_parts, measured)
-    grid, least = proof_of_parts(x_parts, y_parts, sums)
-    if grid == 0:
-        return nothing
-    word, subnormal = int(np.float64(least).view(np.int64)), int(grid < LEAST)
-    bits = 0
-    for part in range(ROWS // PART):
-        first = 8 * part * PART
-        rows = x_parts[0] + first * length, x_parts[1] + first * length, length
-        masks = x_parts[2] + first, y_parts[2]
-        operands = *rows, y_parts[0], y_parts[1], *masks, steps, padded, word, subnormal
-        if with_dust((c + first * COLUMNS, *operands)) != 0:
-            bits |= 1 << part
-    return grid, bits
 
 
 @njit(**COMPILED)
@@ -293,7 +167,7 @@ def _tile(
     products, padded = shape
     c, x, y, x_exponents, y_exponents, one_row, results, terms, parts = buffers[:9]
     held, extents, measured, nothing, words_of_c, pauses, done = buffers[9:16]
-    (x_main, x_dust, x_masks, x_known), (y_main, y_dust, y_masks, y_known), finished = buffers[16:]
+    (x_flags, x_sums), (y_flags, y_tops, y_columns), finished = buffers[16:]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     quads = padded // QUAD
     unit = 2.0 ** (1 - significand)
@@ -301,20 +175,15 @@ def _tile(
     block = max(1, _BLOCK // padded)
     scratch = (
         address(results, 0),
-        address(results, PART * COLUMNS),
         address(terms, 0),
         address(parts, 0),
         address(constants, 0),
     )
     at_c, at_x, at_y = address(c, 0), address(x, 0), address(y, 0)
     at_nothing, at_words = address(nothing, 0), address(words_of_c, 0)
-    at_measured = address(measured, 0)
-    x_split = address(x_main, 0), address(x_dust, 0), address(x_masks, 0), address(x_known, 0)
-    y_split = address(y_main, 0), address(y_dust, 0), address(y_masks, 0), address(y_known, 0)
     count = row_groups * column_groups
     held[:count], pauses[:count], finished[:count] = 0, 0, False
     words_of_c[:count, 0], words_of_c[:count, 1] = EXPONENT if has_c else 0, -1
-    tried = served = 0  # how often dust has been told apart, and how often that did
     for first in range(0, number, block):
         steps = min(block, number - first)
         length = steps * padded
@@ -323,13 +192,14 @@ def _tile(
         for g in range(row_groups):
             norm, least = extent_of_rows(at_x + 8 * g * length * ROWS, length, measured)
             extents[g, 0], extents[g, 1], extents[g, 2] = norm, least, 0
-        x_known[:row_groups, 0], y_known[:column_groups, 0] = 0, 0
         for g in range(column_groups):
             norm, least = extent_of_columns(at_y + 8 * g * _apart(length), length, measured)
             h = row_groups + g
             extents[h, 0], extents[h, 1], extents[h, 2] = norm, least, 0
+        x_flags[...] = 0
         for jg in range(column_groups):
             h = row_groups + jg
+            y_flags[:] = 0
             for ig in range(row_groups):
                 index = jg * row_groups + ig
                 here, words = at_c + 8 * index * ROWS * COLUMNS, at_words + 16 * index
@@ -348,10 +218,15 @@ def _tile(
                 last = NONE if least == -1 else power_of(least + 1) * 2.0**-23
                 of_c = max(held[index], last, 2.0**-149)
                 last = min(of_c, extents[ig, 1] * extents[h, 1] * unit**2)
+                small = found == 0 and reach < 2.0**127
+                if not small or reach > _room(last):  # operands may have fewer bits than they could
+                    if extents[ig, 2] == 0:
+                        extents[ig, 2] = grid_of(xs, ROWS * length, measured)
+                    if extents[h, 2] == 0:
+                        extents[h, 2] = grid_of(ys, length * COLUMNS, measured)
+                    last = min(of_c, extents[ig, 2] * extents[h, 2])
                 held[index] = last
-                # A sum below normal numbers is at most doubled by its rounding.
-                room = 2.0**53 if last >= LEAST else 2.0**52
-                if found == 0 and reach < 2.0**127 and reach <= room * last:
+                if small and reach <= _room(last):
                     operands = xs, length, ys, before, steps, quads
                     if last < LEAST:
                         steps_of.plain_of_any((here, words, *operands))
@@ -367,37 +242,23 @@ def _tile(
                 words_of_c[index, 0] = EXPONENT
                 if before == at_nothing:
                     c[index * ROWS * COLUMNS : (index + 1) * ROWS * COLUMNS] = 0
-                left_over = -1
-                if found == 0 and tried < _TRIES + 4 * served:
-                    of_x = ig * length * ROWS, ig * steps * ROWS, ig
-                    of_y = jg * _apart(length), jg * steps * COLUMNS, jg
-                    left = xs, extents[ig, 0], _parts(x_split, of_x)
-                    right = ys, extents[h, 0], _parts(y_split, of_y)
-                    sums = reach, of_c, unit**2
-                    grid, left_over = _with_dust(
-                        left, right, here, steps, padded, sums, at_measured
+                word = np.float64(last).view(np.int64)
+                at_flags = address(y_flags, 0)
+                of_y = (
+                    (at_flags, address(y_exponents[jg], 0)),
+                    (at_flags + 8, address(y_tops, 0)),
+                    (at_flags + 16, address(y_columns, 0)),
+                )
+                for part in range(0, ROWS, BAND):
+                    row = ig * ROWS + part
+                    at_flags = address(x_flags, 0) + 8 * (row // BAND)
+                    of_x = (
+                        (at_flags, address(x_exponents[ig], part * length)),
+                        (at_flags + 8 * x_flags.shape[1], address(x_sums, row * steps)),
                     )
-                    tried, served = tried + 1, served + (left_over == 0)
-                    if left_over == 0:
-                        held[index] = grid
-                        continue
-                if extents[ig, 2] == 0:
-                    extents[ig, 2] = 1
-                    of_x = address(x_exponents[ig], 0)
-                    extraction.exponents_of_rows((xs, ROWS * length, of_x))
-                if extents[h, 2] == 0:
-                    extents[h, 2] = 1
-                    extraction.exponents_of_columns((ys, length, address(y_exponents[jg], 0)))
-                of_y, word = address(y_exponents[jg], 0), np.float64(last).view(np.int64)
-                for part in range(0, ROWS, PART):
-                    if left_over >> part // PART & 1 == 0:
-                        continue
-                    xs = address(x, (ig * ROWS + part) * length)
-                    exponents = address(x_exponents[ig], part * length), of_y
-                    of_part = xs, length, ys, exponents, word, padded
-                    rows_of_c = here + 8 * part * COLUMNS
-                    pause = pauses[index, part // PART]
-                    _careful_part(of_part, rows_of_c, steps, pause, done, scratch)
+                    of_part = address(x, row * length), length, ys, of_x, of_y, word, padded
+                    pause = pauses[index, part // BAND]
+                    careful(of_part, here + 8 * part * COLUMNS, steps, pause, done, scratch)
 
 
 @njit(**COMPILED)

@@ -115,3 +115,28 @@ def _least(found: Any) -> float:
 def _extent(square: float, least: float) -> tuple[float, float]:
     power = power_of(np.float64(least).view(np.int64)) if least < np.inf else NONE
     return math.sqrt(square) * (1 + 2.0**-20), power
+
+
+@inline(result=False)
+def _last_bits(emit: Emitter, x: Any, count: Any, found: Any) -> None:
+    """Of so many doubles, whole vectors, the least last bit of each lane, as a number whose word is
+    less by 1.
+    """
+    least, minus_one = emit.variable(emit.number(math.inf)), emit.word((1 << 64) - 1)
+    with emit.loop(emit.builder.udiv(count, emit.integer(LANES))) as index:
+        size = emit.load(emit.place(emit.at(x), emit.times(index, LANES))).size()
+        words = size.words()
+        without = (words & words.plus_words(minus_one)).numbers()
+        power = (words & emit.word(_FRACTION)).same_words(emit.word(0))
+        last = power.where(size, size - without)
+        below = last.words().plus_words(minus_one).numbers()
+        emit.put(least, below.smaller(emit.get(least)))
+    emit.store(emit.get(least), emit.at(found))
+
+
+@njit(**COMPILED)
+def grid_of(x: int, count: int, found: Any) -> float:
+    """The largest power of two that all of so many doubles are multiples of, if they are finite."""
+    _last_bits((x, count, address(found, LANES)))
+    least = _least(found)
+    return least if least < np.inf else NONE

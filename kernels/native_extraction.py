@@ -9,17 +9,18 @@ was added. The rest decides ties.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from llvmlite import ir
 
 from kernels.native_steps import (
+    BAND,
     COLUMNS,
     EXPONENT,
     HALVES,
     PART,
     QUAD,
+    limited,
     rows_of,
 )
 from kernels.vectors import LANES, Emitter, Vector, inline
@@ -29,7 +30,8 @@ _X_BIAS, _Y_BIAS = 512, 511
 _OF_ZERO = -15000  # the exponent: less than all others
 _LARGEST = 300  # what the exponent of an infinity or a NaN counts as; FP32's end at 127
 _LOWEST = -300  # the exponent where there is none
-_ENOUGH = 2.0**600  # no finite term is as large
+HALF_OF_LEAST = 2.0**-150  # of FP32's numbers
+ENOUGH = 2.0**600  # no finite term is as large
 
 _WORD, _SHORT = ir.IntType(32), ir.IntType(16)
 _WORDS, _SHORTS = ir.VectorType(_WORD, COLUMNS), ir.VectorType(_SHORT, 2 * COLUMNS)
@@ -89,42 +91,37 @@ def exponents_of_columns(emit: Emitter, y: Any, length: Any, found: Any) -> None
         builder.store(words, builder.bitcast(place, _WORDS.as_pointer())).align = 4
 
 
-def _power(emit: Emitter, x: Vector) -> Vector:
+def power_below(emit: Emitter, x: Vector) -> Vector:
     """The largest power of two that is not above the size of `x`; 0 of 0."""
     return (x.words() & emit.word(EXPONENT)).numbers()
 
 
-def _rounded_to_24_bits(
-    emit: Emitter, total: Vector, rests: tuple[Vector, Vector], far: Vector
-) -> list[Vector]:
-    """`total` and each rest, rounded once to where `far total` has its last place, see
-    `native_steps.in_24_bits`.
+def rounded_to_places(emit: Emitter, total: Vector, rests: tuple[Vector, Vector]) -> list[Vector]:
+    """`total` and each rest, rounded once to where FP32 has the last place of the total, see
+    `native_steps.in_24_bits`; that is 2^-149, of 2^-97, below its normal numbers. A total of
+    HALF_OF_LEAST stays as it is.
 
-    Where a rest and its negative give the same, neither is half of FP32's last place. The total may
-    be just above a power of two and a sum just below it, whose last place is half as large: an
-    eighth of the rest does not get as far as that matters.
+    Where a rest and its negative give the same, neither is half of that place. The total may be
+    just above a power of two and a sum just below it, whose last place is half as large: an eighth
+    of the rest does not get as far as that matters.
     """
+    power = total.words() & emit.word(EXPONENT)
+    far = emit.word((2 * _BIAS - 97) << 52).minus_words(power).numbers()
+    far = far.larger(emit.number(2.0**29))
     factor = emit.number(1.0) - far
     return [total.times_plus(far, total.times_plus(factor, rest)) for rest in rests]
 
 
-def _limited(emit: Emitter, found: Vector, limit: Vector) -> Vector:
-    """What is found, or the limit with its sign if that is beyond FP32's numbers."""
-    sign = found.words() & emit.word(1 << 63)
-    within = found.size() < emit.number(2.0**128)
-    return within.where(found, (limit.words() | sign).numbers())
-
-
-def _largest(emit: Emitter, x: Any, stride: Any, y: Any, quads: Any) -> list[ir.Value]:
-    """The largest exponents in the products of a step, of PART rows: those of even and of odd
+def _largest(emit: Emitter, x: Any, stride: Any, y: Any, quads: Any, count: int) -> list[ir.Value]:
+    """The largest exponents in the products of a step, of so many rows: those of even and of odd
     products in a word for each column.
     """
     builder = emit.builder
     x, y = (builder.inttoptr(v, _WORD.as_pointer()) for v in (x, y))
     lowest = Vector(builder, ir.Constant(_SHORTS, [_LOWEST + _BIAS] * _SHORTS.count))
-    largest = [emit.variable(lowest) for _ in range(PART)]
+    largest = [emit.variable(lowest) for _ in range(count)]
     half = builder.udiv(stride, emit.integer(2))
-    rows = [emit.place(x, emit.times(half, i)) for i in range(PART)]
+    rows = [emit.place(x, emit.times(half, i)) for i in range(count)]
     words = Emitter(builder, _WORD, COLUMNS)
     with emit.loop(emit.times(quads, QUAD // 2)) as pair:
         right = words.load(emit.place(y, emit.times(pair, COLUMNS))).value
@@ -152,19 +149,21 @@ def _powers(emit: Emitter, largest: Vector) -> dict[int, Vector]:
     return powers
 
 
-@inline(result=False)
-def powers_of_step(emit: Emitter, x: Any, stride: Any, y: Any, quads: Any, found: Any) -> None:
-    """`found[PART, COLUMNS]`: the largest powers of two in the products of a step.
+def find_powers(emit: Emitter, x: Any, stride: Any, y: Any, quads: Any, found: Any) -> None:
+    """`found[BAND, COLUMNS]`: the largest powers of two in the products of a step.
 
     Args:
-        x, y: exponents, of `[PART, products of the step]` with rows `stride` apart, and of
+        x, y: exponents, of `[BAND, products of the step]` with rows `stride` apart, and of
             `[products of the step, COLUMNS]`.
         quads: of the step.
     """
     found = emit.at(found)
-    for i, largest in enumerate(_largest(emit, x, stride, y, quads)):
+    for i, largest in enumerate(_largest(emit, x, stride, y, quads, BAND)):
         for j, power in _powers(emit, emit.get(largest)).items():
             emit.store(power, emit.place(found, i * COLUMNS + j))
+
+
+powers_of_step = inline(result=False)(find_powers)
 
 
 @inline(result=False)
@@ -181,8 +180,8 @@ def extracted(
     half: Any,
 ) -> None:
     """The sum of a step in parts, of half of the columns, as many as all processors have registers
-    for: into `parts[3, PART, COLUMNS]` what is extracted, the sum of the rests and that of their
-    squares.
+    for: into `parts[3, BAND, COLUMNS]`, from its first row on, what is extracted, the sum of the
+    rests and that of their squares.
 
     Args:
         x: `[PART, products of the step]`, with rows `stride` apart.
@@ -197,8 +196,8 @@ def extracted(
     sigmas, sums, rests, squares = [], [], [], []
     for i in range(PART):
         value = emit.load(emit.place(c, i * COLUMNS))
-        power = emit.load(emit.place(powers, i * COLUMNS)).larger(_power(emit, value))
-        sigma = power.smaller(emit.number(_ENOUGH)) * scale
+        power = emit.load(emit.place(powers, i * COLUMNS)).larger(power_below(emit, value))
+        sigma = power.smaller(emit.number(ENOUGH)) * scale
         total = sigma + value
         rest = value - (total - sigma)
         sigmas.append(sigma)
@@ -222,57 +221,76 @@ def extracted(
     for i in range(PART):
         found = emit.get(sums[i]) - sigmas[i], emit.get(rests[i]), emit.get(squares[i])
         for n, value in enumerate(found):
-            emit.store(value, emit.place(parts, (n * PART + i) * COLUMNS))
+            emit.store(value, emit.place(parts, (n * BAND + i) * COLUMNS))
+
+
+class Rounding:
+    """How the sum of a step becomes an FP32 number, by its parts: what is exact, the sum of the
+    rests, and that of their squares.
+
+    The root of the last one is taken from its word: half of it is the root's word but for the bias,
+    or up to 1.07 times as much. That of 0 is then what is subtracted again. Where it is small
+    beside the word `last` of what all terms are multiples of, sums of rests are exact.
+    """
+
+    def __init__(self, emit: Emitter, constants: Any, last: Any) -> None:
+        self._emit, constants = emit, emit.at(constants)
+        self._limit, self._error, room = (
+            emit.load_all_equal(emit.place(constants, i)) for i in (0, 2, 3)
+        )
+        self._firm = emit.all_equal(emit.builder.bitcast(last, emit.element)) * room
+
+    def rounded(self, high: Vector, rest: Vector, square: Vector) -> tuple[Vector, Vector, Any]:
+        """The sum in FP64 and in FP32, and bits of those in doubt; where it is usual."""
+        emit = self._emit
+        total, dropped = high.sum_and_rest(rest)
+        words = square.words().shifted_down(emit.word(1))
+        bound = words.plus_words(self._error.words()).numbers() - self._error
+        bound = (bound < self._firm).where(emit.number(0.0), bound)
+        lowest, largest = rounded_to_places(emit, total, (dropped - bound, dropped + bound))
+        doubts = ~lowest.equals(largest), total.size().equals(emit.number(HALF_OF_LEAST))
+        return total, lowest, emit.builder.or_(*(doubt.bits() for doubt in doubts))
+
+    def unusual(self, sizes: Vector) -> Any:
+        """Bits, if among sums whose sizes add up to that there may be one beyond FP32's numbers, or
+        none of whose terms is finite.
+        """
+        return (~(sizes < self._emit.number(2.0**127))).bits()
+
+    def of_any(self, high: Vector, rest: Vector, found: Vector) -> tuple[Vector, Any]:
+        """The sum in FP32, given what `rounded` found, and bits of those that are no number, of
+        which the exact part is the sum.
+        """
+        total = high + rest
+        value = limited(self._emit, found, self._limit)
+        finite = total.equals(total)
+        return finite.where(value, high), (~finite).bits()
 
 
 @inline(result=True)
-def rounded_parts(
-    emit: Emitter, parts: Any, after: Any, constants: Any, last: Any, half: Any
-) -> Any:
-    """Half of the columns of `after[PART, COLUMNS]` of C by parts that were `extracted`; bits of
-    elements for which that does not do.
+def rounded_parts(emit: Emitter, parts: Any, after: Any, constants: Any, last: Any) -> Any:
+    """`after[BAND, COLUMNS]` of C by their parts `[3, BAND, COLUMNS]`; bits of those in doubt."""
+    builder, rounding = emit.builder, Rounding(emit, constants, last)
+    parts, after = emit.at(parts), emit.at(after)
+    size, unsure = BAND * COLUMNS, emit.integer_variable(0)
+    count = emit.integer(size // LANES)
+    sizes = emit.variable(emit.number(0.0))
 
-    The sum of what is extracted and of rests, which are at most some of its last places, is a
-    double and what that drops: by Dekker's sum, which asks for a first term that is 0, larger or a
-    multiple of such places.
+    def parts_of(at: Any) -> list[Vector]:
+        return [emit.load(emit.place(parts, at, n * size)) for n in range(3)]
 
-    The root of the sum of the rests' squares is taken from its word: half of it is the root's word
-    but for the bias, or up to 1.07 times as much. That of 0 is then what is subtracted again. Where
-    it is small beside the word `last` of what all terms are multiples of, sums of rests are exact.
-
-    Below FP32's normal numbers, the last place is 2^-149, that of 2^-97; for all but 2^-150 itself.
-    """
-    first = emit.times(half, LANES)
-    parts, after = (emit.place(emit.at(v), first) for v in (parts, after))
-    constants = emit.at(constants)
-    limit, error = (emit.load_all_equal(emit.place(constants, i)) for i in (0, 2))
-    tie, unsure = emit.number(2.0**-150), []
-    zero, room = emit.number(0.0), emit.load_all_equal(emit.place(constants, 3))
-    firm = emit.all_equal(emit.builder.bitcast(last, emit.element)) * room
-    for i in range(PART):
-        at = i * COLUMNS
-        high, rest, square = (
-            emit.load(emit.place(parts, n * PART * COLUMNS + at)) for n in range(3)
-        )
-        total = high + rest
-        dropped = rest - (total - high)
-        words = square.words().shifted_down(emit.word(1))
-        bound = words.plus_words(error.words()).numbers() - error
-        bound = (bound < firm).where(zero, bound)
-        power = total.words() & emit.word(EXPONENT)
-        far = emit.word((2 * _BIAS - 97) << 52).minus_words(power).numbers()
-        far = far.larger(emit.number(2.0**29))
-        rests = dropped - bound, dropped + bound
-        lowest, largest = _rounded_to_24_bits(emit, total, rests, far)
-        finite = total.equals(total)
-        unsure.append(finite & (~lowest.equals(largest) | total.size().equals(tie)))
-        value = _limited(emit, lowest, limit)
-        emit.store(finite.where(value, high), emit.place(after, at))
-    bits = emit.integer_variable(0)
-    emit.builder.store(emit.integer(0), bits)
-    with emit.when(functools.reduce(Vector.__or__, unsure).bits()):
-        for i, answer in enumerate(unsure):
-            place = emit.builder.add(first, emit.integer(i * COLUMNS))
-            here = emit.builder.shl(answer.bits(), place)
-            emit.builder.store(emit.builder.or_(emit.builder.load(bits), here), bits)
-    return emit.builder.load(bits)
+    with emit.loop(count) as index:
+        at = emit.times(index, LANES)
+        total, found, doubts = rounding.rounded(*parts_of(at))
+        emit.store(found, emit.place(after, at))
+        emit.put(sizes, total.size() + emit.get(sizes))
+        builder.store(builder.or_(builder.load(unsure), builder.shl(doubts, at)), unsure)
+    with emit.when(rounding.unusual(emit.get(sizes))), emit.loop(count) as index:
+        at = emit.times(index, LANES)
+        high, rest, _ = parts_of(at)
+        place = emit.place(after, at)
+        value, none = rounding.of_any(high, rest, emit.load(place))
+        emit.store(value, place)
+        none = builder.not_(builder.shl(none, at))
+        builder.store(builder.and_(builder.load(unsure), none), unsure)
+    return builder.load(unsure)

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit
 
-from kernels.vectors import COMPILED, LANES, ROUNDS_BY_MODE, ROWS, Emitter, Vector, inline
+from kernels.vectors import COMPILED, LANES, ROWS, Emitter, Vector, inline
 
 PART = ROWS // 2  # rows at once where one sum does not do
 COLUMNS = 2 * LANES
+BAND = ROWS if ROWS * COLUMNS <= 64 else PART  # rows of a step whose elements have a bit each
 QUAD = 4  # products of a round of a loop; steps are filled up to whole ones
 
 EXPONENT = 0x7FF << 52  # of a double
 NONE = 2.0**500  # what nothing is a multiple of
 LEAST = 2.0**-126  # of FP32's normal numbers
 _NORMAL, _INFINITY = 1 << 23, 255 << 23  # words of FP32: of 2^-126, and of an infinity
-FEW = 3  # elements of a step that are told one vector after the other
 _TO_SUBNORMAL = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
 
 
@@ -42,7 +41,7 @@ def constants(padded: int, limit: float) -> Any:
     sum of the rests is below 2^(bits - 53) of it. Its error is below 2^-53 times 2^(1.5 bits) times
     the root of the sum of their squares.
     """
-    bits = 2
+    bits = 4
     while 1 << bits < padded + 1:
         bits += 1
     # Eight times the error, as what is added to half of the word of the squares' sum.
@@ -53,6 +52,7 @@ def constants(padded: int, limit: float) -> Any:
             12.0 * 2.0**bits,  # 1: of 2^e: sigma
             error.view(np.float64),  # 2
             2.0 ** (bits + 3),  # 3: of what all terms are multiples of: below it no rest rounds
+            (padded + 4) * 2.0**-53,  # 4: of the sizes of all terms: the error of their sum
         ]
     )
 
@@ -70,6 +70,13 @@ def _rounded(emit: Emitter, total: Vector, limit: Vector) -> Vector:
     found = small.where(to_subnormal(emit, total), total.to_float32())
     found = (limit < found).where(limit, found)
     return (found < -limit).where(-limit, found)
+
+
+def limited(emit: Emitter, found: Vector, limit: Vector) -> Vector:
+    """What is found, or the limit with its sign if that is beyond FP32's numbers."""
+    sign = found.words() & emit.word(1 << 63)
+    within = found.size() < emit.number(2.0**128)
+    return within.where(found, (limit.words() | sign).numbers())
 
 
 def to_subnormal(emit: Emitter, x: Vector) -> Vector:
@@ -146,12 +153,16 @@ def in_24_bits(emit: Emitter, x: Vector) -> Vector:
     return x.times_plus(far, x.times_plus(-far, x))
 
 
-def in_float32(emit: Emitter, x: Vector) -> Vector:
+def in_float32(emit: Emitter, x: Vector, is_small: Vector | None = None) -> Vector:
     """As `in_24_bits`, of a number that may be below FP32's normal ones: what is subtracted and
-    added again is then `1.5 2^-97`, beside which the last place is 2^-149. A zero is +0.
+    added again is then `1.5 2^-97`, beside which the last place is 2^-149. A zero is +0. The answer
+    `is_small` may be that of a number nearby; what is so far from it that this is not right differs
+    from it in FP32 in any case.
     """
     far, small = emit.number(2.0**29), emit.number(1.5 * LEAST)
-    beside = (x.size() < small).where(small, x)
+    if is_small is None:
+        is_small = x.size() < small
+    beside = is_small.where(small, x)
     return beside.times_plus(far, beside.times_plus(-far, x))
 
 
@@ -215,341 +226,11 @@ Sums = dict[tuple[int, int], Vector]
 Variables = dict[tuple[int, int], ir.Value]
 
 
-def _as_subnormal(emit: Emitter, leasts: Sums, mosts: Sums, unsure: Sums, found: Variables) -> Any:
-    """As `_told_of_odd`, of sums for which `_as_normal` gave these answers and found these, if they
-    are the same below FP32's normal numbers.
-    """
-    still = {}
-    for at, least in leasts.items():
-        low, high = (to_subnormal(emit, bound) for bound in (least, mosts[at]))
-        told = (least.size() < emit.number(LEAST)) & low.equals(high)
-        emit.put(found[at], told.where(low, emit.get(found[at])))
-        still[at] = unsure[at] & ~told
-    return _bits_of(emit, still)
-
-
-def _told_of_odd(emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector) -> tuple[Variables, Any]:
-    """Sums that are the least or, if they differ, between that and the most, rounded to FP32; and
-    bits for the elements where the two do not tell. If neither is a number, nor is the sum.
-
-    Where the least and the most differ, the sum is neither. An odd place between them and the sum,
-    or on it, is no tie: one further up or down, or the bound itself.
-    """
-    lows, highs = {}, {}
-    for at, least in leasts.items():
-        one, most = emit.word(1), mosts[at]
-        differ = ~least.equals(most)
-        low = least.words().plus_words(least.words().signs()) | one
-        high = most.words().plus_words(~most.words().signs()) | one
-        lows[at] = differ.where(low.numbers(), least)
-        highs[at] = differ.where(high.numbers(), most)
-    found, unsure = _as_normal(emit, lows, highs, limit)
-    unknown = emit.integer_variable(0)
-    emit.builder.store(emit.integer(0), unknown)
-    with emit.when(_any_of(unsure)):
-        for at, least in leasts.items():
-            low, high = (_rounded(emit, bound, limit) for bound in (lows[at], highs[at]))
-            none, infinite = ~least.equals(least), _is_infinite(emit, least, mosts[at])
-            emit.put(found[at], (infinite | none).where(least, low))
-            told = low.equals(high) | infinite
-            unsure[at] = ~(told | none)
-        emit.builder.store(_bits_of(emit, unsure), unknown)
-    return found, emit.builder.load(unknown)
-
-
-def _as_normal(emit: Emitter, leasts: Sums, mosts: Sums, limit: Vector) -> tuple[Variables, Sums]:
-    """As `_told_of_odd`, of sums that are the same normal numbers of FP32 as least and as most;
-    answers where they are not.
-
-    All elements of a step are looked at together: one branch is foreseen where many would not be.
-    """
-    singles, magnitude = emit.floats(LANES), emit.floats(LANES).word(0x7FFFFFFF)
-    last = limit.floats().words()
-    last = last.same_words(singles.word(_INFINITY)).where(magnitude, last)
-    minus_normal = singles.word((1 << 32) - _NORMAL)
-    reach = last.plus_words(minus_normal).plus_words(singles.word(1))
-    found, unsure = {}, {}
-    for at, least in leasts.items():
-        first = least.floats()
-        above = (first.words() & magnitude).plus_words(minus_normal)
-        same = first.words().same_words(mosts[at].floats().words())
-        found[at] = emit.variable(first.doubles())
-        unsure[at] = ~(same & above.less_word(reach))
-    return found, unsure
-
-
-def _any_of(answers: Sums) -> Any:
-    return functools.reduce(Vector.__or__, answers.values()).bits()
-
-
-def _is_infinite(emit: Emitter, least: Vector, most: Vector) -> Vector:
-    return least.equals(most) & least.size().equals(emit.number(math.inf))
-
-
-def _bits_of(emit: Emitter, answers: Sums) -> Any:
-    """An integer with a bit for each element."""
-    found = emit.integer(0)
-    for index, answer in enumerate(answers.values()):
-        bits = emit.builder.shl(answer.bits(), emit.integer(LANES * index))
-        found = emit.builder.or_(found, bits)
-    return found
-
-
-def told_steps(
-    emit: Emitter,
-    c: Any,
-    steps: Any,
-    out: Any,
-    done: Any,
-    limit: Vector,
-    bounds: Callable[[Any, Sums], tuple[Sums, Sums]],
-    otherwise: Callable[[Any, Any], tuple[Vector, Any]],
-) -> Any:
-    """Steps of C[PART, COLUMNS] as long as `bounds` of a step, given its number and C before it,
-    tell all elements, or all but a few that `otherwise` tells, given the numbers of the step and of
-    a vector of C, which is in memory. `done` of them, 64 bits, are added to C; bits of the result
-    say which elements of the next one are not told, and `out[PART, COLUMNS]` has that one or the
-    last.
-    """
-    builder, c, out = emit.builder, emit.at(c), emit.at(out)
-    done = builder.inttoptr(done, steps.type.as_pointer())
-    builder.store(steps, done)
-    unknown, rest = emit.integer_variable(0), emit.integer_variable(0)
-    places = {(i, j): emit.place(c, i * COLUMNS + j) for i, j in ELEMENTS}
-    now = {at: emit.variable(emit.load(place)) for at, place in places.items()}
-    last = {at: emit.variable(emit.get(value)) for at, value in now.items()}
-
-    def write(variables: Variables, pointer: Any) -> None:
-        for (i, j), variable in variables.items():
-            emit.store(emit.get(variable), emit.place(pointer, i * COLUMNS + j))
-
-    few = emit.integer(FEW)
-
-    def are_more() -> Any:
-        """Whether more elements are unknown than `otherwise` is for."""
-        return builder.icmp_unsigned(">", builder.ctpop(builder.load(unknown)), few)
-
-    def try_otherwise(step: Any, bits: Any) -> None:
-        write(now, c)
-        write(last, out)
-        builder.store(emit.integer(0), unknown)
-        builder.store(bits, rest)
-        with emit.loop_with_end(emit.integer(len(ELEMENTS))) as (_, end):
-            lowest = builder.cttz(builder.load(rest), ir.Constant(ir.IntType(1), 1))
-            index = builder.udiv(lowest, emit.integer(LANES))
-            first, lanes = emit.times(index, LANES), emit.integer((1 << LANES) - 1)
-            here = builder.and_(builder.lshr(bits, first), lanes)
-            value, more = otherwise(step, index)
-            place = emit.place(out, first)
-            emit.store(emit.answer(here).where(value, emit.load(place)), place)
-            more = builder.shl(builder.and_(more, here), first)
-            builder.store(builder.or_(builder.load(unknown), more), unknown)
-            others = builder.not_(builder.shl(lanes, first))
-            builder.store(builder.and_(builder.load(rest), others), rest)
-            with emit.unless(builder.load(rest)):
-                end()
-        for (i, j), variable in last.items():
-            emit.put(variable, emit.load(emit.place(out, i * COLUMNS + j)))
-
-    with emit.loop_with_end(steps) as (step, end):
-        sums = bounds(step, _values(emit, now))
-        found, unsure = _as_normal(emit, *sums, limit)
-        for at in ELEMENTS:
-            emit.put(last[at], emit.get(found[at]))
-        with emit.when(_any_of(unsure)):
-            builder.store(_as_subnormal(emit, *sums, unsure, last), unknown)
-            with builder.if_then(are_more()):
-                found, bits = _told_of_odd(emit, *sums, limit)
-                for at in ELEMENTS:
-                    emit.put(last[at], emit.get(found[at]))
-                builder.store(bits, unknown)
-            some, many = builder.load(unknown), are_more()
-            with emit.when(some), builder.if_then(builder.not_(many)):
-                try_otherwise(step, builder.load(unknown))
-            with emit.when(builder.load(unknown)):
-                builder.store(step, done)
-                end()
-        for at in ELEMENTS:
-            emit.put(now[at], emit.get(last[at]))
-    write(now, c)
-    write(last, out)
-    return builder.load(unknown)
-
-
-def _values(emit: Emitter, variables: Variables) -> Sums:
-    return {at: emit.get(variable) for at, variable in variables.items()}
-
-
-_Factors = list[tuple[tuple[int, int], Vector, Vector]]
-
-
-def _factors(
-    emit: Emitter, rows: list[Any], y: Any, step: Any, quads: Any, columns: Sequence[int]
-) -> Iterator[tuple[Any, _Factors]]:
-    """Of a step's products, in a loop over its quads: the number; elements with both factors."""
-    with emit.loop(quads) as quad:
-        first = emit.times(emit.builder.add(emit.times(step, quads), quad), QUAD)
-        ys = emit.place(y, emit.times(first, COLUMNS))
-        for k in range(QUAD):
-            right = {j: emit.load(emit.place(ys, k * COLUMNS + j)) for j in columns}
-            left = [emit.load_all_equal(emit.place(row, first, k)) for row in rows]
-            factors = [((i, j), x, right[j]) for i, x in enumerate(left) for j in columns]
-            yield emit.builder.add(first, emit.integer(k)), factors
-
-
-def _mode(emit: Emitter) -> Any:
-    """For `_Bounds`: read once, as that takes long."""
-    return emit.control() if ROUNDS_BY_MODE else None
-
-
-class _Bounds:
-    """Sums that are rounded down and up, of values to begin with and of terms.
-
-    In a processor that rounds by mode, `mode` is its control word (`_mode`) and all are rounded up:
-    those that are to be rounded down are sums of the opposite terms.
-    """
-
-    def __init__(self, emit: Emitter, mode: Any, starts: Sums) -> None:
-        self._emit, self._mode = emit, mode
-        self._sides = [
-            (up, {at: emit.variable(self._of_side(up, value)) for at, value in starts.items()})
-            for up in (False, True)
-        ]
-
-    def _of_side(self, up: bool, value: Vector) -> Vector:
-        return -value if ROUNDS_BY_MODE and not up else value
-
-    def add(self, at: tuple[int, int], *factors: Vector) -> None:
-        """To one element: a number, or the product of two."""
-        first, *others = factors
-        for up, sums in self._sides:
-            before = self._emit.get(sums[at])
-            if ROUNDS_BY_MODE:
-                term = self._of_side(up, first)
-                after = term.times_plus(others[0], before) if others else term + before
-            else:
-                after = self._emit.bound(up, *factors, before)
-            self._emit.put(sums[at], after)
-
-    def rounding(self, *others: Variables) -> Any:
-        """`with bounds.rounding():` where terms are added, and these variables computed with."""
-        if not ROUNDS_BY_MODE:
-            return nullcontext()
-        sums = *(sums for _, sums in self._sides), *others
-        variables = (x for variables in sums for x in variables.values())
-        return self._emit.rounding_up(self._mode, variables)
-
-    def least_and_most(self) -> tuple[Sums, Sums]:
-        least, most = (
-            {at: self._of_side(up, self._emit.get(value)) for at, value in sums.items()}
-            for up, sums in self._sides
-        )
-        return least, most
-
-
-def _bounds_with_rests(
-    emit: Emitter,
-    mode: Any,
-    c: Vector,
-    products: Iterator[tuple[Any, _Factors]],
-    rests: Any,
-    count: Any,
-) -> tuple[Sums, Sums]:
-    """Of the sum of a step of one vector of C: what each rounding drops is added, rounded down and
-    up; where a processor rounds by mode, that is done at the end, with what has been dropped in
-    `rests[count, LANES]`.
-    """
-    at, zero = (0, 0), emit.number(0.0)
-    total, bounds = emit.variable(c), _Bounds(emit, mode, {at: zero})
-    dropped = emit.integer_variable(0)
-    emit.builder.store(rests, dropped)
-    for _, ((_, left, right),) in products:
-        before = emit.get(total)
-        after = left.times_plus(right, before)
-        part = after - before
-        rest = (before - (after - part)) + left.times_plus(right, -part)  # Knuth's, as above
-        emit.put(total, after)
-        if ROUNDS_BY_MODE:
-            place = emit.builder.load(dropped)
-            emit.store(rest, emit.at(place))
-            further = emit.builder.add(place, emit.integer(8 * LANES))
-            emit.builder.store(further, dropped)
-        else:
-            bounds.add(at, rest)
-    with bounds.rounding({at: total}):
-        if ROUNDS_BY_MODE:
-            with emit.loop(count) as index:
-                bounds.add(at, emit.load(emit.place(emit.at(rests), emit.times(index, LANES))))
-        bounds.add(at, emit.get(total))
-    found = emit.get(total)
-    finite = found.size() < emit.number(math.inf)  # else it is the sum
-    least, most = ({at: finite.where(sums[at], found)} for sums in bounds.least_and_most())
-    return least, most
-
-
-@inline(result=True)
-def directed(
-    emit: Emitter,
-    x: Any,
-    stride: Any,
-    y: Any,
-    c: Any,
-    steps: Any,
-    out: Any,
-    done: Any,
-    quads: Any,
-    constants: Any,
-    rests: Any,
-) -> Any:
-    """Steps by sums that are rounded down and up, and a few elements by all that a sum's roundings
-    drop; see `told_steps`.
-
-    Args:
-        x: `[PART, steps products]`, with rows `stride` apart.
-        y: `[steps products, COLUMNS]`.
-        quads: of a step.
-        rests: where `[products of a step, LANES]` may be written.
-    """
-    rows, y = rows_of(emit, x, stride, PART), emit.at(y)
-    limit, mode = emit.load_all_equal(emit.at(constants)), _mode(emit)
-
-    def bounds(step: Any, c: Sums) -> tuple[Sums, Sums]:
-        sums = _Bounds(emit, mode, c)
-        with sums.rounding():
-            for _, factors in _factors(emit, rows, y, step, quads, HALVES):
-                for at, left, right in factors:
-                    sums.add(at, left, right)
-        return sums.least_and_most()
-
-    def otherwise(step: Any, index: Any) -> tuple[Vector, Any]:
-        builder, halves = emit.builder, emit.integer(len(HALVES))
-        i, j = builder.udiv(index, halves), emit.times(builder.urem(index, halves), LANES)
-        row = emit.place(emit.at(x), emit.times(stride, i))
-        before = emit.load(emit.place(emit.at(c), emit.times(index, LANES)))
-        factors = _factors(emit, [row], emit.place(y, j), step, quads, [0])
-        of_one = _bounds_with_rests(emit, mode, before, factors, rests, emit.times(quads, QUAD))
-        told, unsure = _told_of_odd(emit, *of_one, limit)
-        return emit.get(told[0, 0]), unsure
-
-    return told_steps(emit, c, steps, out, done, limit, bounds, otherwise)
-
-
-@inline(result=False)
-def merge(emit: Emitter, out: Any, other: Any, bits: Any) -> None:
-    """`out[PART, COLUMNS]` becomes `other` where bits are set."""
-    out, other = emit.at(out), emit.at(other)
-    for index, (i, j) in enumerate(ELEMENTS):
-        place = emit.place(out, i * COLUMNS + j)
-        here = emit.answer(emit.builder.lshr(bits, emit.integer(LANES * index)))
-        value = here.where(emit.load(emit.place(other, i * COLUMNS + j)), emit.load(place))
-        emit.store(value, place)
-
-
 @inline(result=False)
 def write(emit: Emitter, out: Any, c: Any) -> None:
-    """`out[PART, COLUMNS]` into C."""
+    """`out[BAND, COLUMNS]` into C."""
     out, c = emit.at(out), emit.at(c)
-    for at in _offsets(PART):
+    for at in _offsets(BAND):
         emit.store(emit.load(emit.place(out, at)), emit.place(c, at))
 
 

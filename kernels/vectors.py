@@ -8,7 +8,7 @@ as the registers of the processor that numba compiles for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,11 +30,7 @@ ROWS = 6 if _IS_X86 and not _HAS_512_BITS else 8
 ROUNDS_BY_INSTRUCTION = _HAS_512_BITS
 """Whether an instruction can say that it rounds up or down."""
 
-ROUNDS_BY_MODE = _IS_ARM or (_IS_X86 and "+avx" in _FEATURES.split(",") and not _HAS_512_BITS)
-"""If not, whether `Emitter.rounding_up` is there."""
-
-# Bits of the control word: round up, and toward zero.
-_UPWARDS, TOWARD_ZERO = (0x4000, 0x6000) if _IS_X86 else (0x400000, 0xC00000)
+TOWARD_ZERO = 0x6000 if _IS_X86 else 0xC00000  # bits of the control word: how it rounds
 
 COMPILED: dict[str, Any] = {
     "nogil": True,
@@ -65,8 +61,6 @@ _PLACES = ir.VectorType(_I32, LANES)
 
 # How an instruction of AVX-512 rounds (Intel 64 manual, volume 1, 15.6.4); no exceptions.
 _DOWN, _UP = 0x9, 0xA
-
-_PLACE = 2.0**-52  # of a number: one or two last places
 
 
 class Vector:
@@ -308,55 +302,14 @@ class Emitter:
     def floats(self, lanes: int = 2 * LANES) -> Emitter:
         return Emitter(self.builder, _F32, lanes)
 
-    def bound(self, up: bool, *operands: Vector) -> Vector:
-        """Of doubles: the next number on that side of `x + y` or `x y + z`, whose product is exact,
-        or the one after it; or the result itself. So if a sum's two bounds, one from the other on
-        either side, are the same, they are the exact sum, and it is between them if not.
-        """
-        if not ROUNDS_BY_INSTRUCTION:
-            x, y = operands if len(operands) == 2 else (operands[0] * operands[1], operands[2])
-            found, rest = x.sum_and_rest(y)
-            zero, size = self.number(0.0), found.size() * self.number(_PLACE)
-            if up:
-                return (zero < rest).where(found + size, found)
-            return (rest < zero).where(found - size, found)
-        name = "add" if len(operands) == 2 else "vfmadd"
-        kind = ir.FunctionType(_DOUBLES, [_DOUBLES] * len(operands) + [_I32])
+    def bound(self, up: bool, x: Vector, y: Vector, z: Vector) -> Vector:
+        """`x y + z` rounded to that side, where a processor `ROUNDS_BY_INSTRUCTION`."""
+        kind = ir.FunctionType(_DOUBLES, [_DOUBLES] * 3 + [_I32])
         function = cgutils.get_or_insert_function(
-            self.builder.module, kind, f"llvm.x86.avx512.{name}.pd.512"
+            self.builder.module, kind, "llvm.x86.avx512.vfmadd.pd.512"
         )
         mode = ir.Constant(_I32, _UP if up else _DOWN)
-        values = [*(x.value for x in operands), mode]
-        return Vector(self.builder, self.builder.call(function, values))
-
-    @contextmanager
-    def rounding_up(self, before: ir.Value, variables: Iterable[ir.Value]) -> Iterator[None]:
-        """The processor rounds up what is computed from these variables and put into them, where it
-        `ROUNDS_BY_MODE`; its control word was and will be `before`.
-        """
-        variables = list(variables)
-        self._change(variables, self.builder.or_(before, self.integer(_UPWARDS)))
-        yield
-        self._change(variables, before)
-
-    def _change(self, variables: list[ir.Value], control: ir.Value) -> None:
-        """The control word; what was put into variables before is computed under the old one, and
-        nothing from them is that comes after.
-        """
-        self._held(variables)
-        self.set_control(control)
-        self._held(variables)
-
-    def _held(self, variables: list[ir.Value]) -> None:
-        """LLVM knows nothing of control words, but it leaves the order of assembler's lines as it
-        is, even if these are empty.
-        """
-        for variable in variables:
-            value = self.builder.load(variable)
-            kind = ir.FunctionType(value.type, [value.type])
-            register = "=x,0" if _IS_X86 else "=w,0"  # the kind that holds vectors
-            held = self.builder.asm(kind, "", register, [value], side_effect=True)
-            self.put(variable, Vector(self.builder, held))
+        return Vector(self.builder, self.builder.call(function, [x.value, y.value, z.value, mode]))
 
     def control(self) -> ir.Value:
         """The processor's control word: MXCSR (Intel 64 manual, volume 1, 10.2.3) or FPCR (Arm

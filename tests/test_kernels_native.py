@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -19,8 +20,6 @@ import pytest
 
 import kernels
 from kernels import compiled, native_chain, native_operands, native_steps, operands, vectors
-from kernels import native_extraction as extraction
-from kernels.native_steps import FEW
 from tests.kernel_inputs import BF16, FP16, FP32, words
 
 ASCEND = kernels.ASCEND_910C
@@ -209,34 +208,33 @@ def test_the_ends_of_fp32(size):
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="an x86's names")
 @pytest.mark.parametrize(
-    "processor, features, more",
+    "processor, features",
     [
         pytest.param(
             "haswell",
             "+avx,+avx2,+fma",
-            " or parts or ends_of_fp32 or fp64_rounds",
-            id="by mode",
-            marks=pytest.mark.skipif(vectors.ROUNDS_BY_MODE, reason="so does this processor"),
+            id="four doubles",
+            marks=pytest.mark.skipif(vectors.LANES <= 4, reason="so has this processor"),
         ),
-        pytest.param("x86-64", "", "", id="not at all", marks=pytest.mark.slow),
+        pytest.param("x86-64", "", id="no multiply-add", marks=pytest.mark.slow),
     ],
 )
-def test_a_processor_whose_instructions_do_not_round_up(processor, features, more, tmp_path):
-    """The same, compiled for one: its mode is changed where it has vectors of four doubles, and
-    what is rounded to nearest is moved where it has none.
-    """
+def test_a_processor_with_less(processor, features, tmp_path):
+    """The same, compiled for one that has shorter vectors, or no fused multiply-add."""
     environment = {
         **os.environ,
         "NUMBA_CPU_NAME": processor,
         "NUMBA_CPU_FEATURES": features,
         "NUMBA_CACHE_DIR": str(tmp_path),
     }
-    chosen = "decides_it or rests or infinity_that_arises or few_are_told or extract" + more
+    careful = Path(__file__).with_name("test_kernels_native_careful.py")
+    chosen = "decides_it or rests or infinity_that_arises or parts or ends_of_fp32 or fp64_rounds"
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
-    ran = subprocess.run(
-        [*command, "-k", chosen, __file__], env=environment, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stdout[-2000:]
+    for arguments in ([__file__, "-k", chosen], [str(careful)]):
+        ran = subprocess.run(
+            [*command, *arguments], env=environment, capture_output=True, text=True
+        )
+        assert ran.returncode == 0, ran.stdout[-2000:]
 
 
 def test_an_infinity_that_arises_within_a_block_stays():
@@ -479,239 +477,13 @@ def test_a_few_small_sums_beside_others(special):
         check(*(x.astype(np.float32).astype(BF16) for x in (a, b)))
 
 
-@numba.njit
-def call_directed(operands, c, out, done, constants):
-    ends = c.ctypes.data, 1, out.ctypes.data, done.ctypes.data, 4
-    rests = np.empty(4 * native_steps.QUAD * vectors.LANES)
-    return native_steps.directed((*operands, *ends, constants.ctypes.data, rests.ctypes.data))
-
-
-def told(x, y, c, out, done):
-    """Which elements of one step are not told."""
-    constants = native_steps.constants.py_func(16, np.inf)
-    return call_directed((x.ctypes.data, 16, y.ctypes.data), c, out, done, constants)
-
-
-def ties_and_zeros(scale, last):
-    """Operands of a step that adds up to ties, which `last` decides on either side of either sign,
-    or to exact ones (0), or to nothing (-1); and its results.
-    """
-    shape = native_steps.PART, native_steps.COLUMNS
-    sign, side = np.indices(shape) % 2 * 2 - 1
-    x, y = np.zeros((shape[0], 16)), np.full((16, shape[1]), scale)
-    half = 0.25 if scale == 2.0**-148 else 2.0**-24
-    x[:, :2], x[:, 2] = sign[:, :1] * [1, half if last >= 0 else 0], last
-    expected = 1.0 * sign
-    if last > 0:
-        y[2] *= side[0]
-        expected += np.where(sign == side, sign * 2 * half, 0)
-    elif last < 0:
-        x[:, 2] *= sign[:, 0]
-        expected *= 0
-    return x, y, expected * scale
-
-
-@pytest.mark.parametrize("scale", [1.0, 2.0**-148])
-@pytest.mark.parametrize("last", [2.0**-70, 0, -1])
-def test_directed_sums_tell_ties_and_zeros(last, scale):
-    """Ties that a term far below decides, on either side of either sign; exact ones; and what
-    cancels. Subnormal numbers of FP32, too.
-    """
-    x, y, expected = ties_and_zeros(scale, last)
-    c, out, done = np.zeros(expected.shape), np.empty(expected.shape), np.zeros(1, np.int64)
-    assert told(x, y, c, out, done) == 0
-    assert done[0] == 1 and np.array_equal(out, expected)
-    assert np.array_equal(c, out) and not np.signbit(out[expected == 0]).any()
-
-
-@pytest.mark.parametrize("few", [1, FEW, FEW + 1, native_steps.PART * native_steps.COLUMNS])
-def test_ties_of_which_a_few_are_told(few):
-    """Half way between two numbers but for terms of either sign far below, which directed sums
-    round both ways: in a few elements, what is dropped tells.
-    """
-    rng = np.random.default_rng(few)
-    shape = native_steps.PART, native_steps.COLUMNS
-    signs = rng.choice([-1.0, 1.0], shape[1])
-    x, y = np.zeros((shape[0], 16)), np.zeros((16, shape[1]))
-    x[:, :3], y[:3] = 1, np.stack([signs * 2.0**-24, signs * 2.0**-80, -signs * 2.0**-81])
-    c = rng.integers(1 << 23, 1 << 24, shape) * signs * 2.0**-21  # beyond half way
-    ties = np.zeros(c.size, bool)
-    ties[rng.permutation(c.size)[:few]] = True
-    c[ties.reshape(shape)] /= 4
-    expected = kernels.reference.matmul(
-        x.astype(BF16), y.astype(BF16), c.astype(np.float32), arithmetic=ASCEND
-    )
-    before, out, done = c.copy(), np.empty(shape), np.zeros(1, np.int64)
-    unknown = told(x, y, c, out, done)
-    assert [unknown >> i & 1 for i in range(c.size)] == list(ties & (few > FEW))
-    assert done[0] == (few <= FEW) and np.array_equal(c, out if few <= FEW else before)
-    known = ~ties if few > FEW else np.ones(c.size, bool)
-    assert np.array_equal(out.reshape(-1)[known], expected.reshape(-1)[known])
-
-
-@pytest.mark.parametrize("scale", [1, 2.0**-60, 2.0**-126, 2.0**-140])
-def test_what_rests_tell_is_right(scale):
-    """Three elements that are half way but for what is far below, of either sign or nothing, with
-    the large number in C or among the products, in any order.
-    """
-    rng = np.random.default_rng(12)
-    shape, far = (native_steps.PART, native_steps.COLUMNS), 2.0**-70
-    out, done = np.empty(shape), np.zeros(1, np.int64)
-    half = max(2.0**-24 * scale, 2.0**-150) / far
-    for case in range(100):
-        x, y, c = np.zeros((shape[0], 16)), np.zeros((16, shape[1])), np.zeros(shape)
-        places = rng.permutation(16)[:4]
-        x[:3, places] = far
-        y[places[0]] = scale / far * rng.choice([-1, 1], shape[1])
-        dust = rng.choice([-1, 1]) * 2.0 ** -rng.integers(30, 50) * half
-        y[places[1:], 0] = half, dust, rng.choice([0, -1, -0.5, -2, 1]) * dust
-        if case % 2:
-            c[:3, 0], y[places[0], 0] = y[places[0], 0] * far, 0
-        a, b = x.astype(BF16), y.astype(BF16)
-        expected = kernels.reference.matmul(a, b, c.astype(np.float32), arithmetic=ASCEND)
-        assert told(x, y, c, out, done) == 0 and np.array_equal(out, expected), case
-
-
-@numba.njit
-def step_by_extraction(x, y, c, after, constants, last):
-    of_x, of_y = np.empty(x.size, np.int16), np.empty(y.size, np.int16)
-    extraction.exponents_of_rows((x.ctypes.data, x.size, of_x.ctypes.data))
-    extraction.exponents_of_columns((y.ctypes.data, len(y), of_y.ctypes.data))
-    powers, parts, quads = np.empty(c.size), np.empty(3 * c.size), len(y) // 4
-    exponents = of_x.ctypes.data, len(y), of_y.ctypes.data, quads
-    extraction.powers_of_step((*exponents, powers.ctypes.data))
-    unsure, needed = 0, constants.ctypes.data
-    for half in range(2):
-        operands = x.ctypes.data, len(y), y.ctypes.data, c.ctypes.data, quads, needed
-        extraction.extracted((*operands, powers.ctypes.data, parts.ctypes.data, half))
-    for half in range(2):
-        ends = parts.ctypes.data, after.ctypes.data, needed, last, half
-        unsure |= extraction.rounded_parts(ends)
-    return unsure
-
-
-def step(x, y, c, limit=np.inf, last=0.0):
-    """A step of C[PART, COLUMNS] after it, and which elements are told."""
-    x, y, c = (np.ascontiguousarray(v, np.float64) for v in (x, y, c))
-    constants, after = native_steps.constants.py_func(len(y), limit), np.empty(c.shape)
-    word = int(np.float64(last).view(np.int64))
-    unsure = step_by_extraction(x, y, c, after, constants, word)
-    known = np.array([unsure >> i & 1 == 0 for i in range(c.size)]).reshape(c.shape)
-    return after, known
-
-
-SHAPE = native_steps.PART, native_steps.COLUMNS
-
-
-@pytest.mark.parametrize("scale", [1.0, 2.0**-126, 2.0**-148])
-@pytest.mark.parametrize("last", [2.0**-30, 2.0**-70, 2.0**-120, 0, -1])
-def test_extraction_tells_ties_and_zeros(last, scale):
-    """Ties that a term far below decides, on either side of either sign; exact ones; and what
-    cancels. Subnormal numbers of FP32, too.
-    """
-    x, y, expected = ties_and_zeros(scale, last)
-    after, known = step(x, y, np.zeros(SHAPE))
-    assert known.all() and np.array_equal(after, expected)
-    assert not np.signbit(after[expected == 0]).any()
-
-
-@pytest.mark.parametrize("tie", [2.0**-150, 3 * 2.0**-150, -(2.0**-150), -3 * 2.0**-150])
-@pytest.mark.parametrize("rest", [0, 2.0**-220, -(2.0**-220)])
-def test_halves_of_the_least_number(tie, rest):
-    """That of the number itself is left to others."""
-    x, y = np.zeros((SHAPE[0], 16)), np.ones((16, SHAPE[1]))
-    x[:, 3], y[3], x[:, 8], y[8] = tie * 2.0**75, 2.0**-75, rest * 2.0**100, 2.0**-100
-    after, known = step(x, y, np.zeros(SHAPE))
-    assert known.all() == (abs(tie) > 2.0**-150)
-    whole = round(tie * 2.0**149 + np.sign(rest) / 4)
-    assert not known.any() or (after == whole * 2.0**-149).all()
-    a, b = (v.astype(np.float32).astype(BF16) for v in (x, y))
-    assert (kernels.matmul(a, b) == np.float32(whole * 2.0**-149)).all()
-    check(a, b)
-
-
-@pytest.mark.parametrize("limit", [np.inf, float(np.finfo(np.float32).max)])
-def test_sums_about_the_largest_number(limit):
-    """2^128 less half a last place is the first one beyond it, but for a term far below."""
-    for last, beyond in ((0.0, True), (2.0**40, True), (-(2.0**40), False)):
-        x, y = np.zeros((SHAPE[0], 16)), np.zeros((16, SHAPE[1]))
-        x[:, 2], y[2] = 2.0**51, 2.0**52
-        c = np.full(SHAPE, np.finfo(np.float32).max, np.float64)
-        x[:, 5], y[5] = last * 2.0**-20, 2.0**20
-        after, known = step(x, y, c, limit)
-        assert known.all() and (after == (limit if beyond else c)).all()
-        after, known = step(-x, y, -c, limit)
-        assert known.all() and (after == -(limit if beyond else c)).all()
-
-
-@pytest.mark.parametrize("scale", [1, 2.0**-60, 2.0**-126, 2.0**-140])
-def test_what_is_told_is_right(scale):
-    """Whatever the sizes: terms that add up or cancel, C larger than all of them or smaller, small
-    terms between them, ties that one or two of them decide.
-    """
-    rng = np.random.default_rng(11)
-    told = np.zeros(2)
-    for case in range(120):
-        sizes = rng.choice([0, 0, 0, -12, -30, -45, -60, -90], (16,))
-        x = rng.uniform(1.9, 2, (SHAPE[0], 16)) * 2.0**sizes
-        y = rng.choice([-1, 1] if case % 3 else [-1], (16, SHAPE[1])) * rng.uniform(1.9, 2, (16, 1))
-        if case % 4 == 1:  # nearly all cancels
-            x[:, 8:], y[8:] = x[:, :8], -y[:8]
-            x[:, rng.integers(16)] *= 2.0**-25
-        c = rng.normal(size=SHAPE) * 2.0 ** rng.choice([-60, -20, 0, 6, 40])
-        if case % 4 == 2:  # ties, by what is far below
-            places = rng.permutation(16)[:4]
-            x, y, c = np.zeros(x.shape), np.zeros(y.shape), np.ones(c.shape)
-            x[:, places], y[places[0]] = 2.0**-12, 2.0**-12 * rng.choice([-1, 1], SHAPE[1])
-            y[places[1]] = 2.0 ** -rng.integers(20, 90, SHAPE[1]) * rng.choice([-1, 1], SHAPE[1])
-            y[places[2:]] = rng.choice([-1, 0, 0.5, 1], (2, SHAPE[1])) * y[places[1]]
-        if case % 4 == 3:
-            x[rng.random(x.shape) < 0.5] = 0
-        x, c = x * min(scale, 2.0**-100) ** 0.5, c * scale
-        y = y * scale / min(scale, 2.0**-100) ** 0.5
-        with np.errstate(under="ignore"):
-            a, b, c = x.astype(BF16), y.astype(BF16), c.astype(np.float32)
-        after, known = step(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))
-        expected = kernels.reference.matmul(a, b, c, arithmetic=ASCEND)
-        assert np.array_equal(after[known], expected[known]), case
-        told += known.sum(), known.size
-    assert told[0] > 0.9 * told[1]
-
-
-@pytest.mark.parametrize("far", [2.0**-50, 2.0**-200])
-def test_rests_that_cancel_exactly(far):
-    """Beside ties: all of them multiples of a power of two that is not too far below them, or not
-    so.
-    """
-    x, y = np.zeros((SHAPE[0], 16)), np.ones((16, SHAPE[1]))
-    x[:, 0], x[:, 3], x[:, 7], x[:, 9] = 2.0**-24, 5 * far, -3 * far, -2 * far
-    after, known = step(x, y, np.ones(SHAPE), last=far)
-    assert known.all() and (after == 1).all()
-    x[:, 11] = far * 2.0**-60
-    assert not step(x, y, np.ones(SHAPE), last=far * 2.0**-60)[1].any()
-    a, b = (v.astype(np.float32).astype(BF16) for v in (x * 2.0**60, y * 2.0**-60))
-    check(a, b, np.ones(SHAPE, np.float32))
-
-
-def test_elements_that_are_no_numbers_are_told():
-    rng = np.random.default_rng(15)
-    x, y, c = rng.normal(size=(SHAPE[0], 16)), rng.normal(size=(16, SHAPE[1])), np.ones(SHAPE)
-    x[0, 3], y[7, 1], c[1], c[2, 3] = np.inf, -np.inf, -np.inf, np.nan
-    with np.errstate(invalid="ignore"):
-        expected = x @ y + c
-    after, known = step(x, y, c)
-    wild = ~np.isfinite(expected)
-    assert known.all() and np.array_equal(after[wild], expected[wild], equal_nan=True)
-    assert np.isfinite(after[~wild]).all()
-
-
 @pytest.mark.parametrize("products", [16, 8, 5])
 def test_blocks_that_need_more_care_and_less(products):
     """Along k: ordinary numbers, ties at every step, powers of two that are far apart in each row,
     ties whose terms are, what cancels, and ordinary ones again.
     """
     rng = np.random.default_rng(products)
-    m, n, k = 2 * SHAPE[0] + 1, SHAPE[1] + 3, 256
+    m, n, k = 2 * native_steps.BAND + 1, native_steps.COLUMNS + 3, 256
     parts = []
     for draw in range(6):
         a, b = rng.normal(size=(m, k)), rng.normal(size=(k, n))
@@ -759,20 +531,6 @@ def test_one_element_that_is_not_finite(value, where, overflow):
     record = dataclasses.replace(ASCEND, overflow=overflow)
     check(a, b, c, record)
     check(a, np.where(np.arange(32) == 9, b, 0), c, record)
-
-
-@pytest.mark.parametrize("before", range(16))
-def test_extracted_terms_that_end_where_they_began(before):
-    """C and some equal terms, a small one, and as many of the other sign, which leave it: what is
-    extracted must not have come near zero, where it takes more of a small term than it can keep.
-    """
-    large = 255 / 128
-    x, y = np.full((SHAPE[0], 16), large), np.full((16, SHAPE[1]), large)
-    x[:, :before] = -large
-    x[:, before], y[before] = large * 2.0**-22, 171 / 128 * 2.0**-23
-    c = np.full(SHAPE, (2 * before - 15) * large**2)
-    after, known = step(x, y, c)
-    assert known.all() and (after == large * 171 / 128 * 2.0**-45).all()
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)

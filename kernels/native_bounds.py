@@ -1,0 +1,207 @@
+"""Sums of a step in FP64 with a bound on their error, for `kernels.native`: where that is too small
+to make a difference, as nearly everywhere, rounding the sum is rounding the exact one.
+
+The bound follows from how large the sum and its terms are, and these either from how large the
+operands of the step are, or from the exponents of each term.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from kernels.native_extraction import find_powers
+from kernels.native_steps import BAND, COLUMNS, HALVES, LEAST, QUAD, in_float32, rows_of
+from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
+
+_LARGEST = float(np.finfo(np.float32).max)
+_ELEMENTS = [(i, j) for i in range(BAND) for j in HALVES]
+
+
+@njit(**COMPILED)
+def sums_of_rows(x: int, length: int, padded: int, found: int) -> None:
+    """Of `x[BAND, length]`, for each row and step a bound on the sum of sizes."""
+    steps = length // padded
+    numbers = carray(pointer(x), (BAND * steps, padded), np.float64)
+    sums = carray(pointer(found), (BAND * steps,), np.float64)
+    for row in range(BAND * steps):
+        total, other = 0.0, 0.0
+        for k in range(0, padded, 2):
+            total += abs(numbers[row, k])
+            other += abs(numbers[row, k + 1])
+        sums[row] = (total + other) * (1 + 2.0**-40)
+
+
+@inline(result=False)
+def tops_of_columns(emit: Emitter, y: Any, steps: Any, padded: Any, found: Any) -> None:
+    """Of `y[steps padded, COLUMNS]`, for each step and column the largest size."""
+    y, found = emit.at(y), emit.at(found)
+    with emit.loop(steps) as step:
+        tops = {j: emit.variable(emit.number(0.0)) for j in HALVES}
+        with emit.loop(padded) as k:
+            line = emit.times(emit.builder.add(emit.times(step, padded), k), COLUMNS)
+            for j, top in tops.items():
+                emit.put(top, emit.load(emit.place(y, line, j)).size().larger(emit.get(top)))
+        for j, top in tops.items():
+            emit.store(emit.get(top), emit.place(found, emit.times(step, COLUMNS), j))
+
+
+_Bound = Callable[[Any, Any, int], Vector]
+
+
+def _bounded(
+    emit: Emitter,
+    x: Any,
+    stride: Any,
+    y: Any,
+    c: Any,
+    steps: Any,
+    out: Any,
+    done: Any,
+    quads: Any,
+    constants: Any,
+    last: Any,
+    totals: Any,
+    *,
+    bound: _Bound,
+    prepare: Callable[[Any], None] = lambda step: None,
+) -> Any:
+    """Steps of C[BAND, COLUMNS] as long as all elements are told. `done` of them, 64 bits, are
+    added to C; bits of the result say which elements of the next one are not told, and `out[BAND,
+    COLUMNS]` has the others. None is told that might be beyond FP32's numbers.
+
+    Args:
+        x: `[BAND, steps products]`, with rows `stride` apart.
+        y: `[steps products, COLUMNS]`.
+        quads: of a step.
+        last: the word of what all terms are multiples of.
+        totals: where `[BAND, COLUMNS]` may be written.
+        bound: twice a bound on the sum of the sizes of a step's products, given its number and
+            that of a row.
+    """
+    builder = emit.builder
+    rows, y = rows_of(emit, x, stride, BAND), emit.at(y)
+    constants, totals = emit.at(constants), emit.at(totals)
+    share = emit.load_all_equal(emit.place(constants, 4))
+    room = emit.all_equal(builder.bitcast(last, emit.element)) * emit.number(
+        2.0**53 * (1 - 2.0**-20)
+    )
+    infinity, most, zero = (emit.number(v) for v in (math.inf, _LARGEST, 0.0))
+    done = builder.inttoptr(done, steps.type.as_pointer())
+    builder.store(steps, done)
+    unknown, now, after = (emit.integer_variable(0) for _ in range(3))
+    builder.store(c, now)
+    builder.store(out, after)
+    chains = range(2 if len(_ELEMENTS) < 12 else 1)  # at least 12 sums at once
+    with emit.loop_with_end(steps) as (step, end):
+        prepare(step)
+        before, found = (emit.at(builder.load(v)) for v in (now, after))
+        sums = {(i, j, n): emit.variable(zero) for i, j in _ELEMENTS for n in chains}
+        for i, j in _ELEMENTS:
+            emit.put(sums[i, j, 0], emit.load(emit.place(before, i * COLUMNS + j)))
+        with emit.loop(quads) as quad:
+            first = emit.times(builder.add(emit.times(step, quads), quad), QUAD)
+            ys = emit.place(y, emit.times(first, COLUMNS))
+            for k in range(QUAD):
+                right = {j: emit.load(emit.place(ys, k * COLUMNS + j)) for j in HALVES}
+                for i, row in enumerate(rows):
+                    left = emit.load_all_equal(emit.place(row, first, k))
+                    for j in HALVES:
+                        at = i, j, k % len(chains)
+                        emit.put(sums[at], left.times_plus(right[j], emit.get(sums[at])))
+        for i, j in _ELEMENTS:
+            total = functools.reduce(Vector.__add__, [emit.get(sums[i, j, n]) for n in chains])
+            emit.store(total, emit.place(totals, i * COLUMNS + j))
+        sizes = emit.variable(zero)
+        builder.store(emit.integer(0), unknown)
+        # A loop, so that processors have registers for what is constant in it.
+        with emit.loop(emit.integer(BAND)) as row:
+            for j in HALVES:
+                at = builder.add(emit.times(row, COLUMNS), emit.integer(j))
+                total = emit.load(emit.place(totals, at))
+                size = total.size()
+                reach = size + bound(step, row, j)
+                error = (reach < room).where(zero, reach * share)
+                is_small = size < emit.number(2 * LEAST)
+                lowest, highest = (
+                    in_float32(emit, x, is_small) for x in (total - error, total + error)
+                )
+                emit.store(lowest, emit.place(found, at))
+                emit.put(sizes, size + emit.get(sizes))
+                differ = builder.shl((~lowest.equals(highest)).bits(), at)
+                builder.store(builder.or_(builder.load(unknown), differ), unknown)
+        with emit.when((~(emit.get(sizes) < most)).bits()):  # or if it is no number
+            with emit.loop(emit.integer(BAND * COLUMNS // LANES)) as index:
+                at = emit.times(index, LANES)
+                total, place = emit.load(emit.place(totals, at)), emit.place(found, at)
+                size = total.size()
+                finite = size < infinity
+                emit.store(finite.where(emit.load(place), total), place)
+                bits = builder.or_(builder.load(unknown), builder.shl((most < size).bits(), at))
+                none = builder.shl((~finite).bits(), at)
+                builder.store(builder.and_(bits, builder.not_(none)), unknown)
+        with emit.when(builder.load(unknown)):
+            builder.store(step, done)
+            end()
+        other = builder.load(now)
+        builder.store(builder.load(after), now)
+        builder.store(other, after)
+    with builder.if_then(builder.icmp_unsigned("!=", builder.load(now), c)):
+        # C is in `out`, and what is told of the next step in C.
+        for i, j in _ELEMENTS:
+            places = [emit.place(emit.at(v), i * COLUMNS + j) for v in (c, out)]
+            values = [emit.load(place) for place in places]
+            for place, value in zip(places, reversed(values), strict=True):
+                emit.store(value, place)
+    return builder.load(unknown)
+
+
+@inline(result=True)
+def bounded_by_sizes(
+    emit: Emitter, sums: Any, apart: Any, tops: Any, powers: Any, *operands: Any
+) -> Any:
+    """See `_bounded`.
+
+    Args:
+        sums, tops: of the rows, so many doubles `apart`, and `[steps, COLUMNS]`, by
+            `sums_of_rows` and `tops_of_columns`, from the first step on.
+        powers: where bounds of products may be written, `[BAND, COLUMNS]`.
+    """
+    sums, tops, places = (emit.at(v) for v in (sums, tops, powers))
+
+    def bound(step: Any, row: Any, j: int) -> Vector:
+        top = emit.load(emit.place(tops, emit.times(step, COLUMNS), j))
+        total = top * emit.load_all_equal(emit.place(sums, emit.times(row, apart), step))
+        emit.store(total, emit.place(places, emit.times(row, COLUMNS), j))
+        return total + total
+
+    return _bounded(emit, *operands, bound=bound)
+
+
+@inline(result=True)
+def bounded_by_exponents(emit: Emitter, of_x: Any, of_y: Any, powers: Any, *operands: Any) -> Any:
+    """See `_bounded`.
+
+    Args:
+        of_x, of_y: exponents of x and y, from the first step on.
+        powers: where the largest powers in products may be written, `[BAND, COLUMNS]`.
+    """
+    stride, quads = operands[1], operands[7]
+    places, builder = emit.at(powers), emit.builder
+    count = emit.times(quads, QUAD)
+    eight = emit.all_equal(builder.uitofp(emit.times(count, 8), emit.element))
+
+    def prepare(step: Any) -> None:
+        k = emit.times(emit.times(step, count), 2)
+        here = builder.add(of_x, k), stride, builder.add(of_y, emit.times(k, COLUMNS))
+        find_powers(emit, *here, quads, powers)
+
+    def bound(step: Any, row: Any, j: int) -> Vector:
+        return emit.load(emit.place(places, emit.times(row, COLUMNS), j)) * eight
+
+    return _bounded(emit, *operands, bound=bound, prepare=prepare)

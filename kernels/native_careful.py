@@ -1,0 +1,149 @@
+"""The steps of a block whose sums FP64 may round, of a few rows and columns: for `kernels.native`.
+
+Nearly all elements are told by one sum and a bound on its error (`kernels.native_bounds`). A few
+that are not are told one by one by sums in two parts, and in three if that does not do; if they are
+many, all elements are, by vectors of them, for some steps on (`kernels.native_elements`,
+`kernels.native_extraction`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from kernels import native_bounds as bounds_of
+from kernels import native_elements as elements_of
+from kernels import native_extraction as extraction
+from kernels import native_steps as steps_of
+from kernels.native_steps import BAND, COLUMNS, PART, QUAD
+from kernels.vectors import COMPILED, INLINED, pointer
+
+_LONG = 16  # products of steps for which it is worth while to look at their exponents
+_PATIENCE = 63  # steps at most before sums with bounds are tried again
+
+
+@njit(**COMPILED)
+def _many_parts(
+    x: int, y: int, c: int, out: int, unknown: int, padded: int, scratch: tuple[int, int, int]
+) -> None:
+    """`out[COLUMNS]`, where unknown: a step of one row, whatever the terms."""
+    terms, parts, needed = scratch
+    steps_of.terms((x, y, c, terms, padded))
+    count = 0
+    while steps_of.part((terms, padded + 1, parts + 8 * count * COLUMNS, needed)) != 0:
+        count += 1
+    steps_of.sum_of_parts((parts, max(count, 1), out, unknown, needed))
+
+
+@njit(**COMPILED)
+def _first_time(done: int) -> bool:
+    """Whether it is, from now on not."""
+    flag = carray(pointer(done), (1,), np.int64)
+    before = flag[0]
+    flag[0] = 1
+    return bool(before == 0)
+
+
+@njit(**COMPILED)
+def _exponents(operands: Any) -> tuple[int, int]:
+    """Addresses of the operands' exponents."""
+    x, stride, y, (of_x, _), (of_y, _, _), _, _ = operands
+    if _first_time(of_x[0]):
+        extraction.exponents_of_rows((x, BAND * stride, of_x[1]))
+    if _first_time(of_y[0]):
+        extraction.exponents_of_columns((y, stride, of_y[1]))
+    return of_x[1], of_y[1]
+
+
+@njit(**INLINED)
+def _bounded(operands: Any, c: int, step: int, steps: int, done: int, scratch: Any) -> int:
+    """Steps of C[BAND, COLUMNS] from that one on by sums with bounds on their errors, as
+    `native_bounds` has it.
+    """
+    x, stride, y, (_, sums), (_, tops, _), last, padded = operands
+    out, _, parts, needed = scratch
+    k = step * padded
+    ends = c, steps - step, out, done, padded // QUAD, needed, last, parts
+    of_steps = x + 8 * k, stride, y + 8 * k * COLUMNS, *ends
+    powers = parts + 8 * 3 * BAND * COLUMNS
+    if padded >= _LONG:
+        of_x, of_y = _exponents(operands)
+        exponents = of_x + 2 * k, of_y + 2 * k * COLUMNS
+        return int(bounds_of.bounded_by_exponents((*exponents, powers, *of_steps)))
+    count = stride // padded
+    if _first_time(sums[0]):
+        bounds_of.sums_of_rows(x, stride, padded, sums[1])
+    if _first_time(tops[0]):
+        bounds_of.tops_of_columns((y, count, padded, tops[1]))
+    sizes = sums[1] + 8 * step, count, tops[1] + 8 * step * COLUMNS
+    return int(bounds_of.bounded_by_sizes((*sizes, powers, *of_steps)))
+
+
+@njit(**INLINED)
+def _elements(operands: Any, c: int, step: int, elements: int, parts_of: int, scratch: Any) -> int:
+    """A step of the elements whose bits are set, into `out`; bits of those still in doubt."""
+    x, stride, y, _, (_, _, columns), last, padded = operands
+    out, _, parts, needed = scratch
+    if _first_time(columns[0]):
+        elements_of.transposed(y, stride, columns[1])
+    k, powers = 8 * step * padded, parts + 8 * 3 * BAND * COLUMNS
+    of_step = x + k, stride, columns[1] + k, stride, c, elements, padded, needed, powers, out, last
+    if parts_of == 2:
+        return int(elements_of.in_two_parts(of_step))
+    return int(elements_of.in_three_parts(of_step))
+
+
+@njit(**INLINED)
+def _all_in_parts(operands: Any, c: int, step: int, scratch: Any) -> int:
+    """A step of C[BAND, COLUMNS] into `out`; bits of elements still in doubt."""
+    x, stride, y, _, _, last, padded = operands
+    out, _, parts, needed = scratch
+    quads, k, powers = padded // QUAD, step * padded, parts + 8 * 3 * BAND * COLUMNS
+    of_x, of_y = _exponents(operands)
+    exponents = of_x + 2 * k, stride, of_y + 2 * k * COLUMNS
+    extraction.powers_of_step((*exponents, quads, powers))
+    for first in range(0, BAND, PART):
+        row = 8 * first * COLUMNS
+        of_part = x + 8 * (first * stride + k), stride, y + 8 * k * COLUMNS, c + row, quads
+        for half in range(2):
+            extraction.extracted((*of_part, needed, powers + row, parts + row, half))
+    return int(extraction.rounded_parts((parts, out, needed, last)))
+
+
+@njit(**COMPILED)
+def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: Any) -> None:
+    """The steps of a block of C[BAND, COLUMNS], whatever the operands. `pause` has how many steps
+    to go before sums with bounds are tried again, and how many it was.
+    """
+    x, stride, y, _, _, _, padded = operands
+    out, terms, parts, needed = scratch
+    step, size = np.int64(0), BAND * COLUMNS
+    while step < steps:
+        in_parts = pause[0] > 0
+        if in_parts:
+            pause[0] -= 1
+        else:
+            unknown = _bounded(operands, c, step, steps, int(done.ctypes.data), scratch)
+            step += done[0]
+            if unknown == 0:
+                return
+            count = elements_of.number_of((unknown,))
+            pause[1] = min(2 * pause[1] + 1, _PATIENCE) if 4 * count > size else 0
+            pause[0] = pause[1]
+            in_parts = 2 * count > size
+        if in_parts:
+            unknown = _all_in_parts(operands, c, step, scratch)
+        for number in range(3 if in_parts else 2, 4):
+            if unknown != 0:
+                unknown = _elements(operands, c, step, unknown, number, scratch)
+        if unknown != 0:
+            xs, ys = x + 8 * step * padded, y + 8 * step * padded * COLUMNS
+            for i in range(BAND):
+                bits = unknown >> (COLUMNS * i) & ((1 << COLUMNS) - 1)
+                if bits != 0:
+                    row, of_many = 8 * i * COLUMNS, (terms, parts, needed)
+                    _many_parts(xs + 8 * i * stride, ys, c + row, out + row, bits, padded, of_many)
+        steps_of.write((out, c))
+        step += 1
