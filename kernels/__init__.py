@@ -11,10 +11,10 @@ Where to read, from what is meant to what is fast:
   to a grid), `tree`, `chain`, and `exact`, whose blocks go by `pairs`, `halves`, `split` or at last
   `fixed_point`; shared by these: `blocks`, `extents`, `singles`;
 - the same on a CPU's own vectors: `product` chooses, `compiled` and `custom_call` compile by numba
-  in the terms of `vectors`; `native_operands` reads; exact sums are `native` with `native_steps`,
-  `native_extents`, `native_dust` and `native_extraction`, chains `native_chain` with
-  `native_chain_steps`, terms cut to a grid `native_aligned` with `native_aligned_steps`, sums over
-  devices `native_sums`;
+  in the terms of `vectors`; `native_operands` reads; exact sums are `native` with `native_steps`
+  and `native_extents`, those that FP64 may round `native_careful` with `native_bounds`,
+  `native_elements` and `native_extraction`, chains `native_chain` with `native_chain_steps`, terms
+  cut to a grid `native_aligned` with `native_aligned_steps`, sums over devices `native_sums`;
 - `files` are written whole or not at all.
 """
 

@@ -129,15 +129,15 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(2 * LANES),  # 11: what is measured of a group
         np.zeros(ROWS * COLUMNS),  # 12: C before the first step, if there is none
         np.empty(((rows // ROWS) * (columns // COLUMNS), 2), np.int64),  # 13: words of C's sizes
-        np.empty(((rows // ROWS) * (columns // COLUMNS), ROWS // BAND, 2), np.int64),  # 14: pauses
+        np.empty(((rows // ROWS) * (columns // COLUMNS), ROWS // BAND, 3), np.int64),  # 14: pauses
         np.empty(1, np.int64),  # 15: how many steps are done
-        (  # 16: of x: whether exponents are known of a group, and sums; these
-            np.empty((2, rows // BAND), np.int64),
-            np.empty(rows * steps),
+        (  # 16: of x: whether exponents, sums and grids of a group are known; these
+            np.empty((3, rows // BAND), np.int64),
+            np.empty((2, rows * steps)),
         ),
-        (  # 17: of a group of y: whether exponents are known, tops, and columns; these
-            np.empty(3, np.int64),
-            np.empty(steps * COLUMNS),
+        (  # 17: of a group of y: whether exponents, tops, grids and columns are known; these
+            np.empty(4, np.int64),
+            np.empty((2, steps * COLUMNS)),
             np.empty(length * COLUMNS),
         ),
         np.empty((rows // ROWS) * (columns // COLUMNS), np.bool_),  # 18: is a group of C in FP32
@@ -167,7 +167,7 @@ def _tile(
     products, padded = shape
     c, x, y, x_exponents, y_exponents, one_row, results, terms, parts = buffers[:9]
     held, extents, measured, nothing, words_of_c, pauses, done = buffers[9:16]
-    (x_flags, x_sums), (y_flags, y_tops, y_columns), finished = buffers[16:]
+    (x_flags, x_bounds), (y_flags, y_bounds, y_columns), finished = buffers[16:]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
     quads = padded // QUAD
     unit = 2.0 ** (1 - significand)
@@ -246,15 +246,17 @@ def _tile(
                 at_flags = address(y_flags, 0)
                 of_y = (
                     (at_flags, address(y_exponents[jg], 0)),
-                    (at_flags + 8, address(y_tops, 0)),
-                    (at_flags + 16, address(y_columns, 0)),
+                    (at_flags + 8, address(y_bounds, 0)),
+                    (at_flags + 16, address(y_bounds, y_bounds.shape[1])),
+                    (at_flags + 24, address(y_columns, 0)),
                 )
                 for part in range(0, ROWS, BAND):
                     row = ig * ROWS + part
-                    at_flags = address(x_flags, 0) + 8 * (row // BAND)
+                    at_flags, apart = address(x_flags, row // BAND), 8 * x_flags.shape[1]
                     of_x = (
                         (at_flags, address(x_exponents[ig], part * length)),
-                        (at_flags + 8 * x_flags.shape[1], address(x_sums, row * steps)),
+                        (at_flags + apart, address(x_bounds, row * steps)),
+                        (at_flags + 2 * apart, address(x_bounds, row * steps + x_bounds.shape[1])),
                     )
                     of_part = address(x, row * length), length, ys, of_x, of_y, word, padded
                     pause = pauses[index, part // BAND]

@@ -15,10 +15,22 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
+from kernels.native_extents import last_bit
 from kernels.native_extraction import find_powers
-from kernels.native_steps import BAND, COLUMNS, HALVES, LEAST, QUAD, in_float32, rows_of
+from kernels.native_steps import (
+    BAND,
+    COLUMNS,
+    EXPONENT,
+    HALVES,
+    LEAST,
+    NONE,
+    QUAD,
+    in_float32,
+    rows_of,
+)
 from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
 
+_WHOLE = 2.0**53 * (1 - 2.0**-20)  # of sizes that are known but for their rounding
 _LARGEST = float(np.finfo(np.float32).max)
 _ELEMENTS = [(i, j) for i in range(BAND) for j in HALVES]
 
@@ -51,6 +63,48 @@ def tops_of_columns(emit: Emitter, y: Any, steps: Any, padded: Any, found: Any) 
             emit.store(emit.get(top), emit.place(found, emit.times(step, COLUMNS), j))
 
 
+def _grid(emit: Emitter, least: Vector) -> Vector:
+    """Of the least last bit (`native_extents.last_bit`), the number itself."""
+    return least.words().plus_words(emit.word(1)).numbers()
+
+
+@inline(result=False)
+def grids_of_rows(emit: Emitter, x: Any, count: Any, padded: Any, found: Any) -> None:
+    """Of so many steps of rows, each `[padded]`, the power of two that all numbers are multiples
+    of.
+    """
+    builder, few = emit.builder, Emitter(emit.builder, emit.element, min(LANES, QUAD))
+    lanes = few.vector.count
+    x, found = few.at(x), few.at(found)
+    with few.loop(count) as step:
+        least = few.variable(few.number(NONE))
+        with few.loop(builder.udiv(padded, few.integer(lanes))) as vector:
+            at = few.times(step, padded), few.times(vector, lanes)
+            here = last_bit(few, few.load(few.place(x, *at)))
+            few.put(least, here.smaller(few.get(least)))
+        grids = _grid(few, few.get(least))
+        place = few.place(found, step)
+        builder.store(few.any_lane(grids, Vector.smaller), place)
+
+
+@inline(result=False)
+def grids_of_columns(emit: Emitter, y: Any, steps: Any, padded: Any, found: Any) -> None:
+    """Of steps of columns, `y[steps padded, COLUMNS]`, the same times `_WHOLE`: FP64 has all
+    multiples up to there.
+    """
+    y, found = emit.at(y), emit.at(found)
+    with emit.loop(steps) as step:
+        leasts = {j: emit.variable(emit.number(NONE)) for j in HALVES}
+        with emit.loop(padded) as k:
+            line = emit.times(emit.builder.add(emit.times(step, padded), k), COLUMNS)
+            for j, least in leasts.items():
+                here = last_bit(emit, emit.load(emit.place(y, line, j)))
+                emit.put(least, here.smaller(emit.get(least)))
+        for j, least in leasts.items():
+            grid = _grid(emit, emit.get(least)) * emit.number(_WHOLE)
+            emit.store(grid, emit.place(found, emit.times(step, COLUMNS), j))
+
+
 _Bound = Callable[[Any, Any, int], Vector]
 
 
@@ -80,7 +134,7 @@ def _bounded(
         y: `[steps products, COLUMNS]`.
         quads: of a step.
         last: the word of what all terms are multiples of.
-        totals: where `[BAND, COLUMNS]` may be written.
+        totals: `[BAND, COLUMNS]`, where sums in FP64 are written.
         bound: twice a bound on the sum of the sizes of a step's products, given its number and
             that of a row.
     """
@@ -205,3 +259,50 @@ def bounded_by_exponents(emit: Emitter, of_x: Any, of_y: Any, powers: Any, *oper
         return emit.load(emit.place(places, emit.times(row, COLUMNS), j)) * eight
 
     return _bounded(emit, *operands, bound=bound, prepare=prepare)
+
+
+@inline(result=True)
+def told_exactly(
+    emit: Emitter,
+    totals: Any,
+    powers: Any,
+    factor: Any,
+    c: Any,
+    x_grids: Any,
+    count: Any,
+    y_grids: Any,
+    out: Any,
+    unknown: Any,
+) -> Any:
+    """Of the elements of a step that are not told, those whose sums are exact, as they are not too
+    large for what their terms are multiples of, into `out[BAND, COLUMNS]`; bits of the others.
+
+    Args:
+        totals, powers: as left by `bounded_by_exponents` or `bounded_by_sizes`; `factor` (its word)
+            times a power is twice a bound on the sum of the sizes of the step's products.
+        c: `[BAND, COLUMNS]` before the step.
+        x_grids, y_grids: of the step, by `grids_of_rows`, so many doubles (`count`) apart, and by
+            `grids_of_columns`.
+    """
+    builder = emit.builder
+    totals, powers, c, out = (emit.at(v) for v in (totals, powers, c, out))
+    x_grids, y_grids = emit.at(x_grids), emit.at(y_grids)
+    factor = emit.all_equal(builder.bitcast(factor, emit.element))
+    most, small = emit.number(_LARGEST), emit.number(2 * LEAST)
+    left = emit.integer_variable(0)
+    builder.store(unknown, left)
+    with emit.loop(emit.integer(BAND)) as row:
+        of_row = emit.load_all_equal(emit.place(x_grids, emit.times(row, count)))
+        for j in HALVES:
+            at = builder.add(emit.times(row, COLUMNS), emit.integer(j))
+            total, power, before = (emit.load(emit.place(v, at)) for v in (totals, powers, c))
+            # C is a multiple of its last place.
+            of_c = (before.words() & emit.word(EXPONENT)).numbers() * emit.number(2.0**-23 * _WHOLE)
+            grid = (of_row * emit.load(emit.place(y_grids, j))).smaller(of_c)
+            size, place = total.size(), emit.place(out, at)
+            exact = (power.times_plus(factor, size) < grid) & ~(most < size)
+            value = in_float32(emit, total, size < small)
+            emit.store(exact.where(value, emit.load(place)), place)
+            told = builder.not_(builder.shl(exact.bits(), at))
+            builder.store(builder.and_(builder.load(left), told), left)
+    return builder.load(left)

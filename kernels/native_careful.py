@@ -22,6 +22,8 @@ from kernels.vectors import COMPILED, INLINED, pointer
 
 _LONG = 16  # products of steps for which it is worth while to look at their exponents
 _PATIENCE = 63  # steps at most before sums with bounds are tried again
+_CREDIT = 16  # by how many elements more sums may have been exact lately than were not
+_SELDOM = 15  # steps before it is looked again whether they are, when that is used up
 
 
 @njit(**COMPILED)
@@ -49,7 +51,7 @@ def _first_time(done: int) -> bool:
 @njit(**COMPILED)
 def _exponents(operands: Any) -> tuple[int, int]:
     """Addresses of the operands' exponents."""
-    x, stride, y, (of_x, _), (of_y, _, _), _, _ = operands
+    x, stride, y, (of_x, _, _), (of_y, _, _, _), _, _ = operands
     if _first_time(of_x[0]):
         extraction.exponents_of_rows((x, BAND * stride, of_x[1]))
     if _first_time(of_y[0]):
@@ -62,9 +64,9 @@ def _bounded(operands: Any, c: int, step: int, steps: int, done: int, scratch: A
     """Steps of C[BAND, COLUMNS] from that one on by sums with bounds on their errors, as
     `native_bounds` has it.
     """
-    x, stride, y, (_, sums), (_, tops, _), last, padded = operands
+    x, stride, y, (_, sums, _), (_, tops, _, _), last, padded = operands
     out, _, parts, needed = scratch
-    k = step * padded
+    k, count = step * padded, stride // padded
     ends = c, steps - step, out, done, padded // QUAD, needed, last, parts
     of_steps = x + 8 * k, stride, y + 8 * k * COLUMNS, *ends
     powers = parts + 8 * 3 * BAND * COLUMNS
@@ -72,7 +74,6 @@ def _bounded(operands: Any, c: int, step: int, steps: int, done: int, scratch: A
         of_x, of_y = _exponents(operands)
         exponents = of_x + 2 * k, of_y + 2 * k * COLUMNS
         return int(bounds_of.bounded_by_exponents((*exponents, powers, *of_steps)))
-    count = stride // padded
     if _first_time(sums[0]):
         bounds_of.sums_of_rows(x, stride, padded, sums[1])
     if _first_time(tops[0]):
@@ -82,9 +83,25 @@ def _bounded(operands: Any, c: int, step: int, steps: int, done: int, scratch: A
 
 
 @njit(**INLINED)
+def _exactly(operands: Any, c: int, step: int, unknown: int, scratch: Any) -> int:
+    """The same step for elements whose sums are exact; bits of the others."""
+    x, stride, y, (_, _, of_x), (_, _, of_y, _), _, padded = operands
+    out, _, parts, _ = scratch
+    count = stride // padded
+    if _first_time(of_x[0]):
+        bounds_of.grids_of_rows((x, BAND * count, padded, of_x[1]))
+    if _first_time(of_y[0]):
+        bounds_of.grids_of_columns((y, count, padded, of_y[1]))
+    factor = np.float64(8 * padded if padded >= _LONG else 2).view(np.int64)
+    sums = parts, parts + 8 * 3 * BAND * COLUMNS, factor
+    grids = of_x[1] + 8 * step, count, of_y[1] + 8 * step * COLUMNS
+    return int(bounds_of.told_exactly((*sums, c, *grids, out, unknown)))
+
+
+@njit(**INLINED)
 def _elements(operands: Any, c: int, step: int, elements: int, parts_of: int, scratch: Any) -> int:
     """A step of the elements whose bits are set, into `out`; bits of those still in doubt."""
-    x, stride, y, _, (_, _, columns), last, padded = operands
+    x, stride, y, _, (_, _, _, columns), last, padded = operands
     out, _, parts, needed = scratch
     if _first_time(columns[0]):
         elements_of.transposed(y, stride, columns[1])
@@ -115,7 +132,8 @@ def _all_in_parts(operands: Any, c: int, step: int, scratch: Any) -> int:
 @njit(**COMPILED)
 def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: Any) -> None:
     """The steps of a block of C[BAND, COLUMNS], whatever the operands. `pause` has how many steps
-    to go before sums with bounds are tried again, and how many it was.
+    to go before sums with bounds are tried again, how many it was, and the credit of looking
+    whether sums are exact.
     """
     x, stride, y, _, _, _, padded = operands
     out, terms, parts, needed = scratch
@@ -130,6 +148,15 @@ def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: A
             if unknown == 0:
                 return
             count = elements_of.number_of((unknown,))
+            if pause[2] < 0:
+                pause[2] += 1
+            else:
+                unknown = _exactly(operands, c, step, unknown, scratch)
+                left = elements_of.number_of((unknown,))
+                pause[2] = min(pause[2] + count - 2 * left, _CREDIT)
+                if pause[2] < 0:
+                    pause[2] = -_SELDOM
+                count = left
             pause[1] = min(2 * pause[1] + 1, _PATIENCE) if 4 * count > size else 0
             pause[0] = pause[1]
             in_parts = 2 * count > size

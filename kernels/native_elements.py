@@ -13,8 +13,8 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, njit
 
-from kernels.native_extraction import ENOUGH, Rounding, power_below
-from kernels.native_steps import COLUMNS, QUAD
+from kernels.native_extraction import ENOUGH, Rounding
+from kernels.native_steps import COLUMNS, QUAD, power_below
 from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
 
 _USUAL = 16  # products of a step, for which there is code without loops

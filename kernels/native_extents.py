@@ -117,20 +117,22 @@ def _extent(square: float, least: float) -> tuple[float, float]:
     return math.sqrt(square) * (1 + 2.0**-20), power
 
 
+def last_bit(emit: Emitter, number: Vector) -> Vector:
+    """The last bit of a finite number, as one whose word is less by 1: 0 comes last."""
+    size = number.size()
+    words, minus_one = size.words(), emit.word((1 << 64) - 1)
+    without = (words & words.plus_words(minus_one)).numbers()
+    power = (words & emit.word(_FRACTION)).same_words(emit.word(0))
+    return power.where(size, size - without).words().plus_words(minus_one).numbers()
+
+
 @inline(result=False)
 def _last_bits(emit: Emitter, x: Any, count: Any, found: Any) -> None:
-    """Of so many doubles, whole vectors, the least last bit of each lane, as a number whose word is
-    less by 1.
-    """
-    least, minus_one = emit.variable(emit.number(math.inf)), emit.word((1 << 64) - 1)
+    """Of so many doubles, whole vectors, the least last bit of each lane, as `last_bit` has it."""
+    least = emit.variable(emit.number(math.inf))
     with emit.loop(emit.builder.udiv(count, emit.integer(LANES))) as index:
-        size = emit.load(emit.place(emit.at(x), emit.times(index, LANES))).size()
-        words = size.words()
-        without = (words & words.plus_words(minus_one)).numbers()
-        power = (words & emit.word(_FRACTION)).same_words(emit.word(0))
-        last = power.where(size, size - without)
-        below = last.words().plus_words(minus_one).numbers()
-        emit.put(least, below.smaller(emit.get(least)))
+        number = emit.load(emit.place(emit.at(x), emit.times(index, LANES)))
+        emit.put(least, last_bit(emit, number).smaller(emit.get(least)))
     emit.store(emit.get(least), emit.at(found))
 
 

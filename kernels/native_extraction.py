@@ -21,6 +21,7 @@ from kernels.native_steps import (
     PART,
     QUAD,
     limited,
+    power_below,
     rows_of,
 )
 from kernels.vectors import LANES, Emitter, Vector, inline
@@ -89,11 +90,6 @@ def exponents_of_columns(emit: Emitter, y: Any, length: Any, found: Any) -> None
         words = builder.shuffle_vector(*halves, ir.Constant(_WORDS, columns))
         place = emit.place(found, emit.times(pair, COLUMNS))
         builder.store(words, builder.bitcast(place, _WORDS.as_pointer())).align = 4
-
-
-def power_below(emit: Emitter, x: Vector) -> Vector:
-    """The largest power of two that is not above the size of `x`; 0 of 0."""
-    return (x.words() & emit.word(EXPONENT)).numbers()
 
 
 def rounded_to_places(emit: Emitter, total: Vector, rests: tuple[Vector, Vector]) -> list[Vector]:

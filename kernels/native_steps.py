@@ -57,7 +57,7 @@ def constants(padded: int, limit: float) -> Any:
     )
 
 
-def _power(emit: Emitter, x: Vector) -> Vector:
+def power_below(emit: Emitter, x: Vector) -> Vector:
     """The largest power of two that is not above the size of `x`; 0 of 0."""
     return (x.words() & emit.word(EXPONENT)).numbers()
 
@@ -221,9 +221,6 @@ def _find(emit: Emitter, sizes: list[Vector], found: Any) -> None:
 
 
 HALVES = range(0, COLUMNS, LANES)
-ELEMENTS = [(i, j) for i in range(PART) for j in HALVES]
-Sums = dict[tuple[int, int], Vector]
-Variables = dict[tuple[int, int], ir.Value]
 
 
 @inline(result=False)
@@ -268,7 +265,7 @@ def part(emit: Emitter, terms: Any, count: Any, part: Any, constants: Any) -> An
         for j, top in tops.items():
             size = emit.load(emit.place(terms, emit.times(k, COLUMNS), j)).size()
             emit.put(top, emit.get(top).larger(size))
-    powers = {j: _power(emit, emit.get(top)) for j, top in tops.items()}
+    powers = {j: power_below(emit, emit.get(top)) for j, top in tops.items()}
     starts = {j: power * scale for j, power in powers.items()}
     sums = {j: emit.variable(start) for j, start in starts.items()}
     with emit.loop(count) as k:

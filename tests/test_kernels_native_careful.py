@@ -354,6 +354,52 @@ def test_only_these_elements_are_written(products, count, way):
 
 
 @numba.njit
+def told_exactly(x, y, c, out, unknown):
+    """Of a step that by sizes is not told at all."""
+    padded, size = len(y), c.size
+    sums, tops = np.empty(x.shape[0]), np.empty(y.shape[1])
+    x_grids, y_grids = np.empty(x.shape[0]), np.empty(y.shape[1])
+    bounds.sums_of_rows(address(x, 0), padded, padded, address(sums, 0))
+    bounds.tops_of_columns((address(y, 0), 1, padded, address(tops, 0)))
+    bounds.grids_of_rows((address(x, 0), x.shape[0], padded, address(x_grids, 0)))
+    bounds.grids_of_columns((address(y, 0), 1, padded, address(y_grids, 0)))
+    totals, powers = np.empty(size), np.empty(size)
+    for i in range(x.shape[0]):
+        for j in range(y.shape[1]):
+            total = c[i, j]
+            for k in range(padded):
+                total += x[i, k] * y[k, j]
+            totals[i * y.shape[1] + j], powers[i * y.shape[1] + j] = total, sums[i] * tops[j]
+    operands = address(totals, 0), address(powers, 0), np.float64(2).view(np.int64), address(c, 0)
+    grids = address(x_grids, 0), 1, address(y_grids, 0)
+    return bounds.told_exactly((*operands, *grids, address(out, 0), unknown)), x_grids, y_grids
+
+
+def test_sums_that_are_exact():
+    """Ties are told, but not where a term, C's last place among them, is too far below the others;
+    nor what is beyond the largest number.
+    """
+    x, y = np.zeros((SHAPE[0], 16)), np.ones((16, SHAPE[1]))
+    x[:, 3], x[:, 7], y[7], y[9] = 3, 1, 2.0**-23, 0
+    c, out = np.full(SHAPE, 4.0), np.full(SHAPE, -1.0)
+    x[1, 12], y[5, 4], c[2, 5] = 2.0**-40, 2.0**-60, 2.0**-40
+    x[2, 0] = np.inf
+    every = as_bits(np.ones(SIZE, bool))
+    left, x_grids, y_grids = told_exactly(x, y, c, out, every)
+    told = ~as_answers(left)
+    expected = np.ones(SHAPE, bool)
+    expected[1:3], expected[:, 4] = False, False
+    assert np.array_equal(told, expected)
+    assert (out[told] == 7).all() and (out[~told] == -1).all()
+    assert x_grids[0] == 1 and x_grids[1] == 2.0**-40
+    assert np.isclose(y_grids[[0, 4]], np.array([2.0**-23, 2.0**-60]) * 2.0**53, rtol=1e-5).all()
+    assert told_exactly(x, y, c, out, np.int64(0))[0] == 0
+    x[:, 3], y[7], c[:] = 2.0**104 - 2.0**100, 2.0**102, LARGEST
+    left, *_ = told_exactly(x, y, c, out, every)
+    assert left == every
+
+
+@numba.njit
 def grid(x, found):
     return extents.grid_of(address(x, 0), x.size, found)
 
