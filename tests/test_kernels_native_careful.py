@@ -174,7 +174,8 @@ def test_sums_about_the_largest_number(limit, way):
         c = np.full(SHAPE, LARGEST)
         x[:, 5], y[5] = last * 2.0**-20, 2.0**20
         for sign in (1, -1):
-            after, known = step(way, sign * x, y, sign * c, limit, 2.0**30)
+            unit = 2.0**30 if last else 2.0**103
+            after, known = step(way, sign * x, y, sign * c, limit, unit)
             assert known.all() == (way in PARTS)
             assert (after[known] == sign * (limit if beyond else LARGEST)).all()
     x[:], y[:] = 0, 0
@@ -277,14 +278,14 @@ def test_parts_are_what_they_are_said_to_be(products):
     """
     rng, nearly_two = np.random.default_rng(products), 255 / 128
     constants = native_steps.constants.py_func(products, np.inf)
-    for case in range(8):
-        x = np.full((SHAPE[0], products), nearly_two) * 2.0 ** (
-            rng.choice([0, -9, -30], (SHAPE[0], products)) if case > 1 else 0
-        )
-        y = np.full((products, SHAPE[1]), nearly_two)
-        if case % 2:
-            y *= rng.choice([-1, 1], y.shape) * rng.choice([1, 129 / 255], y.shape)
-        c = np.full(SHAPE, nearly_two**2 * (1 if case % 4 < 2 else 2.0**-26))
+    for case in range(9):
+        sizes = rng.choice([0, 0, 0, -9, -36, -45, -60], (SHAPE[0], products))
+        x = nearly_two * 2.0 ** (sizes if case > 2 else np.zeros(sizes.shape))
+        if case < 3:
+            x[:, 5::11] *= 2.0**-45
+        signs = [1, -1, rng.choice([-1, 1], (products, SHAPE[1]))][case % 3]
+        y = nearly_two * signs * rng.choice([1, 129 / 255], (products, SHAPE[1]))
+        c = np.full(SHAPE, nearly_two**2 * (2.0**-26 if case == 8 else np.mean(signs)))
         parts, out = np.empty((3, *SHAPE)), np.empty(SHAPE)
         in_parts(2, x, y, c, out, parts.reshape(-1), constants, np.int64(0), np.int64(0))
         for i in range(SHAPE[0]):
@@ -382,19 +383,19 @@ def test_sums_that_are_exact():
     x, y = np.zeros((SHAPE[0], 16)), np.ones((16, SHAPE[1]))
     x[:, 3], x[:, 7], y[7], y[9] = 3, 1, 2.0**-23, 0
     c, out = np.full(SHAPE, 4.0), np.full(SHAPE, -1.0)
-    x[1, 12], y[5, 4], c[2, 5] = 2.0**-40, 2.0**-60, 2.0**-40
+    x[1, 12], y[5, 4], c[0, 3] = 2.0**-40, 2.0**-60, 2.0**-40
     x[2, 0] = np.inf
     every = as_bits(np.ones(SIZE, bool))
     left, x_grids, y_grids = told_exactly(x, y, c, out, every)
     told = ~as_answers(left)
     expected = np.ones(SHAPE, bool)
-    expected[1:3], expected[:, 4] = False, False
+    expected[1:3], expected[:, 4], expected[0, 3] = False, False, False
     assert np.array_equal(told, expected)
     assert (out[told] == 7).all() and (out[~told] == -1).all()
     assert x_grids[0] == 1 and x_grids[1] == 2.0**-40
     assert np.isclose(y_grids[[0, 4]], np.array([2.0**-23, 2.0**-60]) * 2.0**53, rtol=1e-5).all()
     assert told_exactly(x, y, c, out, np.int64(0))[0] == 0
-    x[:, 3], y[7], c[:] = 2.0**104 - 2.0**100, 2.0**102, LARGEST
+    x[:], c[:], x[:, 3], y[3] = 0, LARGEST, 2.0**52, 2.0**51
     left, *_ = told_exactly(x, y, c, out, every)
     assert left == every
 
