@@ -142,9 +142,7 @@ def _bounded(
     rows, y = rows_of(emit, x, stride, BAND), emit.at(y)
     constants, totals = emit.at(constants), emit.at(totals)
     share = emit.load_all_equal(emit.place(constants, 4))
-    room = emit.all_equal(builder.bitcast(last, emit.element)) * emit.number(
-        2.0**53 * (1 - 2.0**-20)
-    )
+    room = emit.all_equal(builder.bitcast(last, emit.element)) * emit.number(_WHOLE)
     infinity, most, zero = (emit.number(v) for v in (math.inf, _LARGEST, 0.0))
     done = builder.inttoptr(done, steps.type.as_pointer())
     builder.store(steps, done)

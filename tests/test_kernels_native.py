@@ -545,14 +545,14 @@ def test_what_large_terms_leave_when_they_cancel(dtype, gap):
 
 def test_whole_numbers_beside_what_cancels():
     """Too large for FP64 to have all whole numbers there, though no product is by itself."""
-    rng = np.random.default_rng(3)
-    a, b = (rng.integers(-200, 201, shape) * 2.0**7 for shape in ((13, 64), (64, 17)))
-    large = 255 / 128 * 2.0**25
+    rng, large = np.random.default_rng(3), 255 / 128 * 2.0**25
+    a, b = np.zeros((13, 64)), np.zeros((64, 17))
     for first in range(0, 64, 16):
         a[:, first : first + 7], b[first : first + 7] = large, large
         a[:, first + 8 : first + 15], b[first + 8 : first + 15] = large, -large
     a[:, 7::16], b[7::16] = rng.integers(-20, 21, (13, 4)), 1
-    check(a.astype(BF16), b.astype(BF16), rng.integers(-9, 10, (13, 17)).astype(np.float32))
+    c = rng.integers(1 << 23, 1 << 24, (13, 17)).astype(np.float32)
+    check(a.astype(BF16), b.astype(BF16), c)
 
 
 # Chains.
