@@ -108,16 +108,16 @@ def rounded_to_places(emit: Emitter, total: Vector, rests: tuple[Vector, Vector]
     return [total.times_plus(far, total.times_plus(factor, rest)) for rest in rests]
 
 
-def _largest(emit: Emitter, x: Any, stride: Any, y: Any, quads: Any, count: int) -> list[ir.Value]:
-    """The largest exponents in the products of a step, of so many rows: those of even and of odd
+def _largest(emit: Emitter, x: Any, stride: Any, y: Any, quads: Any) -> list[ir.Value]:
+    """The largest exponents in the products of a step, of BAND rows: those of even and of odd
     products in a word for each column.
     """
     builder = emit.builder
     x, y = (builder.inttoptr(v, _WORD.as_pointer()) for v in (x, y))
     lowest = Vector(builder, ir.Constant(_SHORTS, [_LOWEST + _BIAS] * _SHORTS.count))
-    largest = [emit.variable(lowest) for _ in range(count)]
+    largest = [emit.variable(lowest) for _ in range(BAND)]
     half = builder.udiv(stride, emit.integer(2))
-    rows = [emit.place(x, emit.times(half, i)) for i in range(count)]
+    rows = [emit.place(x, emit.times(half, i)) for i in range(BAND)]
     words = Emitter(builder, _WORD, COLUMNS)
     with emit.loop(emit.times(quads, QUAD // 2)) as pair:
         right = words.load(emit.place(y, emit.times(pair, COLUMNS))).value
@@ -154,7 +154,7 @@ def find_powers(emit: Emitter, x: Any, stride: Any, y: Any, quads: Any, found: A
         quads: of the step.
     """
     found = emit.at(found)
-    for i, largest in enumerate(_largest(emit, x, stride, y, quads, BAND)):
+    for i, largest in enumerate(_largest(emit, x, stride, y, quads)):
         for j, power in _powers(emit, emit.get(largest)).items():
             emit.store(power, emit.place(found, i * COLUMNS + j))
 

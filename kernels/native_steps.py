@@ -41,7 +41,7 @@ def constants(padded: int, limit: float) -> Any:
     sum of the rests is below 2^(bits - 53) of it. Its error is below 2^-53 times 2^(1.5 bits) times
     the root of the sum of their squares.
     """
-    bits = 4
+    bits = 2
     while 1 << bits < padded + 1:
         bits += 1
     # Eight times the error, as what is added to half of the word of the squares' sum.
