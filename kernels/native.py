@@ -23,14 +23,12 @@ from kernels import native_steps as steps_of
 from kernels.native_careful import careful
 from kernels.native_extents import extent_of_columns, extent_of_rows, grid_of, power_of
 from kernels.native_operands import GROUP, address, bytes_of, decoded, read_doubles
-from kernels.native_steps import BAND, COLUMNS, EXPONENT, LEAST, NONE, QUAD, ROWS
+from kernels.native_steps import BAND, COLUMNS, EXPONENT, LARGEST, LEAST, NONE, QUAD, ROWS
 from kernels.vectors import COMPILED, INLINED, LANES, pointer
 
 _BLOCK = 128  # products of a block, about
 _HEIGHT = 256  # rows of a tile
 _WIDTH = 256  # columns of a tile
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 # Operands.
@@ -337,7 +335,7 @@ def compute(
         significand,
         c.size > 0,
         buffers,
-        steps_of.constants(padded, _LARGEST if saturates != 0 else np.inf),
+        steps_of.constants(padded, LARGEST if saturates != 0 else np.inf),
     )
     _finish(buffers[0], buffers[-1], corner, size, nan, out[matrix])
 

@@ -22,6 +22,7 @@ from kernels.native_steps import (
     COLUMNS,
     EXPONENT,
     HALVES,
+    LARGEST,
     LEAST,
     NONE,
     QUAD,
@@ -31,7 +32,6 @@ from kernels.native_steps import (
 from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
 
 _WHOLE = 2.0**53 * (1 - 2.0**-20)  # of sizes that are known but for their rounding
-_LARGEST = float(np.finfo(np.float32).max)
 _ELEMENTS = [(i, j) for i in range(BAND) for j in HALVES]
 
 
@@ -63,11 +63,6 @@ def tops_of_columns(emit: Emitter, y: Any, steps: Any, padded: Any, found: Any) 
             emit.store(emit.get(top), emit.place(found, emit.times(step, COLUMNS), j))
 
 
-def _grid(emit: Emitter, least: Vector) -> Vector:
-    """Of the least last bit (`native_extents.last_bit`), the number itself."""
-    return least.words().plus_words(emit.word(1)).numbers()
-
-
 @inline(result=False)
 def grids_of_rows(emit: Emitter, x: Any, count: Any, padded: Any, found: Any) -> None:
     """Of so many steps of rows, each `[padded]`, the power of two that all numbers are multiples
@@ -82,9 +77,8 @@ def grids_of_rows(emit: Emitter, x: Any, count: Any, padded: Any, found: Any) ->
             at = few.times(step, padded), few.times(vector, lanes)
             here = last_bit(few, few.load(few.place(x, *at)))
             few.put(least, here.smaller(few.get(least)))
-        grids = _grid(few, few.get(least))
-        place = few.place(found, step)
-        builder.store(few.any_lane(grids, Vector.smaller), place)
+        word = builder.add(few.get(least).words().least_word(), few.integer(1))
+        builder.store(builder.bitcast(word, few.element), few.place(found, step))
 
 
 @inline(result=False)
@@ -101,8 +95,8 @@ def grids_of_columns(emit: Emitter, y: Any, steps: Any, padded: Any, found: Any)
                 here = last_bit(emit, emit.load(emit.place(y, line, j)))
                 emit.put(least, here.smaller(emit.get(least)))
         for j, least in leasts.items():
-            grid = _grid(emit, emit.get(least)) * emit.number(_WHOLE)
-            emit.store(grid, emit.place(found, emit.times(step, COLUMNS), j))
+            grid = emit.get(least).words().plus_words(emit.word(1)).numbers()
+            emit.store(grid * emit.number(_WHOLE), emit.place(found, emit.times(step, COLUMNS), j))
 
 
 _Bound = Callable[[Any, Any, int], Vector]
@@ -143,7 +137,7 @@ def _bounded(
     constants, totals = emit.at(constants), emit.at(totals)
     share = emit.load_all_equal(emit.place(constants, 4))
     room = emit.all_equal(builder.bitcast(last, emit.element)) * emit.number(_WHOLE)
-    infinity, most, zero = (emit.number(v) for v in (math.inf, _LARGEST, 0.0))
+    infinity, most, zero = (emit.number(v) for v in (math.inf, LARGEST, 0.0))
     done = builder.inttoptr(done, steps.type.as_pointer())
     builder.store(steps, done)
     unknown, now, after = (emit.integer_variable(0) for _ in range(3))
@@ -286,7 +280,7 @@ def told_exactly(
     totals, powers, c, out = (emit.at(v) for v in (totals, powers, c, out))
     x_grids, y_grids = emit.at(x_grids), emit.at(y_grids)
     factor = emit.all_equal(builder.bitcast(factor, emit.element))
-    most, small = emit.number(_LARGEST), emit.number(2 * LEAST)
+    most, small = emit.number(LARGEST), emit.number(2 * LEAST)
     left = emit.integer_variable(0)
     builder.store(unknown, left)
     with emit.loop(emit.integer(BAND)) as row:

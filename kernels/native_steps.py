@@ -26,6 +26,7 @@ QUAD = 4  # products of a round of a loop; steps are filled up to whole ones
 EXPONENT = 0x7FF << 52  # of a double
 NONE = 2.0**500  # what nothing is a multiple of
 LEAST = 2.0**-126  # of FP32's normal numbers
+LARGEST = float(np.finfo(np.float32).max)
 _NORMAL, _INFINITY = 1 << 23, 255 << 23  # words of FP32: of 2^-126, and of an infinity
 _TO_SUBNORMAL = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
 

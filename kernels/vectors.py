@@ -346,18 +346,6 @@ class Emitter:
         same = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
         return Vector(self.builder, self.builder.shuffle_vector(one, none, same))
 
-    def any_lane(self, x: Vector, operation: Callable[[Vector, Vector], Vector]) -> ir.Value:
-        """All lanes of a vector together, as one number."""
-        lanes, none = self.vector.count, ir.Constant(self.vector, ir.Undefined)
-        while lanes > 1:
-            lanes //= 2
-            places = ir.VectorType(_I32, self.vector.count)
-            swapped = ir.Constant(places, [n ^ lanes for n in range(self.vector.count)])
-            x = operation(
-                x, Vector(self.builder, self.builder.shuffle_vector(x.value, none, swapped))
-            )
-        return self.builder.extract_element(x.value, ir.Constant(_I32, 0))
-
     def answer(self, bits: ir.Value) -> Vector:
         """The lanes whose bits are set; see `Vector.bits`."""
         short = self.builder.trunc(bits, ir.IntType(LANES))
