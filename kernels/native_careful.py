@@ -18,7 +18,7 @@ from kernels import native_elements as elements_of
 from kernels import native_extraction as extraction
 from kernels import native_steps as steps_of
 from kernels.native_steps import BAND, COLUMNS, PART, QUAD
-from kernels.vectors import COMPILED, INLINED, pointer
+from kernels.vectors import COMPILED, INLINED, align_stack, pointer
 
 _LONG = 16  # products of steps for which it is worth while to look at their exponents
 _PATIENCE = 63  # steps at most before sums with bounds are tried again
@@ -137,6 +137,7 @@ def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: A
     """
     x, stride, y, _, _, _, padded = operands
     out, terms, parts, needed = scratch
+    align_stack(())
     step, size = np.int64(0), BAND * COLUMNS
     while step < steps:
         in_parts = pause[0] > 0

@@ -32,6 +32,7 @@ def transposed(y: int, length: int, found: int) -> None:
 
 
 _Operation = Callable[[Vector, Vector], Vector]
+_Factors = tuple[Vector, Vector]
 
 
 def _chosen(emit: Emitter, vectors: list[Vector], places: list[int]) -> Vector:
@@ -44,18 +45,31 @@ def _chosen(emit: Emitter, vectors: list[Vector], places: list[int]) -> Vector:
 
 
 def _across(emit: Emitter, vectors: list[Vector], operation: _Operation) -> Vector:
-    """All lanes of the first vector together, in the even ones, and those of another in others."""
-    lanes = emit.vector.count
-    pairs = [
-        _chosen(emit, vectors, [n - n % 2 + odd + n % 2 * lanes for n in range(lanes)])
-        for odd in range(2)
-    ]
-    both = operation(*pairs)
-    while lanes > 2:
-        lanes //= 2
-        other = _chosen(emit, [both, both], [n ^ lanes for n in range(emit.vector.count)])
-        both = operation(both, other)
-    return both
+    """Of as many vectors as they have lanes: all lanes of each one together, in its lane."""
+    count = emit.vector.count
+    for bit in (1 << n for n in range(count.bit_length() - 1)):
+        # Half of what is left of a vector meets the other half, beside those of the next one.
+        here = [n + (count if n & bit else 0) for n in range(count)]
+        there = [n ^ bit for n in here]
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [
+            operation(*(_chosen(emit, list(pair), places) for places in (here, there)))
+            for pair in pairs
+        ]
+    return vectors[0]
+
+
+def _extracted(factors: _Factors, sums: list[Vector]) -> tuple[list[Vector], Vector]:
+    """The sums, from sigmas on, each with what it can hold of a product and the ones before it
+    could not; and what is left.
+    """
+    left, right = factors
+    after = [left.times_plus(right, sums[0])]
+    rest = left.times_plus(right, -(after[0] - sums[0]))
+    for before in sums[1:]:
+        after.append(before + rest)
+        rest = rest - (after[-1] - before)
+    return after, rest
 
 
 def _elements(
@@ -77,9 +91,9 @@ def _elements(
     """A step of the elements of C whose bits are set, into `out[BAND, COLUMNS]`; bits of those that
     are still in doubt.
 
-    Two at a time, since each operation waits for the one before it. A second level extracts from
-    the rests of the first one. Its sum is exact, too; with the first one it is a double and what
-    that drops, which is a rest, as is what the second level leaves.
+    As many at a time as a vector has lanes: what their products add up to is one for each. A second
+    level extracts from the rests of the first one. Its sum is exact, too; with the first one it is
+    a double and what that drops, which is a rest, as is what the second level leaves.
 
     Args:
         x: `[BAND, products of the step]`, with rows `stride` apart.
@@ -89,12 +103,12 @@ def _elements(
     """
     builder = emit.builder
     few = Emitter(builder, emit.element, min(LANES, QUAD))
-    lanes, two = few.vector.count, range(2)
+    lanes = few.vector.count
+    together = range(lanes)
     rounding = Rounding(few, constants, last)
     x, y, c, out, powers, constants = (few.at(v) for v in (x, y, c, out, powers, constants))
     scale, enough = few.load_all_equal(few.place(constants, 1)), few.number(ENOUGH)
-    first_lane = [(1 << 64) - 1 if n == 0 else 0 for n in range(lanes)]
-    only_first = Vector(builder, ir.Constant(few.word(0).value.type, first_lane))
+    zero, one = few.number(0.0), few.number(1.0)
     left = few.integer_variable(0)
     builder.store(elements, left)
     unsure = few.integer_variable(0)
@@ -105,74 +119,77 @@ def _elements(
         builder.store(builder.and_(bits, builder.sub(bits, few.integer(1))), left)
         return builder.cttz(bits, ir.Constant(ir.IntType(1), 0))
 
+    def gathered(numbers: Any, indices: list[Any]) -> Vector:
+        found = zero.value
+        for n, index in enumerate(indices):
+            number = builder.load(few.place(numbers, index))
+            found = builder.insert_element(found, number, ir.Constant(_PLACE, n))
+        return Vector(builder, found)
+
     def step_of(indices: list[Any], count: int | None) -> None:
-        """Of two elements, if their products are so many vectors; else in loops."""
+        """Of these elements, if their products are so many vectors; else in loops."""
         rows = [builder.udiv(n, few.integer(COLUMNS)) for n in indices]
         columns = [builder.urem(n, few.integer(COLUMNS)) for n in indices]
         rows = [few.place(x, few.times(row, stride)) for row in rows]
         columns = [few.place(y, few.times(column, length)) for column in columns]
-        before = [few.load_all_equal(few.place(c, n)) for n in indices]
-        starts = [value.words() & only_first for value in before]
+        before = gathered(c, indices)
 
-        def product(element: int, vector: Any) -> Vector:
-            at = few.times(vector, lanes)
-            left, right = (few.load(few.place(v[element], at)) for v in (rows, columns))
-            return left * right
+        def each(do: Callable[[int, _Factors], None]) -> None:
+            """For the factors of all products of each element."""
 
-        def each(do: Callable[[int, Vector], None]) -> None:
-            """For C and all products of each element."""
-            for element, start in enumerate(starts):
-                do(element, start.numbers())
-            for vector in range(count or 0):
-                for element in two:
-                    do(element, product(element, few.integer(vector)))
+            def do_for(element: int, vector: Any) -> None:
+                at = few.times(vector, lanes)
+                places = rows[element], columns[element]
+                do(element, tuple(few.load(few.place(v, at)) for v in places))
+
             if count is None:
                 with few.loop(builder.udiv(padded, few.integer(lanes))) as vector:
-                    for element in two:
-                        do(element, product(element, vector))
+                    for element in together:
+                        do_for(element, vector)
+                return
+            for element in together:  # one after the other needs fewest registers
+                for vector in range(count):
+                    do_for(element, few.integer(vector))
 
-        def sigmas_above(rest_of: Callable[[int, Vector], Vector]) -> list[Vector]:
-            tops = [few.variable(few.number(0.0)) for _ in two]
+        def sigma_above(top: Vector) -> Vector:
+            return power_below(few, top).smaller(enough) * scale
 
-            def look(element: int, term: Vector) -> None:
-                size, top = rest_of(element, term).size(), tops[element]
-                few.put(top, size.larger(few.get(top)))
+        sigmas = [sigma_above(gathered(powers, indices).larger(before.size()))]
+        starts = [[_chosen(few, [sigmas[0]] * 2, [n] * lanes) for n in together]]
+        for _ in range(levels - 1):
+            tops = [few.variable(zero) for _ in together]
+
+            def look(element: int, factors: _Factors, tops: list[Any] = tops) -> None:
+                _, rest = _extracted(factors, [start[element] for start in starts])
+                few.put(tops[element], rest.size().larger(few.get(tops[element])))
 
             each(look)
-            power = power_below(few, _across(few, [few.get(top) for top in tops], Vector.larger))
-            both = power.smaller(enough) * scale
-            places = [[n - n % 2 + odd for n in range(lanes)] for odd in two]
-            return [_chosen(few, [both, both], place) for place in places]
+            top = _across(few, [few.get(top) for top in tops], Vector.larger)
+            _, rest = _extracted((one, before), sigmas)
+            sigmas.append(sigma_above(rest.size().larger(top)))
+            starts.append([_chosen(few, [sigmas[-1]] * 2, [n] * lanes) for n in together])
+        sums = [[few.variable(start) for start in level] for level in starts]
+        none = few.number(-0.0)  # nothing is left of adding it
+        rests, squares = ([few.variable(none) for _ in together] for _ in range(2))
 
-        largest = [few.load_all_equal(few.place(powers, n)) for n in indices]
-        largest = [v.larger(c.size()) for v, c in zip(largest, before, strict=True)]
-        sigmas = [[power_below(few, top).smaller(enough) * scale for top in largest]]
-
-        def extract(element: int, term: Vector) -> list[Vector]:
-            """What is above each sigma's last place, and what is left."""
-            found = []
-            for level in sigmas:
-                sigma = level[element]
-                found.append((sigma + term) - sigma)
-                term = term - found[-1]
-            return [*found, term]
-
-        for _ in range(levels - 1):
-            sigmas.append(sigmas_above(lambda element, term: extract(element, term)[-1]))
-        totals = [[few.variable(few.number(0.0)) for _ in two] for _ in range(levels + 2)]
-
-        def add(element: int, term: Vector) -> None:
-            found = extract(element, term)
-            for total, value in zip(totals, found, strict=False):
-                few.put(total[element], few.get(total[element]) + value)
-            square = totals[-1][element]
-            few.put(square, found[-1].times_plus(found[-1], few.get(square)))
+        def add(element: int, factors: _Factors) -> None:
+            places = [level[element] for level in sums]
+            after, rest = _extracted(factors, [few.get(place) for place in places])
+            for place, value in zip(places, after, strict=True):
+                few.put(place, value)
+            few.put(rests[element], few.get(rests[element]) + rest)
+            few.put(squares[element], rest.times_plus(rest, few.get(squares[element])))
 
         each(add)
-        high, *others, rest, square = (
-            _across(few, [few.get(sum) for sum in total], Vector.__add__) for total in totals
-        )
-        for middle in others:
+        of_c, rest = _extracted((one, before), sigmas)
+        parts = []
+        for of_level, start, sigma, after in zip(sums, starts, sigmas, of_c, strict=True):
+            found = [few.get(place) - value for place, value in zip(of_level, start, strict=True)]
+            parts.append(_across(few, found, Vector.__add__) + (after - sigma))
+        square = rest.times_plus(rest, _across(few, [few.get(v) for v in squares], Vector.__add__))
+        rest = rest + _across(few, [few.get(v) for v in rests], Vector.__add__)
+        high = parts[0]
+        for middle in parts[1:]:
             high, dropped = high.sum_and_rest(middle)
             rest, square = dropped + rest, dropped.times_plus(dropped, square)
         total, found, doubts = rounding.rounded(high, rest, square)
@@ -184,19 +201,19 @@ def _elements(
             builder.store(builder.not_(none), sure)
         doubts = builder.and_(doubts, builder.load(sure))
         for n, index in enumerate(indices):
-            number = builder.extract_element(few.get(value).value, ir.Constant(ir.IntType(32), n))
+            number = builder.extract_element(few.get(value).value, ir.Constant(_PLACE, n))
             builder.store(number, few.place(out, index))
             bit = builder.and_(builder.lshr(doubts, few.integer(n)), few.integer(1))
             here = builder.shl(bit, index)
             builder.store(builder.or_(builder.load(unsure), here), unsure)
 
     usual = builder.icmp_unsigned("==", padded, few.integer(_USUAL))
-    pairs = builder.udiv(builder.add(builder.ctpop(elements), few.integer(1)), few.integer(2))
-    with few.loop(pairs):
-        first = next_one()
-        one_more = builder.icmp_unsigned("!=", builder.load(left), few.integer(0))
-        second = builder.select(one_more, next_one(), first)
-        indices = [first, second]
+    rounds = builder.add(builder.ctpop(elements), few.integer(lanes - 1))
+    with few.loop(builder.udiv(rounds, few.integer(lanes))):
+        indices = [next_one()]
+        for _ in together[1:]:
+            one_more = builder.icmp_unsigned("!=", builder.load(left), few.integer(0))
+            indices.append(builder.select(one_more, next_one(), indices[0]))
         if levels > 1:
             step_of(indices, None)
         else:

@@ -239,7 +239,8 @@ class Rounding:
     def rounded(self, high: Vector, rest: Vector, square: Vector) -> tuple[Vector, Vector, Any]:
         """The sum in FP64 and in FP32, and bits of those in doubt; where it is usual."""
         emit = self._emit
-        total, dropped = high.sum_and_rest(rest)
+        total = high + rest
+        dropped = rest - (total - high)  # high is a multiple of the rest's last place
         words = square.words().shifted_down(emit.word(1))
         bound = words.plus_words(self._error.words()).numbers() - self._error
         bound = (bound < self._firm).where(emit.number(0.0), bound)

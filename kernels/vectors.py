@@ -472,6 +472,18 @@ def inline(result: bool) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
+@inline(result=False)
+def align_stack(emit: Emitter) -> None:
+    """Let the stack of this function begin at a line of the cache: vectors for which there are no
+    registers are then not across two lines, which takes longer, let alone two pages.
+    """
+    builder = emit.builder
+    with builder.goto_entry_block():
+        place = builder.alloca(_I64)
+    place.align = 64
+    builder.asm(ir.FunctionType(ir.VoidType(), [place.type]), "", "r", [place], True)
+
+
 @intrinsic
 def pointer(context: Any, address: Any) -> Any:
     """Of an address, what `numba.carray` takes."""
