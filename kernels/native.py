@@ -127,7 +127,7 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty(2 * LANES),  # 11: what is measured of a group
         np.zeros(ROWS * COLUMNS),  # 12: C before the first step, if there is none
         np.empty(((rows // ROWS) * (columns // COLUMNS), 2), np.int64),  # 13: words of C's sizes
-        np.empty(((rows // ROWS) * (columns // COLUMNS), ROWS // BAND, 3), np.int64),  # 14: pauses
+        np.empty(((rows // ROWS) * (columns // COLUMNS), ROWS // BAND, 4), np.int64),  # 14: pauses
         np.empty(1, np.int64),  # 15: how many steps are done
         (  # 16: of x: whether exponents, sums and grids of a group are known; these
             np.empty((3, rows // BAND), np.int64),

@@ -100,6 +100,7 @@ def grids_of_columns(emit: Emitter, y: Any, steps: Any, padded: Any, found: Any)
 
 
 _Bound = Callable[[Any, Any, int], Vector]
+_Grid = Callable[[Vector, Any, Any, int], Vector]
 
 
 def _bounded(
@@ -118,6 +119,7 @@ def _bounded(
     *,
     bound: _Bound,
     prepare: Callable[[Any], None] = lambda step: None,
+    grid: _Grid | None = None,
 ) -> Any:
     """Steps of C[BAND, COLUMNS] as long as all elements are told. `done` of them, 64 bits, are
     added to C; bits of the result say which elements of the next one are not told, and `out[BAND,
@@ -131,6 +133,7 @@ def _bounded(
         totals: `[BAND, COLUMNS]`, where sums in FP64 are written.
         bound: twice a bound on the sum of the sizes of a step's products, given its number and
             that of a row.
+        grid: up to where sums are exact besides, also given C.
     """
     builder = emit.builder
     rows, y = rows_of(emit, x, stride, BAND), emit.at(y)
@@ -172,7 +175,11 @@ def _bounded(
                 total = emit.load(emit.place(totals, at))
                 size = total.size()
                 reach = size + bound(step, row, j)
-                error = (reach < room).where(zero, reach * share)
+                exact = room
+                if grid is not None:
+                    value = emit.load(emit.place(before, at))
+                    exact = room.larger(grid(value, step, row, j))
+                error = (reach < exact).where(zero, reach * share)
                 is_small = size < emit.number(2 * LEAST)
                 lowest, highest = (
                     in_float32(emit, x, is_small) for x in (total - error, total + error)
@@ -229,14 +236,9 @@ def bounded_by_sizes(
     return _bounded(emit, *operands, bound=bound)
 
 
-@inline(result=True)
-def bounded_by_exponents(emit: Emitter, of_x: Any, of_y: Any, powers: Any, *operands: Any) -> Any:
-    """See `_bounded`.
-
-    Args:
-        of_x, of_y: exponents of x and y, from the first step on.
-        powers: where the largest powers in products may be written, `[BAND, COLUMNS]`.
-    """
+def _by_exponents(
+    emit: Emitter, of_x: Any, of_y: Any, powers: Any, *operands: Any, grid: _Grid | None = None
+) -> Any:
     stride, quads = operands[1], operands[7]
     places, builder = emit.at(powers), emit.builder
     count = emit.times(quads, QUAD)
@@ -250,7 +252,45 @@ def bounded_by_exponents(emit: Emitter, of_x: Any, of_y: Any, powers: Any, *oper
     def bound(step: Any, row: Any, j: int) -> Vector:
         return emit.load(emit.place(places, emit.times(row, COLUMNS), j)) * eight
 
-    return _bounded(emit, *operands, bound=bound, prepare=prepare)
+    return _bounded(emit, *operands, bound=bound, prepare=prepare, grid=grid)
+
+
+@inline(result=True)
+def bounded_by_exponents(emit: Emitter, *operands: Any) -> Any:
+    """See `_bounded`.
+
+    Args:
+        of_x, of_y: exponents of x and y, from the first step on.
+        powers: where the largest powers in products may be written, `[BAND, COLUMNS]`.
+    """
+    return _by_exponents(emit, *operands)
+
+
+@inline(result=True)
+def bounded_or_exact(
+    emit: Emitter, x_grids: Any, count: Any, y_grids: Any, *operands: Any
+) -> Any:
+    """As `bounded_by_exponents`, of which this takes the operands; and elements whose sums are
+    exact are told, too, which takes longer: see `told_exactly`.
+
+    Args:
+        x_grids, count, y_grids: as there, but from the first step on.
+    """
+    x_grids, y_grids = emit.at(x_grids), emit.at(y_grids)
+
+    def grid(before: Vector, step: Any, row: Any, j: int) -> Vector:
+        of_x = emit.load_all_equal(emit.place(x_grids, emit.times(row, count), step))
+        of_y = emit.load(emit.place(y_grids, emit.times(step, COLUMNS), j))
+        return _exact_up_to(emit, of_x, of_y, before)
+
+    return _by_exponents(emit, *operands, grid=grid)
+
+
+def _exact_up_to(emit: Emitter, x_grid: Vector, y_grid: Vector, before: Vector) -> Vector:
+    """Up to where FP64 has all sums of products of such multiples and of C."""
+    # C is a multiple of its last place.
+    of_c = (before.words() & emit.word(EXPONENT)).numbers() * emit.number(2.0**-23 * _WHOLE)
+    return (x_grid * y_grid).smaller(of_c)
 
 
 @inline(result=True)
@@ -288,9 +328,7 @@ def told_exactly(
         for j in HALVES:
             at = builder.add(emit.times(row, COLUMNS), emit.integer(j))
             total, power, before = (emit.load(emit.place(v, at)) for v in (totals, powers, c))
-            # C is a multiple of its last place.
-            of_c = (before.words() & emit.word(EXPONENT)).numbers() * emit.number(2.0**-23 * _WHOLE)
-            grid = (of_row * emit.load(emit.place(y_grids, j))).smaller(of_c)
+            grid = _exact_up_to(emit, of_row, emit.load(emit.place(y_grids, j)), before)
             size, place = total.size(), emit.place(out, at)
             exact = (power.times_plus(factor, size) < grid) & ~(most < size)
             value = in_float32(emit, total, size < small)

@@ -23,6 +23,7 @@ from kernels.vectors import COMPILED, INLINED, align_stack, pointer
 _LONG = 16  # products of steps for which it is worth while to look at their exponents
 _PATIENCE = 63  # steps at most before sums with bounds are tried again
 _CREDIT = 16  # by how many elements more sums may have been exact lately than were not
+_OFTEN = 127  # steps in which exact sums are told with the others, when all of that is reached
 _SELDOM = 15  # steps before it is looked again whether they are, when that is used up
 
 
@@ -59,10 +60,24 @@ def _exponents(operands: Any) -> tuple[int, int]:
     return of_x[1], of_y[1]
 
 
+@njit(**COMPILED)
+def _grids(operands: Any, step: int) -> tuple[int, int, int]:
+    """Of the operands from that step on, as for `native_bounds.told_exactly`."""
+    x, stride, y, (_, _, of_x), (_, _, of_y, _), _, padded = operands
+    count = stride // padded
+    if _first_time(of_x[0]):
+        bounds_of.grids_of_rows((x, BAND * count, padded, of_x[1]))
+    if _first_time(of_y[0]):
+        bounds_of.grids_of_columns((y, count, padded, of_y[1]))
+    return of_x[1] + 8 * step, count, of_y[1] + 8 * step * COLUMNS
+
+
 @njit(**INLINED)
-def _bounded(operands: Any, c: int, step: int, steps: int, done: int, scratch: Any) -> int:
+def _bounded(
+    operands: Any, c: int, step: int, steps: int, exactly: bool, done: int, scratch: Any
+) -> int:
     """Steps of C[BAND, COLUMNS] from that one on by sums with bounds on their errors, as
-    `native_bounds` has it.
+    `native_bounds` has it; those that are exact `exactly`, if steps are long.
     """
     x, stride, y, (_, sums, _), (_, tops, _, _), last, padded = operands
     out, _, parts, needed = scratch
@@ -73,6 +88,9 @@ def _bounded(operands: Any, c: int, step: int, steps: int, done: int, scratch: A
     if padded >= _LONG:
         of_x, of_y = _exponents(operands)
         exponents = of_x + 2 * k, of_y + 2 * k * COLUMNS
+        if exactly:
+            grids = _grids(operands, step)
+            return int(bounds_of.bounded_or_exact((*grids, *exponents, powers, *of_steps)))
         return int(bounds_of.bounded_by_exponents((*exponents, powers, *of_steps)))
     if _first_time(sums[0]):
         bounds_of.sums_of_rows(x, stride, padded, sums[1])
@@ -85,17 +103,11 @@ def _bounded(operands: Any, c: int, step: int, steps: int, done: int, scratch: A
 @njit(**INLINED)
 def _exactly(operands: Any, c: int, step: int, unknown: int, scratch: Any) -> int:
     """The same step for elements whose sums are exact; bits of the others."""
-    x, stride, y, (_, _, of_x), (_, _, of_y, _), _, padded = operands
     out, _, parts, _ = scratch
-    count = stride // padded
-    if _first_time(of_x[0]):
-        bounds_of.grids_of_rows((x, BAND * count, padded, of_x[1]))
-    if _first_time(of_y[0]):
-        bounds_of.grids_of_columns((y, count, padded, of_y[1]))
+    padded = operands[6]
     factor = np.float64(8 * padded if padded >= _LONG else 2).view(np.int64)
     sums = parts, parts + 8 * 3 * BAND * COLUMNS, factor
-    grids = of_x[1] + 8 * step, count, of_y[1] + 8 * step * COLUMNS
-    return int(bounds_of.told_exactly((*sums, c, *grids, out, unknown)))
+    return int(bounds_of.told_exactly((*sums, c, *_grids(operands, step), out, unknown)))
 
 
 @njit(**INLINED)
@@ -132,8 +144,8 @@ def _all_in_parts(operands: Any, c: int, step: int, scratch: Any) -> int:
 @njit(**COMPILED)
 def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: Any) -> None:
     """The steps of a block of C[BAND, COLUMNS], whatever the operands. `pause` has how many steps
-    to go before sums with bounds are tried again, how many it was, and the credit of looking
-    whether sums are exact.
+    to go before sums with bounds are tried again, how many it was, the credit of looking whether
+    sums are exact, and in how many steps to come that is done with all sums.
     """
     x, stride, y, _, _, _, padded = operands
     out, terms, parts, needed = scratch
@@ -144,12 +156,16 @@ def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: A
         if in_parts:
             pause[0] -= 1
         else:
-            unknown = _bounded(operands, c, step, steps, int(done.ctypes.data), scratch)
+            exactly, at_done = pause[3] > 0, int(done.ctypes.data)
+            unknown = _bounded(operands, c, step, steps, exactly, at_done, scratch)
             step += done[0]
+            pause[3] = max(0, pause[3] - done[0] - 1)
             if unknown == 0:
                 return
             count = elements_of.number_of((unknown,))
-            if pause[2] < 0:
+            if exactly and padded >= _LONG:
+                pass
+            elif pause[2] < 0:
                 pause[2] += 1
             else:
                 unknown = _exactly(operands, c, step, unknown, scratch)
@@ -157,6 +173,8 @@ def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: A
                 pause[2] = min(pause[2] + count - 2 * left, _CREDIT)
                 if pause[2] < 0:
                     pause[2] = -_SELDOM
+                elif pause[2] == _CREDIT:
+                    pause[2], pause[3] = _CREDIT // 2, _OFTEN
                 count = left
             pause[1] = min(2 * pause[1] + 1, _PATIENCE) if 4 * count > size else 0
             pause[0] = pause[1]
