@@ -176,7 +176,7 @@ def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: A
                 elif pause[2] == _CREDIT:
                     pause[2], pause[3] = _CREDIT // 2, _OFTEN
                 count = left
-            pause[1] = min(2 * pause[1] + 1, _PATIENCE) if 4 * count > size else 0
+            pause[1] = min(2 * pause[1] + 1, _PATIENCE) if 3 * count > size else 0
             pause[0] = pause[1]
             in_parts = 2 * count > size
         if in_parts:
