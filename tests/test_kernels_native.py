@@ -507,6 +507,19 @@ def test_blocks_that_need_more_care_and_less(products):
     check(a, b, spread(rng, (m, n), 30).astype(np.float32), record)
 
 
+@pytest.mark.parametrize("products", [16, 8])
+@pytest.mark.parametrize("share", [0, 0.003])
+def test_ties_that_are_exact_but_for_dust(share, products):
+    """Along k: ordinary numbers, of which a share is far below the others."""
+    rng = np.random.default_rng(products)
+    m, n, k = native_steps.BAND + 1, native_steps.COLUMNS, 60 * products
+    a, b = rng.normal(size=(m, k)), rng.normal(size=(k, n))
+    a[rng.random(a.shape) < share] *= 2.0**-60
+    a, b = (v.astype(np.float32).astype(BF16) for v in (a, b))
+    a[0, 3] = 2.0**-100  # no other way is taken
+    check(a, b, None, dataclasses.replace(ASCEND, products=products))
+
+
 @pytest.mark.parametrize("overflow", ["inf", "saturate"])
 def test_two_nans_of_one_sum(overflow):
     """Which of their words an instruction passes on is no difference between two bounds."""

@@ -26,7 +26,7 @@ SHAPE = native_steps.BAND, native_steps.COLUMNS
 SIZE = SHAPE[0] * SHAPE[1]
 LARGEST = float(np.finfo(np.float32).max)
 
-BOUNDS = ["by exponents", "by sizes"]
+BOUNDS = ["by exponents", "by sizes", "or exact"]
 PARTS = ["vectors", "two parts", "three parts"]
 WAYS = {way: number for number, way in enumerate([*BOUNDS, *PARTS])}
 
@@ -38,18 +38,25 @@ pytestmark = pytest.mark.skipif(
 @numba.njit
 def bounded(way, x, y, c, out, done, padded, constants, last):
     """Steps along all of x and y; bits of elements of the next one that are not told."""
+    rows, columns = x.shape[0], y.shape[1]
     length, steps = len(y), len(y) // padded
     powers, totals = np.empty(c.size), np.empty(c.size)
     ends = address(c, 0), steps, address(out, 0), address(done, 0), padded // 4
     ends = *ends, address(constants, 0), last, address(totals, 0)
     of_steps = address(x, 0), length, address(y, 0), *ends
-    if way == 0:
+    if way != 1:
         of_x, of_y = np.empty(x.size, np.int16), np.empty(y.size, np.int16)
         extraction.exponents_of_rows((address(x, 0), x.size, address(of_x, 0)))
         extraction.exponents_of_columns((address(y, 0), length, address(of_y, 0)))
         operands = address(of_x, 0), address(of_y, 0), address(powers, 0), *of_steps
-        return bounds.bounded_by_exponents(operands)
-    sums, tops = np.empty((x.shape[0], steps)), np.empty((steps, y.shape[1]))
+        if way == 0:
+            return bounds.bounded_by_exponents(operands)
+        x_grids, y_grids = np.empty((rows, steps)), np.empty((steps, columns))
+        bounds.grids_of_rows((address(x, 0), rows * steps, padded, address(x_grids, 0)))
+        bounds.grids_of_columns((address(y, 0), steps, padded, address(y_grids, 0)))
+        grids = address(x_grids, 0), steps, address(y_grids, 0)
+        return bounds.bounded_or_exact((*grids, *operands))
+    sums, tops = np.empty((rows, steps)), np.empty((steps, columns))
     bounds.sums_of_rows(address(x, 0), length, padded, address(sums, 0))
     bounds.tops_of_columns((address(y, 0), steps, padded, address(tops, 0)))
     sizes = address(sums, 0), steps, address(tops, 0), address(powers, 0)
@@ -66,7 +73,7 @@ def in_parts(way, x, y, c, out, parts, constants, last, elements):
     powers, columns, needed = np.empty(c.size), np.empty(y.size), address(constants, 0)
     exponents = address(of_x, 0), length, address(of_y, 0), length // 4
     extraction.powers_of_step((*exponents, address(powers, 0)))
-    if way == 2:
+    if way == 3:
         for first in range(0, x.shape[0], native_steps.PART):
             row = first * y.shape[1]
             of_part = address(x, first * length), length, address(y, 0), address(c, row)
@@ -77,7 +84,7 @@ def in_parts(way, x, y, c, out, parts, constants, last, elements):
     elements_of.transposed(address(y, 0), length, address(columns, 0))
     of_step = address(x, 0), length, address(columns, 0), length, address(c, 0), elements, length
     operands = *of_step, needed, address(powers, 0), address(out, 0), last
-    if way == 3:
+    if way == 4:
         return elements_of.in_two_parts(operands)
     return elements_of.in_three_parts(operands)
 
@@ -142,7 +149,7 @@ def test_ties_and_zeros(last, scale, way):
     assert not np.signbit(after[known & (expected == 0)]).any()
     if way in BOUNDS:
         after, known = step(way, x, y, np.zeros(SHAPE))
-        assert not known.any() or last > 2.0**-60 or last == -1
+        assert not known.any() or last > 2.0**-60 or last == -1 or way == "or exact" and last == 0
         assert np.array_equal(after[known], expected[known])
 
 
@@ -154,7 +161,7 @@ def test_halves_of_the_least_number(tie, rest, way):
     x, y = np.zeros((SHAPE[0], 16)), np.ones((16, SHAPE[1]))
     x[:, 3], y[3], x[:, 8], y[8] = tie * 2.0**75, 2.0**-75, rest * 2.0**100, 2.0**-100
     after, known = step(way, x, y, np.zeros(SHAPE), last=2.0**-150 if rest == 0 else 0)
-    sure = way == "by exponents" and rest == 0 or way in PARTS and abs(tie) > 2.0**-150
+    sure = way in ("by exponents", "or exact") and rest == 0 or way in PARTS and abs(tie) > 2.0**-150
     assert known.all() == sure
     whole = round(tie * 2.0**149 + np.sign(rest) / 4)
     assert not known.any() or (after == whole * 2.0**-149).all()
@@ -288,7 +295,7 @@ def test_parts_are_what_they_are_said_to_be(products):
         y = nearly_two * signs * rng.choice([1, 129 / 255], (products, SHAPE[1]))
         c = np.full(SHAPE, nearly_two**2 * (2.0**-26 if case == 8 else np.mean(signs)))
         parts, out = np.empty((3, *SHAPE)), np.empty(SHAPE)
-        in_parts(2, x, y, c, out, parts.reshape(-1), constants, np.int64(0), np.int64(0))
+        in_parts(WAYS["vectors"], x, y, c, out, parts.reshape(-1), constants, np.int64(0), np.int64(0))
         for i in range(SHAPE[0]):
             for j in range(SHAPE[1]):
                 terms = [Fraction(u) * Fraction(v) for u, v in zip(x[i], y[:, j], strict=True)]
@@ -335,6 +342,44 @@ def test_steps_up_to_one_that_is_not_told(stop, padded, way):
     assert known.sum() == SIZE - (stop < count) and known[odd] == (stop >= count)
     if stop < count:
         assert np.array_equal(out[known], expected[stop + 1][known])
+
+
+def test_ties_that_are_exact_in_some_steps():
+    """At each step 1 is half a last place of 2^24. What is told of steps depends on the operands of
+    each, and on C, which is no more than it was if all terms are whole numbers.
+    """
+    count, least = 4, 2.0**-31
+    of_row, of_column, of_c = (1, 2), (SHAPE[0] - 1, SHAPE[1] - 1), (0, 3)
+    for odd, at in ((None, count), (of_row, 2), (of_column, 1), (of_c, 0)):
+        x, y = np.zeros((SHAPE[0], 16 * count)), np.zeros((16 * count, SHAPE[1]))
+        x[:, ::16], y[::16], c, out = 1, 1, np.full(SHAPE, 2.0**24), np.zeros(SHAPE)
+        first, expected = 16 * at, np.ones(SHAPE, bool)
+        if odd == of_c:  # which is added to 2^24, instead of being that
+            c[odd], x[odd[0], 5], y[5, odd[1]] = least, 2.0**24, 1
+        elif odd == of_row:
+            x[odd[0], first + 1], y[first + 1] = least, 1
+        elif odd == of_column:
+            x[:, first + 2], y[first + 2, odd[1]] = 1, least
+        if odd is not None:
+            other = {of_row: np.s_[odd[0]], of_column: np.s_[:, odd[1]], of_c: odd}[odd]
+            expected[other] = False
+        done, constants = np.empty(1, np.int64), native_steps.constants.py_func(16, np.inf)
+        unknown = bounded(WAYS["or exact"], x, y, c, out, done, 16, constants, np.int64(0))
+        assert done[0] == at and np.array_equal(~as_answers(unknown), expected)
+        assert (c == np.where(c == least, least, 2.0**24)).all()
+        assert odd is None or (out[expected] == 2.0**24).all()
+
+
+@pytest.mark.parametrize("way", PARTS)
+@pytest.mark.parametrize("of_c", [True, False])
+def test_a_rest_that_is_half_a_last_place(of_c, way):
+    """Of what is left when others cancel, 2^-26; with a term far below, its own sum rounds."""
+    x, y = np.zeros((SHAPE[0], 16)), np.ones((16, SHAPE[1]))
+    half, last = 2.0**-50, 2.0**-110
+    x[:, 0], x[:, 5], x[:, 9], x[:, 11] = 1, -1, 2.0**-26, half if not of_c else last
+    after, known = step(way, x, y, np.full(SHAPE, half if of_c else last))
+    assert known.all() == (way == "three parts")
+    assert (after[known] == 2.0**-26 + 2.0**-49).all()
 
 
 @pytest.mark.parametrize("way", ["two parts", "three parts"])
