@@ -267,9 +267,7 @@ def bounded_by_exponents(emit: Emitter, *operands: Any) -> Any:
 
 
 @inline(result=True)
-def bounded_or_exact(
-    emit: Emitter, x_grids: Any, count: Any, y_grids: Any, *operands: Any
-) -> Any:
+def bounded_or_exact(emit: Emitter, x_grids: Any, count: Any, y_grids: Any, *operands: Any) -> Any:
     """As `bounded_by_exponents`, of which this takes the operands; and elements whose sums are
     exact are told, too, which takes longer: see `told_exactly`.
 
