@@ -7,7 +7,7 @@ here for one element and a vector of products, where few elements of many need i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -72,6 +72,109 @@ def _extracted(factors: _Factors, sums: list[Vector]) -> tuple[list[Vector], Vec
     return after, rest
 
 
+class _Step(NamedTuple):
+    """Of `_elements`: where its operands are."""
+
+    x: Any
+    stride: Any
+    y: Any
+    length: Any
+    c: Any
+    padded: Any
+    powers: Any
+
+
+def _sums(
+    few: Emitter, step: _Step, indices: list[Any], constants: Any, count: int | None, levels: int
+) -> tuple[Vector, Vector, Vector]:
+    """Of as many elements as there are lanes, in one each: what is exact of their sums, the sums of
+    the rests and of their squares. Their products are `count` vectors, or else in loops.
+    """
+    builder, lanes = few.builder, few.vector.count
+    together = range(lanes)
+    scale, enough = few.load_all_equal(few.place(few.at(constants), 1)), few.number(ENOUGH)
+    zero, one = few.number(0.0), few.number(1.0)
+    rows = [builder.udiv(n, few.integer(COLUMNS)) for n in indices]
+    columns = [builder.urem(n, few.integer(COLUMNS)) for n in indices]
+    rows = [few.place(step.x, few.times(row, step.stride)) for row in rows]
+    columns = [few.place(step.y, few.times(column, step.length)) for column in columns]
+
+    def gathered(numbers: Any) -> Vector:
+        found = zero.value
+        for n, index in enumerate(indices):
+            number = builder.load(few.place(numbers, index))
+            found = builder.insert_element(found, number, ir.Constant(_PLACE, n))
+        return Vector(builder, found)
+
+    def each(do: Callable[[int, _Factors], None]) -> None:
+        """For the factors of all products of each element."""
+
+        def do_for(element: int, vector: Any) -> None:
+            at = few.times(vector, lanes)
+            left, right = (few.load(few.place(v[element], at)) for v in (rows, columns))
+            do(element, (left, right))
+
+        if count is None:
+            with few.loop(builder.udiv(step.padded, few.integer(lanes))) as vector:
+                for element in together:
+                    do_for(element, vector)
+            return
+        for element in together:  # one after the other needs fewest registers
+            for vector in range(count):
+                do_for(element, few.integer(vector))
+
+    def for_each(numbers: Vector) -> list[Vector]:
+        return [_chosen(few, [numbers, numbers], [n] * lanes) for n in together]
+
+    def sigma_above(top: Vector) -> Vector:
+        return power_below(few, top).smaller(enough) * scale
+
+    before = gathered(step.c)
+    sigmas = [sigma_above(gathered(step.powers).larger(before.size()))]
+    starts = [for_each(sigmas[0])]
+    for _ in range(levels - 1):
+        tops = [few.variable(zero) for _ in together]
+
+        def look(element: int, factors: _Factors, tops: list[Any] = tops) -> None:
+            _, rest = _extracted(factors, [start[element] for start in starts])
+            few.put(tops[element], rest.size().larger(few.get(tops[element])))
+
+        each(look)
+        _, rest = _extracted((one, before), sigmas)
+        top = _across(few, [few.get(top) for top in tops], Vector.larger)
+        sigmas.append(sigma_above(rest.size().larger(top)))
+        starts.append(for_each(sigmas[-1]))
+    none = few.number(-0.0)  # what it is added to stays as it is
+    totals = [[few.variable(start) for start in level] for level in starts]
+    rests, squares = ([few.variable(none) for _ in together] for _ in range(2))
+
+    def add(element: int, factors: _Factors) -> None:
+        places = [level[element] for level in totals]
+        after, rest = _extracted(factors, [few.get(place) for place in places])
+        for place, value in zip(places, after, strict=True):
+            few.put(place, value)
+        few.put(rests[element], few.get(rests[element]) + rest)
+        few.put(squares[element], rest.times_plus(rest, few.get(squares[element])))
+
+    each(add)
+
+    def across(values: list[Vector]) -> Vector:
+        return _across(few, values, Vector.__add__)
+
+    of_c, rest = _extracted((one, before), sigmas)
+    square = rest.times_plus(rest, across([few.get(v) for v in squares]))
+    rest = rest + across([few.get(v) for v in rests])
+    parts = []
+    for level, start, sigma, after in zip(totals, starts, sigmas, of_c, strict=True):
+        found = [few.get(total) - value for total, value in zip(level, start, strict=True)]
+        parts.append(across(found) + (after - sigma))
+    high = parts[0]
+    for middle in parts[1:]:
+        high, dropped = high.sum_and_rest(middle)
+        rest, square = dropped + rest, dropped.times_plus(dropped, square)
+    return high, rest, square
+
+
 def _elements(
     emit: Emitter,
     x: Any,
@@ -102,126 +205,55 @@ def _elements(
         last: the word of what all terms are multiples of.
     """
     builder = emit.builder
-    few = Emitter(builder, emit.element, min(LANES, QUAD))
-    lanes = few.vector.count
-    together = range(lanes)
-    rounding = Rounding(few, constants, last)
-    x, y, c, out, powers, constants = (few.at(v) for v in (x, y, c, out, powers, constants))
-    scale, enough = few.load_all_equal(few.place(constants, 1)), few.number(ENOUGH)
-    zero, one = few.number(0.0), few.number(1.0)
-    left = few.integer_variable(0)
+    x, y, c, out, powers = (emit.at(v) for v in (x, y, c, out, powers))
+    step = _Step(x, stride, y, length, c, padded, powers)
+    left, unsure = (emit.integer_variable(0) for _ in range(2))
     builder.store(elements, left)
-    unsure = few.integer_variable(0)
 
     def next_one() -> Any:
         """The number of the first bit, which is taken."""
         bits = builder.load(left)
-        builder.store(builder.and_(bits, builder.sub(bits, few.integer(1))), left)
+        builder.store(builder.and_(bits, builder.sub(bits, emit.integer(1))), left)
         return builder.cttz(bits, ir.Constant(ir.IntType(1), 0))
 
-    def gathered(numbers: Any, indices: list[Any]) -> Vector:
-        found = zero.value
-        for n, index in enumerate(indices):
-            number = builder.load(few.place(numbers, index))
-            found = builder.insert_element(found, number, ir.Constant(_PLACE, n))
-        return Vector(builder, found)
-
-    def step_of(indices: list[Any], count: int | None) -> None:
-        """Of these elements, if their products are so many vectors; else in loops."""
-        rows = [builder.udiv(n, few.integer(COLUMNS)) for n in indices]
-        columns = [builder.urem(n, few.integer(COLUMNS)) for n in indices]
-        rows = [few.place(x, few.times(row, stride)) for row in rows]
-        columns = [few.place(y, few.times(column, length)) for column in columns]
-        before = gathered(c, indices)
-
-        def each(do: Callable[[int, _Factors], None]) -> None:
-            """For the factors of all products of each element."""
-
-            def do_for(element: int, vector: Any) -> None:
-                at = few.times(vector, lanes)
-                places = rows[element], columns[element]
-                do(element, tuple(few.load(few.place(v, at)) for v in places))
-
-            if count is None:
-                with few.loop(builder.udiv(padded, few.integer(lanes))) as vector:
-                    for element in together:
-                        do_for(element, vector)
-                return
-            for element in together:  # one after the other needs fewest registers
-                for vector in range(count):
-                    do_for(element, few.integer(vector))
-
-        def sigma_above(top: Vector) -> Vector:
-            return power_below(few, top).smaller(enough) * scale
-
-        sigmas = [sigma_above(gathered(powers, indices).larger(before.size()))]
-        starts = [[_chosen(few, [sigmas[0]] * 2, [n] * lanes) for n in together]]
-        for _ in range(levels - 1):
-            tops = [few.variable(zero) for _ in together]
-
-            def look(element: int, factors: _Factors, tops: list[Any] = tops) -> None:
-                _, rest = _extracted(factors, [start[element] for start in starts])
-                few.put(tops[element], rest.size().larger(few.get(tops[element])))
-
-            each(look)
-            top = _across(few, [few.get(top) for top in tops], Vector.larger)
-            _, rest = _extracted((one, before), sigmas)
-            sigmas.append(sigma_above(rest.size().larger(top)))
-            starts.append([_chosen(few, [sigmas[-1]] * 2, [n] * lanes) for n in together])
-        sums = [[few.variable(start) for start in level] for level in starts]
-        none = few.number(-0.0)  # nothing is left of adding it
-        rests, squares = ([few.variable(none) for _ in together] for _ in range(2))
-
-        def add(element: int, factors: _Factors) -> None:
-            places = [level[element] for level in sums]
-            after, rest = _extracted(factors, [few.get(place) for place in places])
-            for place, value in zip(places, after, strict=True):
-                few.put(place, value)
-            few.put(rests[element], few.get(rests[element]) + rest)
-            few.put(squares[element], rest.times_plus(rest, few.get(squares[element])))
-
-        each(add)
-        of_c, rest = _extracted((one, before), sigmas)
-        parts = []
-        for of_level, start, sigma, after in zip(sums, starts, sigmas, of_c, strict=True):
-            found = [few.get(place) - value for place, value in zip(of_level, start, strict=True)]
-            parts.append(_across(few, found, Vector.__add__) + (after - sigma))
-        square = rest.times_plus(rest, _across(few, [few.get(v) for v in squares], Vector.__add__))
-        rest = rest + _across(few, [few.get(v) for v in rests], Vector.__add__)
-        high = parts[0]
-        for middle in parts[1:]:
-            high, dropped = high.sum_and_rest(middle)
-            rest, square = dropped + rest, dropped.times_plus(dropped, square)
+    def told(few: Emitter, rounding: Rounding, count: int | None) -> None:
+        """The next elements; the first one over and over if there are fewer."""
+        indices = [next_one()]
+        for _ in range(1, few.vector.count):
+            one_more = builder.icmp_unsigned("!=", builder.load(left), emit.integer(0))
+            indices.append(builder.select(one_more, next_one(), indices[0]))
+        high, rest, square = _sums(few, step, indices, constants, count, levels)
         total, found, doubts = rounding.rounded(high, rest, square)
-        value, sure = few.variable(found), few.integer_variable(0)
-        builder.store(builder.not_(few.integer(0)), sure)
-        with few.when(rounding.unusual(total.size())):
+        value, sure = few.variable(found), emit.integer_variable(0)
+        builder.store(builder.not_(emit.integer(0)), sure)
+        with emit.when(rounding.unusual(total.size())):
             other, none = rounding.of_any(high, rest, found)
             few.put(value, other)
             builder.store(builder.not_(none), sure)
         doubts = builder.and_(doubts, builder.load(sure))
         for n, index in enumerate(indices):
             number = builder.extract_element(few.get(value).value, ir.Constant(_PLACE, n))
-            builder.store(number, few.place(out, index))
-            bit = builder.and_(builder.lshr(doubts, few.integer(n)), few.integer(1))
+            builder.store(number, emit.place(out, index))
+            bit = builder.and_(builder.lshr(doubts, emit.integer(n)), emit.integer(1))
             here = builder.shl(bit, index)
             builder.store(builder.or_(builder.load(unsure), here), unsure)
 
-    usual = builder.icmp_unsigned("==", padded, few.integer(_USUAL))
-    rounds = builder.add(builder.ctpop(elements), few.integer(lanes - 1))
-    with few.loop(builder.udiv(rounds, few.integer(lanes))):
-        indices = [next_one()]
-        for _ in together[1:]:
-            one_more = builder.icmp_unsigned("!=", builder.load(left), few.integer(0))
-            indices.append(builder.select(one_more, next_one(), indices[0]))
-        if levels > 1:
-            step_of(indices, None)
-        else:
-            with builder.if_else(usual) as (then, otherwise):
-                with then:
-                    step_of(indices, _USUAL // lanes)
-                with otherwise:
-                    step_of(indices, None)
+    def all_told(lanes: int, count: int | None = None) -> None:
+        few = Emitter(builder, emit.element, lanes)
+        rounding = Rounding(few, constants, last)
+        rounds = builder.add(builder.ctpop(elements), emit.integer(lanes - 1))
+        with emit.loop(builder.udiv(rounds, emit.integer(lanes))):
+            told(few, rounding, count)
+
+    if levels > 1:
+        all_told(min(LANES, QUAD))
+        return builder.load(unsure)
+    usual = builder.icmp_unsigned("==", padded, emit.integer(_USUAL))
+    with builder.if_else(usual) as (then, otherwise):
+        with then:
+            all_told(LANES, _USUAL // LANES)
+        with otherwise:
+            all_told(min(LANES, QUAD))
     return builder.load(unsure)
 
 
