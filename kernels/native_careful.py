@@ -1,9 +1,9 @@
 """The steps of a block whose sums FP64 may round, of a few rows and columns: for `kernels.native`.
 
-Nearly all elements are told by one sum and a bound on its error (`kernels.native_bounds`). A few
-that are not are told one by one by sums in two parts, and in three if that does not do; if they are
-many, all elements are, by vectors of them, for some steps on (`kernels.native_elements`,
-`kernels.native_extraction`).
+Nearly all elements are told by one sum and a bound on its error, or because it is exact, which is
+looked at where it pays (`kernels.native_bounds`). A few that are not are told one by one by sums in
+two parts, and in three if that does not do; if they are many, all elements are, by vectors of them,
+for some steps on (`kernels.native_elements`, `kernels.native_extraction`).
 """
 
 from __future__ import annotations

@@ -171,7 +171,8 @@ def test_halves_of_the_least_number(tie, rest, way):
     x, y = np.zeros((SHAPE[0], 16)), np.ones((16, SHAPE[1]))
     x[:, 3], y[3], x[:, 8], y[8] = tie * 2.0**75, 2.0**-75, rest * 2.0**100, 2.0**-100
     after, known = step(way, x, y, np.zeros(SHAPE), last=2.0**-150 if rest == 0 else 0)
-    sure = way in ("by exponents", "or exact") and rest == 0 or way in PARTS and abs(tie) > 2.0**-150
+    of_terms = way in BOUNDS and way != "by sizes" and rest == 0
+    sure = of_terms or way in PARTS and abs(tie) > 2.0**-150
     assert known.all() == sure
     whole = round(tie * 2.0**149 + np.sign(rest) / 4)
     assert not known.any() or (after == whole * 2.0**-149).all()
@@ -305,7 +306,8 @@ def test_parts_are_what_they_are_said_to_be(products):
         y = nearly_two * signs * rng.choice([1, 129 / 255], (products, SHAPE[1]))
         c = np.full(SHAPE, nearly_two**2 * (2.0**-26 if case == 8 else np.mean(signs)))
         parts, out = np.empty((3, *SHAPE)), np.empty(SHAPE)
-        in_parts(WAYS["vectors"], x, y, c, out, parts.reshape(-1), constants, np.int64(0), np.int64(0))
+        none, operands = np.int64(0), (x, y, c, out, parts.reshape(-1), constants)
+        in_parts(WAYS["vectors"], *operands, none, none)
         for i in range(SHAPE[0]):
             for j in range(SHAPE[1]):
                 terms = [Fraction(u) * Fraction(v) for u, v in zip(x[i], y[:, j], strict=True)]
