@@ -77,7 +77,7 @@ def _bounded(
     operands: Any, c: int, step: int, steps: int, exactly: bool, done: int, scratch: Any
 ) -> int:
     """Steps of C[BAND, COLUMNS] from that one on by sums with bounds on their errors, as
-    `native_bounds` has it; those that are exact `exactly`, if steps are long.
+    `native_bounds` has it; if `exactly`, which is for long ones, those that are exact, too.
     """
     x, stride, y, (_, sums, _), (_, tops, _, _), last, padded = operands
     out, _, parts, needed = scratch
@@ -156,18 +156,16 @@ def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: A
         if in_parts:
             pause[0] -= 1
         else:
-            exactly, at_done = pause[3] > 0, int(done.ctypes.data)
+            exactly, at_done = pause[3] > 0 and padded >= _LONG, int(done.ctypes.data)
             unknown = _bounded(operands, c, step, steps, exactly, at_done, scratch)
             step += done[0]
             pause[3] = max(0, pause[3] - done[0] - 1)
             if unknown == 0:
                 return
             count = elements_of.number_of((unknown,))
-            if exactly and padded >= _LONG:
-                pass
-            elif pause[2] < 0:
+            if pause[2] < 0:
                 pause[2] += 1
-            else:
+            elif not exactly:
                 unknown = _exactly(operands, c, step, unknown, scratch)
                 left = elements_of.number_of((unknown,))
                 pause[2] = min(pause[2] + count - 2 * left, _CREDIT)
