@@ -26,6 +26,7 @@ from kernels.native_steps import (
     LEAST,
     NONE,
     QUAD,
+    beside_which_float32,
     in_float32,
     rows_of,
 )
@@ -99,7 +100,7 @@ def grids_of_columns(emit: Emitter, y: Any, steps: Any, padded: Any, found: Any)
             emit.store(grid * emit.number(_WHOLE), emit.place(found, emit.times(step, COLUMNS), j))
 
 
-_Bound = Callable[[Any, Any, int], Vector]
+_Reach = Callable[[Vector, Any, Any, int], Vector]
 _Grid = Callable[[Vector, Any, Any, int], Vector]
 
 
@@ -117,7 +118,7 @@ def _bounded(
     last: Any,
     totals: Any,
     *,
-    bound: _Bound,
+    reach_of: _Reach,
     prepare: Callable[[Any], None] = lambda step: None,
     grid: _Grid | None = None,
 ) -> Any:
@@ -131,8 +132,8 @@ def _bounded(
         quads: of a step.
         last: the word of what all terms are multiples of.
         totals: `[BAND, COLUMNS]`, where sums in FP64 are written.
-        bound: twice a bound on the sum of the sizes of a step's products, given its number and
-            that of a row.
+        reach_of: a size and twice a bound on the sum of the sizes of a step's products, given the
+            size, the step's number and that of a row.
         grid: up to where sums are exact besides, also given C.
     """
     builder = emit.builder
@@ -174,17 +175,15 @@ def _bounded(
                 at = builder.add(emit.times(row, COLUMNS), emit.integer(j))
                 total = emit.load(emit.place(totals, at))
                 size = total.size()
-                reach = size + bound(step, row, j)
+                reach = reach_of(size, step, row, j)
                 exact = room
                 if grid is not None:
                     value = emit.load(emit.place(before, at))
                     exact = room.larger(grid(value, step, row, j))
                 error = (reach < exact).where(zero, reach * share)
-                is_small = size < emit.number(2 * LEAST)
-                lowest, highest = (
-                    in_float32(emit, x, is_small) for x in (total - error, total + error)
-                )
-                emit.store(lowest, emit.place(found, at))
+                beside = beside_which_float32(emit, size - error)
+                lowest, highest = total - error + beside, total + error + beside
+                emit.store(lowest - beside, emit.place(found, at))
                 emit.put(sizes, size + emit.get(sizes))
                 differ = builder.shl((~lowest.equals(highest)).bits(), at)
                 builder.store(builder.or_(builder.load(unknown), differ), unknown)
@@ -227,13 +226,13 @@ def bounded_by_sizes(
     """
     sums, tops, places = (emit.at(v) for v in (sums, tops, powers))
 
-    def bound(step: Any, row: Any, j: int) -> Vector:
+    def reach_of(size: Vector, step: Any, row: Any, j: int) -> Vector:
         top = emit.load(emit.place(tops, emit.times(step, COLUMNS), j))
         total = top * emit.load_all_equal(emit.place(sums, emit.times(row, apart), step))
         emit.store(total, emit.place(places, emit.times(row, COLUMNS), j))
-        return total + total
+        return total.times_plus(emit.number(2.0), size)
 
-    return _bounded(emit, *operands, bound=bound)
+    return _bounded(emit, *operands, reach_of=reach_of)
 
 
 def _by_exponents(
@@ -249,10 +248,10 @@ def _by_exponents(
         here = builder.add(of_x, k), stride, builder.add(of_y, emit.times(k, COLUMNS))
         find_powers(emit, *here, quads, powers)
 
-    def bound(step: Any, row: Any, j: int) -> Vector:
-        return emit.load(emit.place(places, emit.times(row, COLUMNS), j)) * eight
+    def reach_of(size: Vector, step: Any, row: Any, j: int) -> Vector:
+        return emit.load(emit.place(places, emit.times(row, COLUMNS), j)).times_plus(eight, size)
 
-    return _bounded(emit, *operands, bound=bound, prepare=prepare, grid=grid)
+    return _bounded(emit, *operands, reach_of=reach_of, prepare=prepare, grid=grid)
 
 
 @inline(result=True)

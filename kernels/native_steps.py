@@ -167,6 +167,12 @@ def in_float32(emit: Emitter, x: Vector, is_small: Vector | None = None) -> Vect
     return beside.times_plus(far, beside.times_plus(-far, x))
 
 
+def beside_which_float32(emit: Emitter, x: Vector) -> Vector:
+    """A double beside which the last place is that of FP32 where `x` is: a sum with it rounds."""
+    scale = emit.number(_TO_SUBNORMAL / LEAST)
+    return (power_below(emit, x) * scale).larger(emit.number(_TO_SUBNORMAL))
+
+
 @inline(result=False)
 def plain(emit: Emitter, c: Any, found: Any, *operands: Any) -> None:
     """The steps of a block: C[ROWS, COLUMNS] = x y + what was there before, and into `found`, of
