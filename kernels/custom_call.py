@@ -349,6 +349,7 @@ def _sources() -> str:
     """A digest of what is compiled: numba's cache looks only at the file of a cached function."""
     operands = "native_operands", "native_extents"
     careful = "native_extraction", "native_elements", "native_bounds", "native_careful"
+    careful = *careful, "native_fixed_point"
     fused = "native_steps", *careful, "native"
     chains = "native_chain_steps", "native_chain"
     aligned = "native_aligned_steps", "native_aligned"

@@ -22,6 +22,7 @@ from numba import carray, njit
 from kernels import native_steps as steps_of
 from kernels.native_careful import careful
 from kernels.native_extents import extent_of_columns, extent_of_rows, grid_of, power_of
+from kernels.native_fixed_point import DIGITS
 from kernels.native_operands import GROUP, address, bytes_of, decoded, read_doubles
 from kernels.native_steps import BAND, COLUMNS, EXPONENT, LARGEST, LEAST, NONE, QUAD, ROWS
 from kernels.vectors import COMPILED, INLINED, LANES, pointer
@@ -120,8 +121,8 @@ def _buffers(rows: int, columns: int, length: int, padded: int) -> Any:
         np.empty((columns // COLUMNS, length * COLUMNS), np.int16),  # 4: of y
         np.empty(max(length, LANES)),  # 5: a row
         np.empty(ROWS * COLUMNS),  # 6: results of a step
-        np.empty((padded + 1) * COLUMNS),  # 7: terms
-        np.empty((20 + 4 * BAND) * COLUMNS),  # 8: parts
+        np.empty(DIGITS, np.int64),  # 7: digits of a sum
+        np.empty(4 * BAND * COLUMNS),  # 8: parts
         np.empty((rows // ROWS) * (columns // COLUMNS)),  # 9: what all of C is a multiple of
         np.empty((rows // ROWS + columns // COLUMNS, 3)),  # 10: extents of groups
         np.empty(2 * LANES),  # 11: what is measured of a group
@@ -163,7 +164,7 @@ def _tile(
     i0, j0 = corner
     rows, columns = size
     products, padded = shape
-    c, x, y, x_exponents, y_exponents, one_row, results, terms, parts = buffers[:9]
+    c, x, y, x_exponents, y_exponents, one_row, results, digits, parts = buffers[:9]
     held, extents, measured, nothing, words_of_c, pauses, done = buffers[9:16]
     (x_flags, x_bounds), (y_flags, y_bounds, y_columns), finished = buffers[16:]
     row_groups, column_groups = -(-rows // ROWS), -(-columns // COLUMNS)
@@ -173,7 +174,7 @@ def _tile(
     block = max(1, _BLOCK // padded)
     scratch = (
         address(results, 0),
-        address(terms, 0),
+        address(digits, 0),
         address(parts, 0),
         address(constants, 0),
     )

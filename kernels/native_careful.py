@@ -16,6 +16,7 @@ from numba import carray, njit
 from kernels import native_bounds as bounds_of
 from kernels import native_elements as elements_of
 from kernels import native_extraction as extraction
+from kernels import native_fixed_point as fixed_point
 from kernels import native_steps as steps_of
 from kernels.native_steps import BAND, COLUMNS, PART, QUAD
 from kernels.vectors import COMPILED, INLINED, align_stack, pointer
@@ -28,16 +29,19 @@ _SELDOM = 15  # steps before it is looked again whether they are, when that is u
 
 
 @njit(**COMPILED)
-def _many_parts(
-    x: int, y: int, c: int, out: int, unknown: int, padded: int, scratch: tuple[int, int, int]
-) -> None:
-    """`out[COLUMNS]`, where unknown: a step of one row, whatever the terms."""
-    terms, parts, needed = scratch
-    steps_of.terms((x, y, c, terms, padded))
-    count = 0
-    while steps_of.part((terms, padded + 1, parts + 8 * count * COLUMNS, needed)) != 0:
-        count += 1
-    steps_of.sum_of_parts((parts, max(count, 1), out, unknown, needed))
+def _with_all_bits(operands: Any, c: int, step: int, unknown: int, scratch: Any) -> None:
+    """A step of the elements whose bits are set, into `out`, whatever the terms."""
+    x, stride, y, _, _, _, padded = operands
+    out, digits, _, needed = scratch
+    before = carray(pointer(c), (BAND * COLUMNS,), np.float64)
+    after = carray(pointer(out), (BAND * COLUMNS,), np.float64)
+    limit = carray(pointer(needed), (1,), np.float64)[0]
+    for index in range(BAND * COLUMNS):
+        if unknown >> index & 1 != 0:
+            row = x + 8 * (index // COLUMNS * stride + step * padded)
+            column = y + 8 * (step * padded * COLUMNS + index % COLUMNS)
+            of = before[index], padded, limit, digits
+            after[index] = fixed_point.rounded(row, column, *of)
 
 
 @njit(**COMPILED)
@@ -148,7 +152,7 @@ def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: A
     sums are exact, and in how many steps to come that is done with all sums.
     """
     x, stride, y, _, _, _, padded = operands
-    out, terms, parts, needed = scratch
+    out = scratch[0]
     align_stack(())
     step, size = np.int64(0), BAND * COLUMNS
     while step < steps:
@@ -183,11 +187,6 @@ def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: A
             if unknown != 0:
                 unknown = _elements(operands, c, step, unknown, number, scratch)
         if unknown != 0:
-            xs, ys = x + 8 * step * padded, y + 8 * step * padded * COLUMNS
-            for i in range(BAND):
-                bits = unknown >> (COLUMNS * i) & ((1 << COLUMNS) - 1)
-                if bits != 0:
-                    row, of_many = 8 * i * COLUMNS, (terms, parts, needed)
-                    _many_parts(xs + 8 * i * stride, ys, c + row, out + row, bits, padded, of_many)
+            _with_all_bits(operands, c, step, unknown, scratch)
         steps_of.write((out, c))
         step += 1

@@ -63,16 +63,6 @@ def power_below(emit: Emitter, x: Vector) -> Vector:
     return (x.words() & emit.word(EXPONENT)).numbers()
 
 
-def _rounded(emit: Emitter, total: Vector, limit: Vector) -> Vector:
-    """To FP32, subnormal numbers too, but not beyond `limit`; of a double that is exact or rounded
-    to odd. A zero is +0.
-    """
-    small = total.size() < emit.number(LEAST)
-    found = small.where(to_subnormal(emit, total), total.to_float32())
-    found = (limit < found).where(limit, found)
-    return (found < -limit).where(-limit, found)
-
-
 def limited(emit: Emitter, found: Vector, limit: Vector) -> Vector:
     """What is found, or the limit with its sign if that is beyond FP32's numbers."""
     sign = found.words() & emit.word(1 << 63)
@@ -236,86 +226,6 @@ def write(emit: Emitter, out: Any, c: Any) -> None:
     out, c = emit.at(out), emit.at(c)
     for at in _offsets(BAND):
         emit.store(emit.load(emit.place(out, at)), emit.place(c, at))
-
-
-# Elements in doubt: terms `[products + 1, COLUMNS]` of a row, the last ones C.
-
-
-@inline(result=False)
-def terms(emit: Emitter, x: Any, y: Any, c: Any, terms: Any, products: Any) -> None:
-    """Of one row; 0 for what is no finite number."""
-    x, y, c, terms = (emit.at(v) for v in (x, y, c, terms))
-
-    def store(term: Vector, place: Any) -> None:
-        finite = term.size() < emit.number(math.inf)
-        emit.store(finite.where(term, emit.number(0.0)), place)
-
-    with emit.loop(products) as k:
-        left = emit.load_all_equal(emit.place(x, k))
-        for j in HALVES:
-            right = emit.load(emit.place(y, emit.times(k, COLUMNS), j))
-            store(left * right, emit.place(terms, emit.times(k, COLUMNS), j))
-    for j in HALVES:
-        store(emit.load(emit.place(c, j)), emit.place(terms, emit.times(products, COLUMNS), j))
-
-
-@inline(result=True)
-def part(emit: Emitter, terms: Any, count: Any, part: Any, constants: Any) -> Any:
-    """`part[COLUMNS]`: the exact sum of what the terms have above a place that it can hold; it is
-    taken from them. The result is not 0 if there was anything.
-    """
-    terms, part = emit.at(terms), emit.at(part)
-    scale = emit.load_all_equal(emit.place(emit.at(constants), 1))
-    zero = emit.number(0.0)
-    tops = {j: emit.variable(zero) for j in HALVES}
-    with emit.loop(count) as k:
-        for j, top in tops.items():
-            size = emit.load(emit.place(terms, emit.times(k, COLUMNS), j)).size()
-            emit.put(top, emit.get(top).larger(size))
-    powers = {j: power_below(emit, emit.get(top)) for j, top in tops.items()}
-    starts = {j: power * scale for j, power in powers.items()}
-    sums = {j: emit.variable(start) for j, start in starts.items()}
-    with emit.loop(count) as k:
-        for j, total in sums.items():
-            place = emit.place(terms, emit.times(k, COLUMNS), j)
-            term, before = emit.load(place), emit.get(total)
-            after = before + term
-            emit.put(total, after)
-            emit.store(term - (after - before), place)
-    found = emit.integer(0)
-    for j, power in powers.items():
-        emit.store(emit.get(sums[j]) - starts[j], emit.place(part, j))
-        found = emit.builder.or_(found, (zero < power).bits())
-    return found
-
-
-@inline(result=False)
-def sum_of_parts(
-    emit: Emitter, parts: Any, count: Any, out: Any, unknown: Any, constants: Any
-) -> None:
-    """`out[COLUMNS]`, where unknown: the sum of the parts, the largest first, rounded once."""
-    builder = emit.builder
-    parts, out = emit.at(parts), emit.at(out)
-    limit = emit.load_all_equal(emit.at(constants))
-    last = builder.sub(count, emit.integer(1))
-    rests = {j: emit.variable(emit.number(0.0)) for j in HALVES}
-    with emit.loop(last), emit.loop(last) as k:  # each pass brings what cancels one place up
-        index = builder.sub(builder.sub(last, k), emit.integer(1))
-        for j in HALVES:
-            upper = emit.place(parts, emit.times(index, COLUMNS), j)
-            lower = emit.place(upper, COLUMNS)
-            total, dropped = emit.load(upper).sum_and_rest(emit.load(lower))
-            emit.store(total, upper)
-            emit.store(dropped, lower)
-    with emit.loop(last) as k:
-        for j, rest in rests.items():
-            place = emit.place(parts, emit.times(builder.sub(last, k), COLUMNS), j)
-            emit.put(rest, emit.load(place) + emit.get(rest))
-    for j, rest in rests.items():
-        total = emit.load(emit.place(parts, j))
-        result = _rounded(emit, to_odd(emit, total, emit.get(rest)), limit)
-        here = emit.answer(builder.lshr(unknown, emit.integer(j)))
-        emit.store(here.where(result, emit.load(emit.place(out, j))), emit.place(out, j))
 
 
 @inline(result=True)
