@@ -54,14 +54,23 @@ def _first_time(done: int) -> bool:
 
 
 @njit(**COMPILED)
-def _exponents(operands: Any) -> tuple[int, int]:
-    """Addresses of the operands' exponents."""
+def _find_exponents(operands: Any) -> None:
+    """Of the operands, if they are not known."""
     x, stride, y, (of_x, _, _), (of_y, _, _, _), _, _ = operands
     if _first_time(of_x[0]):
         extraction.exponents_of_rows((x, BAND * stride, of_x[1]))
     if _first_time(of_y[0]):
         extraction.exponents_of_columns((y, stride, of_y[1]))
-    return of_x[1], of_y[1]
+
+
+@njit(**COMPILED)
+def _find_sizes(operands: Any) -> None:
+    """Of the operands in each step, if they are not known."""
+    x, stride, y, (_, of_x, _), (_, of_y, _, _), _, padded = operands
+    if _first_time(of_x[0]):
+        bounds_of.sums_of_rows(x, stride, padded, of_x[1])
+    if _first_time(of_y[0]):
+        bounds_of.tops_of_columns((y, stride // padded, padded, of_y[1]))
 
 
 @njit(**COMPILED)
@@ -83,23 +92,18 @@ def _bounded(
     """Steps of C[BAND, COLUMNS] from that one on by sums with bounds on their errors, as
     `native_bounds` has it; if `exactly`, which is for long ones, those that are exact, too.
     """
-    x, stride, y, (_, sums, _), (_, tops, _, _), last, padded = operands
+    x, stride, y, (of_x, sums, _), (of_y, tops, _, _), last, padded = operands
     out, _, parts, needed = scratch
     k, count = step * padded, stride // padded
     ends = c, steps - step, out, done, padded // QUAD, needed, last, parts
     of_steps = x + 8 * k, stride, y + 8 * k * COLUMNS, *ends
     powers = parts + 8 * 3 * BAND * COLUMNS
     if padded >= _LONG:
-        of_x, of_y = _exponents(operands)
-        exponents = of_x + 2 * k, of_y + 2 * k * COLUMNS
+        exponents = of_x[1] + 2 * k, of_y[1] + 2 * k * COLUMNS
         if exactly:
             grids = _grids(operands, step)
             return int(bounds_of.bounded_or_exact((*grids, *exponents, powers, *of_steps)))
         return int(bounds_of.bounded_by_exponents((*exponents, powers, *of_steps)))
-    if _first_time(sums[0]):
-        bounds_of.sums_of_rows(x, stride, padded, sums[1])
-    if _first_time(tops[0]):
-        bounds_of.tops_of_columns((y, count, padded, tops[1]))
     sizes = sums[1] + 8 * step, count, tops[1] + 8 * step * COLUMNS
     return int(bounds_of.bounded_by_sizes((*sizes, powers, *of_steps)))
 
@@ -131,11 +135,12 @@ def _elements(operands: Any, c: int, step: int, elements: int, parts_of: int, sc
 @njit(**INLINED)
 def _all_in_parts(operands: Any, c: int, step: int, scratch: Any) -> int:
     """A step of C[BAND, COLUMNS] into `out`; bits of elements still in doubt."""
-    x, stride, y, _, _, last, padded = operands
+    x, stride, y, (of_x, _, _), (of_y, _, _, _), last, padded = operands
     out, _, parts, needed = scratch
     quads, k, powers = padded // QUAD, step * padded, parts + 8 * 3 * BAND * COLUMNS
-    of_x, of_y = _exponents(operands)
-    exponents = of_x + 2 * k, stride, of_y + 2 * k * COLUMNS
+    if padded < _LONG:
+        _find_exponents(operands)
+    exponents = of_x[1] + 2 * k, stride, of_y[1] + 2 * k * COLUMNS
     extraction.powers_of_step((*exponents, quads, powers))
     for first in range(0, BAND, PART):
         row = 8 * first * COLUMNS
@@ -151,9 +156,12 @@ def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: A
     to go before sums with bounds are tried again, how many it was, the credit of looking whether
     sums are exact, and in how many steps to come that is done with all sums.
     """
-    x, stride, y, _, _, _, padded = operands
-    out = scratch[0]
+    padded, out = operands[6], scratch[0]
     align_stack(())
+    if padded >= _LONG:
+        _find_exponents(operands)
+    else:
+        _find_sizes(operands)
     step, size = np.int64(0), BAND * COLUMNS
     while step < steps:
         in_parts = pause[0] > 0

@@ -59,6 +59,12 @@ def _across(emit: Emitter, vectors: list[Vector], operation: _Operation) -> Vect
     return vectors[0]
 
 
+def _taken(rest: Vector, before: Vector) -> tuple[Vector, Vector]:
+    """The sum, from sigma on, with what it can hold of a number; and what is left of that."""
+    after = before + rest
+    return after, rest - (after - before)
+
+
 def _extracted(factors: _Factors, sums: list[Vector]) -> tuple[list[Vector], Vector]:
     """The sums, from sigmas on, each with what it can hold of a product and the ones before it
     could not; and what is left.
@@ -67,8 +73,8 @@ def _extracted(factors: _Factors, sums: list[Vector]) -> tuple[list[Vector], Vec
     after = [left.times_plus(right, sums[0])]
     rest = left.times_plus(right, -(after[0] - sums[0]))
     for before in sums[1:]:
-        after.append(before + rest)
-        rest = rest - (after[-1] - before)
+        total, rest = _taken(rest, before)
+        after.append(total)
     return after, rest
 
 
@@ -106,22 +112,22 @@ def _sums(
             found = builder.insert_element(found, number, ir.Constant(_PLACE, n))
         return Vector(builder, found)
 
-    def each(do: Callable[[int, _Factors], None]) -> None:
-        """For the factors of all products of each element."""
+    def each(do: Callable[[int, _Factors, int | None], None]) -> None:
+        """For the factors of all products of each element, and the number of their vector."""
 
-        def do_for(element: int, vector: Any) -> None:
+        def do_for(element: int, vector: Any, number: int | None) -> None:
             at = few.times(vector, lanes)
             left, right = (few.load(few.place(v[element], at)) for v in (rows, columns))
-            do(element, (left, right))
+            do(element, (left, right), number)
 
         if count is None:
             with few.loop(builder.udiv(step.padded, few.integer(lanes))) as vector:
                 for element in together:
-                    do_for(element, vector)
+                    do_for(element, vector, None)
             return
         for element in together:  # one after the other needs fewest registers
-            for vector in range(count):
-                do_for(element, few.integer(vector))
+            for number in range(count):
+                do_for(element, few.integer(number), number)
 
     def for_each(numbers: Vector) -> list[Vector]:
         return [_chosen(few, [numbers, numbers], [n] * lanes) for n in together]
@@ -130,29 +136,49 @@ def _sums(
         return power_below(few, top).smaller(enough) * scale
 
     before = gathered(step.c)
-    sigmas = [sigma_above(gathered(step.powers).larger(before.size()))]
-    starts = [for_each(sigmas[0])]
-    for _ in range(levels - 1):
+    top = gathered(step.powers).larger(before.size())
+    sigmas: list[Vector] = []
+    starts: list[list[Vector]] = []
+    totals: list[list[Any]] = []
+    kept: dict[tuple[int, int], Vector] = {}  # the rests of the level before, without loops
+
+    def rest_of(element: int, factors: _Factors, number: int | None) -> Vector:
+        """Of products, which go into the totals; in loops into those of all levels once more."""
+        places = [level[element] for level in totals]
+        if number is not None and (element, number) in kept:
+            after, rest = _taken(kept[element, number], few.get(places[-1]))
+            few.put(places[-1], after)
+        else:
+            found, rest = _extracted(factors, [few.get(place) for place in places])
+            for place, after in zip(places, found, strict=True):
+                few.put(place, after)
+        if number is not None:
+            kept[element, number] = rest
+        return rest
+
+    for level in range(levels):
+        sigmas.append(power_below(few, top).smaller(enough) * scale)
+        starts.append(for_each(sigmas[-1]))
+        known = 0 if count is None else level
+        totals[known:] = [[few.variable(start) for start in of] for of in starts[known:]]
+        if level == levels - 1:
+            break
         tops = [few.variable(zero) for _ in together]
 
-        def look(element: int, factors: _Factors, tops: list[Any] = tops) -> None:
-            _, rest = _extracted(factors, [start[element] for start in starts])
+        def look(
+            element: int, factors: _Factors, number: int | None, tops: list[Any] = tops
+        ) -> None:
+            rest = rest_of(element, factors, number)
             few.put(tops[element], rest.size().larger(few.get(tops[element])))
 
         each(look)
         _, rest = _extracted((one, before), sigmas)
-        top = _across(few, [few.get(top) for top in tops], Vector.larger)
-        sigmas.append(sigma_above(rest.size().larger(top)))
-        starts.append(for_each(sigmas[-1]))
+        top = rest.size().larger(_across(few, [few.get(top) for top in tops], Vector.larger))
     none = few.number(-0.0)  # what it is added to stays as it is
-    totals = [[few.variable(start) for start in level] for level in starts]
     rests, squares = ([few.variable(none) for _ in together] for _ in range(2))
 
-    def add(element: int, factors: _Factors) -> None:
-        places = [level[element] for level in totals]
-        after, rest = _extracted(factors, [few.get(place) for place in places])
-        for place, value in zip(places, after, strict=True):
-            few.put(place, value)
+    def add(element: int, factors: _Factors, number: int | None) -> None:
+        rest = rest_of(element, factors, number)
         few.put(rests[element], few.get(rests[element]) + rest)
         few.put(squares[element], rest.times_plus(rest, few.get(squares[element])))
 
@@ -245,9 +271,6 @@ def _elements(
         with emit.loop(builder.udiv(rounds, emit.integer(lanes))):
             told(few, rounding, count)
 
-    if levels > 1:
-        all_told(min(LANES, QUAD))
-        return builder.load(unsure)
     usual = builder.icmp_unsigned("==", padded, emit.integer(_USUAL))
     with builder.if_else(usual) as (then, otherwise):
         with then:
