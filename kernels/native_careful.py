@@ -156,29 +156,30 @@ def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: A
     to go before sums with bounds are tried again, how many it was, the credit of looking whether
     sums are exact, and in how many steps to come that is done with all sums.
     """
-    padded, out = operands[6], scratch[0]
+    padded, (out, digits, parts, needed) = operands[6], scratch
     align_stack(())
     if padded >= _LONG:
         _find_exponents(operands)
     else:
         _find_sizes(operands)
-    step, size = np.int64(0), BAND * COLUMNS
+    step, size, here = np.int64(0), BAND * COLUMNS, c
     while step < steps:
+        scratch = out, digits, parts, needed
         in_parts = pause[0] > 0
         if in_parts:
             pause[0] -= 1
         else:
             exactly, at_done = pause[3] > 0 and padded >= _LONG, int(done.ctypes.data)
-            unknown = _bounded(operands, c, step, steps, exactly, at_done, scratch)
+            unknown = _bounded(operands, here, step, steps, exactly, at_done, scratch)
             step += done[0]
             pause[3] = max(0, pause[3] - done[0] - 1)
             if unknown == 0:
-                return
+                break
             count = elements_of.number_of((unknown,))
             if pause[2] < 0:
                 pause[2] += 1
             elif not exactly:
-                unknown = _exactly(operands, c, step, unknown, scratch)
+                unknown = _exactly(operands, here, step, unknown, scratch)
                 left = elements_of.number_of((unknown,))
                 pause[2] = min(pause[2] + count - 2 * left, _CREDIT)
                 if pause[2] < 0:
@@ -190,11 +191,13 @@ def careful(operands: Any, c: int, steps: int, pause: Any, done: Any, scratch: A
             pause[0] = pause[1]
             in_parts = 2 * count > size
         if in_parts:
-            unknown = _all_in_parts(operands, c, step, scratch)
+            unknown = _all_in_parts(operands, here, step, scratch)
         for number in range(3 if in_parts else 2, 4):
             if unknown != 0:
-                unknown = _elements(operands, c, step, unknown, number, scratch)
+                unknown = _elements(operands, here, step, unknown, number, scratch)
         if unknown != 0:
-            _with_all_bits(operands, c, step, unknown, scratch)
-        steps_of.write((out, c))
+            _with_all_bits(operands, here, step, unknown, scratch)
+        here, out = out, here
         step += 1
+    if here != c:
+        steps_of.write((here, c))
