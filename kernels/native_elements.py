@@ -93,11 +93,12 @@ class _Step(NamedTuple):
 def _sums(
     few: Emitter, step: _Step, indices: list[Any], constants: Any, count: int | None, levels: int
 ) -> tuple[Vector, Vector, Vector]:
-    """Of as many elements as there are lanes, in one each: what is exact of their sums, the sums of
-    the rests and of their squares. Their products are `count` vectors, or else in loops.
+    """Of as many elements as there are lanes, or of fewer over and over, in one lane each: what is
+    exact of their sums, the sums of the rests and of their squares. Their products are `count`
+    vectors, or else in loops.
     """
     builder, lanes = few.builder, few.vector.count
-    together = range(lanes)
+    together = range(len(indices))
     scale, enough = few.load_all_equal(few.place(few.at(constants), 1)), few.number(ENOUGH)
     zero, one = few.number(0.0), few.number(1.0)
     rows = [builder.udiv(n, few.integer(COLUMNS)) for n in indices]
@@ -106,9 +107,9 @@ def _sums(
     columns = [few.place(step.y, few.times(column, step.length)) for column in columns]
 
     def gathered(numbers: Any) -> Vector:
-        found = zero.value
-        for n, index in enumerate(indices):
-            number = builder.load(few.place(numbers, index))
+        loaded, found = [builder.load(few.place(numbers, index)) for index in indices], zero.value
+        for n in range(lanes):
+            number = loaded[n % len(loaded)]
             found = builder.insert_element(found, number, ir.Constant(_PLACE, n))
         return Vector(builder, found)
 
@@ -132,8 +133,8 @@ def _sums(
     def for_each(numbers: Vector) -> list[Vector]:
         return [_chosen(few, [numbers, numbers], [n] * lanes) for n in together]
 
-    def sigma_above(top: Vector) -> Vector:
-        return power_below(few, top).smaller(enough) * scale
+    def across(values: list[Vector], operation: _Operation = Vector.__add__) -> Vector:
+        return _across(few, [values[n % len(values)] for n in range(lanes)], operation)
 
     before = gathered(step.c)
     top = gathered(step.powers).larger(before.size())
@@ -173,7 +174,7 @@ def _sums(
 
         each(look)
         _, rest = _extracted((one, before), sigmas)
-        top = rest.size().larger(_across(few, [few.get(top) for top in tops], Vector.larger))
+        top = rest.size().larger(across([few.get(top) for top in tops], Vector.larger))
     none = few.number(-0.0)  # what it is added to stays as it is
     rests, squares = ([few.variable(none) for _ in together] for _ in range(2))
 
@@ -183,9 +184,6 @@ def _sums(
         few.put(squares[element], rest.times_plus(rest, few.get(squares[element])))
 
     each(add)
-
-    def across(values: list[Vector]) -> Vector:
-        return _across(few, values, Vector.__add__)
 
     of_c, rest = _extracted((one, before), sigmas)
     square = rest.times_plus(rest, across([few.get(v) for v in squares]))
@@ -242,10 +240,10 @@ def _elements(
         builder.store(builder.and_(bits, builder.sub(bits, emit.integer(1))), left)
         return builder.cttz(bits, ir.Constant(ir.IntType(1), 0))
 
-    def told(few: Emitter, rounding: Rounding, count: int | None) -> None:
-        """The next elements; the first one over and over if there are fewer."""
+    def told(few: Emitter, rounding: Rounding, count: int | None, together: int) -> None:
+        """The next elements, so many; the first one over and over if there are fewer."""
         indices = [next_one()]
-        for _ in range(1, few.vector.count):
+        for _ in range(1, together):
             one_more = builder.icmp_unsigned("!=", builder.load(left), emit.integer(0))
             indices.append(builder.select(one_more, next_one(), indices[0]))
         high, rest, square = _sums(few, step, indices, constants, count, levels)
@@ -267,9 +265,13 @@ def _elements(
     def all_told(lanes: int, count: int | None = None) -> None:
         few = Emitter(builder, emit.element, lanes)
         rounding = Rounding(few, constants, last)
-        rounds = builder.add(builder.ctpop(elements), emit.integer(lanes - 1))
+        half = 0 if count is None else lanes // 2  # of the last ones, if they are no more
+        rounds = builder.add(builder.ctpop(elements), emit.integer(lanes - 1 - half))
         with emit.loop(builder.udiv(rounds, emit.integer(lanes))):
-            told(few, rounding, count)
+            told(few, rounding, count, lanes)
+        if half > 0:
+            with emit.when(builder.load(left)):
+                told(few, rounding, count, half)
 
     usual = builder.icmp_unsigned("==", padded, emit.integer(_USUAL))
     with builder.if_else(usual) as (then, otherwise):
