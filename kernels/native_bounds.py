@@ -152,8 +152,6 @@ def _bounded(
         prepare(step)
         before, found = (emit.at(builder.load(v)) for v in (now, after))
         sums = {(i, j, n): emit.variable(zero) for i, j in _ELEMENTS for n in chains}
-        for i, j in _ELEMENTS:
-            emit.put(sums[i, j, 0], emit.load(emit.place(before, i * COLUMNS + j)))
         with emit.loop(quads) as quad:
             first = emit.times(builder.add(emit.times(step, quads), quad), QUAD)
             ys = emit.place(y, emit.times(first, COLUMNS))
@@ -166,6 +164,8 @@ def _bounded(
                         emit.put(sums[at], left.times_plus(right[j], emit.get(sums[at])))
         for i, j in _ELEMENTS:
             total = functools.reduce(Vector.__add__, [emit.get(sums[i, j, n]) for n in chains])
+            # Last, for the step before may not be done with it.
+            total = total + emit.load(emit.place(before, i * COLUMNS + j))
             emit.store(total, emit.place(totals, i * COLUMNS + j))
         sizes = emit.variable(zero)
         builder.store(emit.integer(0), unknown)

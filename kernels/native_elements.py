@@ -180,6 +180,11 @@ def _sums(
 
     def add(element: int, factors: _Factors, number: int | None) -> None:
         rest = rest_of(element, factors, number)
+        if number is not None and count is not None:  # two at a time, as in `extracted`
+            if number % 2 == 1:
+                rest = kept[element, number - 1] + rest
+            elif number + 1 < count:
+                return
         few.put(rests[element], few.get(rests[element]) + rest)
         few.put(squares[element], rest.times_plus(rest, few.get(squares[element])))
 
