@@ -3,7 +3,8 @@
 Nearly all elements are told by one sum and a bound on its error, or because it is exact, which is
 looked at where it pays (`kernels.native_bounds`). A few that are not are told one by one by sums in
 two parts, and in three if that does not do; if they are many, all elements are, by vectors of them,
-for some steps on (`kernels.native_elements`, `kernels.native_extraction`).
+for some steps on (`kernels.native_elements`, `kernels.native_extraction`). What is left has sums of
+all its bits (`kernels.native_fixed_point`).
 """
 
 from __future__ import annotations
@@ -142,11 +143,11 @@ def _all_in_parts(operands: Any, c: int, step: int, scratch: Any) -> int:
         _find_exponents(operands)
     exponents = of_x[1] + 2 * k, stride, of_y[1] + 2 * k * COLUMNS
     extraction.powers_of_step((*exponents, quads, powers))
+    extraction.starts_of_step((c, powers, needed, parts))
     for first in range(0, BAND, PART):
-        row = 8 * first * COLUMNS
-        of_part = x + 8 * (first * stride + k), stride, y + 8 * k * COLUMNS, c + row, quads
+        of_part = x + 8 * (first * stride + k), stride, y + 8 * k * COLUMNS, quads
         for half in range(2):
-            extraction.extracted((*of_part, needed, powers + row, parts + row, half))
+            extraction.extracted((*of_part, parts + 8 * first * COLUMNS, half))
     return int(extraction.rounded_parts((parts, out, needed, last)))
 
 

@@ -163,40 +163,49 @@ powers_of_step = inline(result=False)(find_powers)
 
 
 @inline(result=False)
+def starts_of_step(emit: Emitter, c: Any, powers: Any, constants: Any, parts: Any) -> None:
+    """`parts[3, BAND, COLUMNS]` as `extracted` takes them: sigma and what it holds of C, the rest
+    of that, and sigma.
+
+    Args:
+        powers: by `powers_of_step`.
+    """
+    c, powers, parts = (emit.at(v) for v in (c, powers, parts))
+    scale, enough = emit.load_all_equal(emit.place(emit.at(constants), 1)), emit.number(ENOUGH)
+    size = BAND * COLUMNS
+    with emit.loop(emit.integer(size // LANES)) as index:
+        at = emit.times(index, LANES)
+        value = emit.load(emit.place(c, at))
+        power = emit.load(emit.place(powers, at)).larger(power_below(emit, value))
+        sigma = power.smaller(enough) * scale
+        total = sigma + value
+        for n, found in enumerate((total, value - (total - sigma), sigma)):
+            emit.store(found, emit.place(parts, at, n * size))
+
+
+@inline(result=False)
 def extracted(
-    emit: Emitter,
-    x: Any,
-    stride: Any,
-    y: Any,
-    c: Any,
-    quads: Any,
-    constants: Any,
-    powers: Any,
-    parts: Any,
-    half: Any,
+    emit: Emitter, x: Any, stride: Any, y: Any, quads: Any, parts: Any, half: Any
 ) -> None:
     """The sum of a step in parts, of half of the columns, as many as all processors have registers
     for: into `parts[3, BAND, COLUMNS]`, from its first row on, what is extracted, the sum of the
-    rests and that of their squares.
+    rests and that of their squares, where there is what `starts_of_step` left.
 
     Args:
         x: `[PART, products of the step]`, with rows `stride` apart.
         y: `[products of the step, COLUMNS]`.
         quads: of the step.
-        powers: by `powers_of_step`.
         half: its number.
     """
     rows, first = rows_of(emit, x, stride, PART), emit.times(half, LANES)
-    columns, powers, parts, c = (emit.place(emit.at(v), first) for v in (y, powers, parts, c))
-    scale = emit.load_all_equal(emit.place(emit.at(constants), 1))
-    sigmas, sums, rests, squares = [], [], [], []
+    columns, parts = (emit.place(emit.at(v), first) for v in (y, parts))
+    sums, rests, squares = [], [], []
+
+    def place(i: int, part: int) -> Any:
+        return emit.place(parts, (part * BAND + i) * COLUMNS)
+
     for i in range(PART):
-        value = emit.load(emit.place(c, i * COLUMNS))
-        power = emit.load(emit.place(powers, i * COLUMNS)).larger(power_below(emit, value))
-        sigma = power.smaller(emit.number(ENOUGH)) * scale
-        total = sigma + value
-        rest = value - (total - sigma)
-        sigmas.append(sigma)
+        total, rest = (emit.load(place(i, part)) for part in range(2))
         sums.append(emit.variable(total))
         rests.append(emit.variable(rest))
         squares.append(emit.variable(rest * rest))
@@ -215,9 +224,9 @@ def extracted(
             emit.put(rests[i], emit.get(rests[i]) + rest)
             emit.put(squares[i], rest.times_plus(rest, emit.get(squares[i])))
     for i in range(PART):
-        found = emit.get(sums[i]) - sigmas[i], emit.get(rests[i]), emit.get(squares[i])
-        for n, value in enumerate(found):
-            emit.store(value, emit.place(parts, (n * BAND + i) * COLUMNS))
+        extracted_part = emit.get(sums[i]) - emit.load(place(i, 2))
+        for part, value in enumerate((extracted_part, emit.get(rests[i]), emit.get(squares[i]))):
+            emit.store(value, place(i, part))
 
 
 class Rounding:

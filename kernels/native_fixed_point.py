@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from kernels.native_steps import COLUMNS, LEAST
+from kernels.native_steps import COLUMNS, LEAST, TO_SUBNORMAL
 from kernels.vectors import COMPILED, pointer
 
 DIGITS = 24  # of 32 bits; terms take 20 of them, and their sums are read two below the first one
@@ -18,7 +18,6 @@ _FRACTION = (1 << 52) - 1  # of a double
 _LEAST_FIELD = 1023 - 298  # the exponent of the least product of FP32 numbers, 2^-298
 _PLACE = _LEAST_FIELD - 1023 - 52 - 2 * 32  # exponent of the first digit's last bit
 _SPARE = 11  # bits of 64 for which a double has no room
-_BESIDE = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
 
 
 @njit(**COMPILED)
@@ -88,5 +87,5 @@ def _in_float32(digits: Any, first: int, limit: float) -> float:
         dropped |= digits[n]
     odd = np.float64(bits | (dropped != 0)) * np.int64(1023 + place << 52).view(np.float64)
     if odd < LEAST:
-        return float(odd + _BESIDE - _BESIDE)
+        return float(odd + TO_SUBNORMAL - TO_SUBNORMAL)
     return min(float(np.float64(np.float32(odd))), limit)

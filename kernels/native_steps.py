@@ -28,7 +28,7 @@ NONE = 2.0**500  # what nothing is a multiple of
 LEAST = 2.0**-126  # of FP32's normal numbers
 LARGEST = float(np.finfo(np.float32).max)
 _NORMAL, _INFINITY = 1 << 23, 255 << 23  # words of FP32: of 2^-126, and of an infinity
-_TO_SUBNORMAL = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
+TO_SUBNORMAL = 1.5 * 2.0 ** (52 - 149)  # a double beside which the last place is 2^-149
 
 
 @njit(**COMPILED)
@@ -68,12 +68,6 @@ def limited(emit: Emitter, found: Vector, limit: Vector) -> Vector:
     sign = found.words() & emit.word(1 << 63)
     within = found.size() < emit.number(2.0**128)
     return within.where(found, (limit.words() | sign).numbers())
-
-
-def to_subnormal(emit: Emitter, x: Vector) -> Vector:
-    """A double below FP32's normal numbers, to FP32. A zero is +0."""
-    grid = emit.number(_TO_SUBNORMAL)
-    return (x + grid) - grid
 
 
 def to_odd(emit: Emitter, total: Vector, rest: Vector) -> Vector:
@@ -159,8 +153,8 @@ def in_float32(emit: Emitter, x: Vector, is_small: Vector | None = None) -> Vect
 
 def beside_which_float32(emit: Emitter, x: Vector) -> Vector:
     """A double beside which the last place is that of FP32 where `x` is: a sum with it rounds."""
-    scale = emit.number(_TO_SUBNORMAL / LEAST)
-    return (power_below(emit, x) * scale).larger(emit.number(_TO_SUBNORMAL))
+    scale = emit.number(TO_SUBNORMAL / LEAST)
+    return (power_below(emit, x) * scale).larger(emit.number(TO_SUBNORMAL))
 
 
 @inline(result=False)

@@ -17,17 +17,19 @@ from kernels import native_bounds as bounds
 from kernels import native_elements as elements_of
 from kernels import native_extents as extents
 from kernels import native_extraction as extraction
+from kernels import native_fixed_point as fixed_point
 from kernels import native_steps, vectors
 from kernels.native_operands import address
 from tests.kernel_inputs import BF16
 
 ASCEND = kernels.ASCEND_910C
+LONG_FP32 = dataclasses.replace(ASCEND.fp32, products=16)
 SHAPE = native_steps.BAND, native_steps.COLUMNS
 SIZE = SHAPE[0] * SHAPE[1]
 LARGEST = float(np.finfo(np.float32).max)
 
 BOUNDS = ["by exponents", "by sizes", "or exact"]
-PARTS = ["vectors", "two parts", "three parts"]
+PARTS = ["vectors", "two parts", "three parts", "all bits"]
 WAYS = {way: number for number, way in enumerate([*BOUNDS, *PARTS])}
 
 pytestmark = pytest.mark.skipif(
@@ -81,14 +83,20 @@ def in_parts(way, x, y, c, out, parts, constants, last, elements):
     exponents = address(of_x, 0), length, address(of_y, 0), length // 4
     extraction.powers_of_step((*exponents, address(powers, 0)))
     if way == 3:
+        extraction.starts_of_step((address(c, 0), address(powers, 0), needed, address(parts, 0)))
         for first in range(0, x.shape[0], native_steps.PART):
-            row = first * y.shape[1]
-            of_part = address(x, first * length), length, address(y, 0), address(c, row)
-            ends = length // 4, needed, address(powers, row), address(parts, row)
+            of_part = address(x, first * length), length, address(y, 0), length // 4
             for half in range(2):
-                extraction.extracted((*of_part, *ends, half))
+                extraction.extracted((*of_part, address(parts, first * y.shape[1]), half))
         found = extraction.rounded_parts((address(parts, 0), address(out, 0), needed, last))
         return still_here(found, of_x, of_y, powers)
+    if way == 6:
+        digits, limit = np.empty(fixed_point.DIGITS, np.int64), constants[0]
+        for i in range(x.shape[0]):
+            for j in range(y.shape[1]):
+                of = address(x, i * length), address(y, j), c[i, j], length, limit
+                out[i, j] = fixed_point.rounded(*of, address(digits, 0))
+        return still_here(np.int64(0), digits)
     elements_of.transposed(address(y, 0), length, address(columns, 0))
     of_step = address(x, 0), length, address(columns, 0), length, address(c, 0), elements, length
     operands = *of_step, needed, address(powers, 0), address(out, 0), last
@@ -167,12 +175,12 @@ def test_ties_and_zeros(last, scale, way):
 @pytest.mark.parametrize("tie", [2.0**-150, 3 * 2.0**-150, -(2.0**-150), -3 * 2.0**-150])
 @pytest.mark.parametrize("rest", [0, 2.0**-220, -(2.0**-220)])
 def test_halves_of_the_least_number(tie, rest, way):
-    """By parts, that of the number itself is left to others; and all, by sizes alone."""
+    """By parts, that of the number itself is left to all bits; and all, by sizes alone."""
     x, y = np.zeros((SHAPE[0], 16)), np.ones((16, SHAPE[1]))
     x[:, 3], y[3], x[:, 8], y[8] = tie * 2.0**75, 2.0**-75, rest * 2.0**100, 2.0**-100
     after, known = step(way, x, y, np.zeros(SHAPE), last=2.0**-150 if rest == 0 else 0)
     of_terms = way in BOUNDS and way != "by sizes" and rest == 0
-    sure = of_terms or way in PARTS and abs(tie) > 2.0**-150
+    sure = of_terms or way == "all bits" or way in PARTS and abs(tie) > 2.0**-150
     assert known.all() == sure
     whole = round(tie * 2.0**149 + np.sign(rest) / 4)
     assert not known.any() or (after == whole * 2.0**-149).all()
@@ -253,13 +261,13 @@ def test_rests_that_cancel_exactly(far, way):
     assert known.all() and (after == 1).all()
     x[:, 11] = far * 2.0**-60
     after, known = step(way, x, y, np.ones(SHAPE), last=far * 2.0**-60)
-    assert known.all() == (way == "three parts")
+    assert known.all() == (way in ("three parts", "all bits"))
     assert (after[known] == 1 + 2.0**-23).all()
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_elements_that_are_no_numbers(way):
-    """They are told, but one by one, of which none is taken that is not finite."""
+    """They are told, but one by one, of which none is taken that is not finite, or by all bits."""
     rng = np.random.default_rng(15)
     x, y, c = rng.normal(size=(SHAPE[0], 16)), rng.normal(size=(16, SHAPE[1])), np.ones(SHAPE)
     x[0, 3], y[7, 1], c[1], c[2, 1] = np.inf, -np.inf, -np.inf, np.nan
@@ -267,11 +275,38 @@ def test_elements_that_are_no_numbers(way):
         expected = x @ y + c
     after, known = step(way, x, y, c)
     wild = ~np.isfinite(expected)
-    if way in ("two parts", "three parts"):
+    if way in ("two parts", "three parts", "all bits"):
         wild[:2], wild[:, 1] = False, False
     assert known[wild].all() and np.array_equal(after[wild], expected[wild], equal_nan=True)
     ordinary = np.isfinite(expected)
     assert np.isfinite(after[ordinary]).all()
+
+
+@pytest.mark.parametrize("spread", [8, 30, 100, 260])
+def test_all_bits_of_all_terms(spread):
+    """Terms from 2^-298, the least product of FP32 numbers, to 2^256, and C; of which some are 0,
+    cancel, or are ties that the least one decides.
+    """
+    rng = np.random.default_rng(spread)
+    least, most = max(-spread // 2, -142), spread // 2 - 4
+
+    def numbers(shape):
+        sizes = 2.0 ** rng.integers(least, max(most, least + 1), shape)
+        return (rng.integers(-255, 256, shape) / 128 * sizes).astype(np.float32)
+
+    for case in range(60):
+        x, y = numbers((SHAPE[0], 16)), numbers((16, SHAPE[1]))
+        c = numbers(SHAPE)
+        if case % 3 == 1:
+            x[:, 8:], y[8:], c = x[:, :8], -y[:8], c * np.float32(case % 2)
+        if case % 3 == 2:  # half a last place of C, and a number far below, or 0
+            x, y, c = np.zeros_like(x), np.zeros_like(y), np.abs(c[:1] + 1) * np.ones_like(c)
+            x[:, 2], x[:, 9] = 1, rng.choice([-1, 0, 1], SHAPE[0]) * 2.0**-149
+            y[2], y[9] = np.spacing(c[0]) / 2, 2.0**-149
+        expected = kernels.reference.matmul(x, y, c, arithmetic=LONG_FP32)
+        after, known = step("all bits", x, y, c)
+        assert known.all() and np.array_equal(after, expected)
+        assert np.array_equal(np.signbit(after), np.signbit(expected))
 
 
 @pytest.mark.parametrize("way", PARTS)
@@ -390,7 +425,7 @@ def test_a_rest_that_is_half_a_last_place(of_c, way):
     half, last = 2.0**-50, 2.0**-110
     x[:, 0], x[:, 5], x[:, 9], x[:, 11] = 1, -1, 2.0**-26, half if not of_c else last
     after, known = step(way, x, y, np.full(SHAPE, half if of_c else last))
-    assert known.all() == (way == "three parts")
+    assert known.all() == (way in ("three parts", "all bits"))
     assert (after[known] == 2.0**-26 + 2.0**-49).all()
 
 
