@@ -13,8 +13,9 @@ Where to read, from what is meant to what is fast:
 - the same on a CPU's own vectors: `product` chooses, `compiled` and `custom_call` compile by numba
   in the terms of `vectors`; `native_operands` reads; exact sums are `native` with `native_steps`
   and `native_extents`, those that FP64 may round `native_careful` with `native_bounds`,
-  `native_elements`, `native_extraction` and `native_fixed_point`, chains `native_chain` with `native_chain_steps`, terms
-  cut to a grid `native_aligned` with `native_aligned_steps`, sums over devices `native_sums`;
+  `native_elements`, `native_extraction` and `native_fixed_point`; chains `native_chain` with
+  `native_chain_steps`, terms cut to a grid `native_aligned` with `native_aligned_steps`, sums over
+  devices `native_sums`;
 - `files` are written whole or not at all.
 """
 

@@ -181,7 +181,9 @@ def _bounded(
                     value = emit.load(emit.place(before, at))
                     exact = room.larger(grid(value, step, row, j))
                 error = (reach < exact).where(zero, reach * share)
-                beside = beside_which_float32(emit, size - error)
+                # Twice the error: below a power of two, where last places are half as large, a sum
+                # that is not to become that power is so far from it that these differ.
+                beside = beside_which_float32(emit, size)
                 lowest, highest = total - error + beside, total + error + beside
                 emit.store(lowest - beside, emit.place(found, at))
                 emit.put(sizes, size + emit.get(sizes))

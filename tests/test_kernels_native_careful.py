@@ -429,6 +429,20 @@ def test_a_rest_that_is_half_a_last_place(of_c, way):
     assert (after[known] == 2.0**-26 + 2.0**-49).all()
 
 
+@pytest.mark.parametrize("last", [2.0**-125, 0, -(2.0**-125)])
+def test_subnormal_ties_that_only_all_bits_tell(last):
+    """Numbers on four scales, most of which cancel; on XLA's threads, too, which flush."""
+    row = 2.0 ** np.array([30, 30, -70, -75, -95, -95, -125])
+    x, y = np.zeros((SHAPE[0], 16)), np.zeros((16, SHAPE[1]))
+    x[:, :7], y[:7] = row * [1, -1, 1, 1, 1, -1, np.sign(last)], row[:, None]
+    _, known = step("three parts", x, y, np.zeros(SHAPE))
+    after, all_known = step("all bits", x, y, np.zeros(SHAPE))
+    assert not known.any() or last == 0
+    assert all_known.all() and (after == 2.0**-140 + (2.0**-149 if last > 0 else 0)).all()
+    a, b = (v.astype(np.float32).astype(BF16) for v in (x, y))
+    assert np.array_equal(kernels.matmul(a, b, arithmetic=ASCEND), after)
+
+
 @pytest.mark.parametrize("way", ["two parts", "three parts"])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, SIZE])
 @pytest.mark.parametrize("products", [4, 12, 16, 64])
