@@ -348,9 +348,8 @@ def _handle_sums(frame: int, task: int) -> int:
 def _sources() -> str:
     """A digest of what is compiled: numba's cache looks only at the file of a cached function."""
     operands = "native_operands", "native_extents"
-    careful = "native_extraction", "native_elements", "native_bounds", "native_careful"
-    careful = *careful, "native_fixed_point"
-    fused = "native_steps", *careful, "native"
+    in_parts = "native_extraction", "native_elements", "native_fixed_point"
+    fused = "native_steps", "native_bounds", *in_parts, "native_careful", "native"
     chains = "native_chain_steps", "native_chain"
     aligned = "native_aligned_steps", "native_aligned"
     names = ("vectors", *operands, *fused, *chains, *aligned, "native_sums", "custom_call")

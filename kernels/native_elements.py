@@ -157,12 +157,12 @@ def _sums(
             kept[element, number] = rest
         return rest
 
-    for level in range(levels):
+    for done in range(levels):
         sigmas.append(power_below(few, top).smaller(enough) * scale)
         starts.append(for_each(sigmas[-1]))
-        known = 0 if count is None else level
+        known = 0 if count is None else done
         totals[known:] = [[few.variable(start) for start in of] for of in starts[known:]]
-        if level == levels - 1:
+        if done == levels - 1:
             break
         tops = [few.variable(zero) for _ in together]
 
