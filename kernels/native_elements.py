@@ -17,7 +17,7 @@ from kernels.native_extraction import ENOUGH, Rounding
 from kernels.native_steps import COLUMNS, QUAD, power_below
 from kernels.vectors import COMPILED, LANES, Emitter, Vector, inline, pointer
 
-_USUAL = 16  # products of a step, for which there is code without loops
+_USUAL = 16  # products of a step, an even number of vectors: for it there is code without loops
 _PLACE = ir.IntType(32)
 
 
@@ -180,11 +180,10 @@ def _sums(
 
     def add(element: int, factors: _Factors, number: int | None) -> None:
         rest = rest_of(element, factors, number)
-        if number is not None and count is not None:  # two at a time, as in `extracted`
-            if number % 2 == 1:
-                rest = kept[element, number - 1] + rest
-            elif number + 1 < count:
+        if number is not None:  # two at a time, as in `extracted`
+            if number % 2 == 0:
                 return
+            rest = kept[element, number - 1] + rest
         few.put(rests[element], few.get(rests[element]) + rest)
         few.put(squares[element], rest.times_plus(rest, few.get(squares[element])))
 

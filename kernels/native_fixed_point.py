@@ -22,7 +22,7 @@ _SPARE = 11  # bits of 64 for which a double has no room
 
 @njit(**COMPILED)
 def _add(term: float, digits: Any) -> None:
-    """A finite term into digits, which may be any 64-bit numbers then."""
+    """A term, if it is finite, into digits, which may be any 64-bit numbers then."""
     word = np.float64(term).view(np.int64)
     field = word >> 52 & 0x7FF
     if not 0 < field < 0x7FF:

@@ -55,7 +55,6 @@ _F32 = ir.FloatType()
 _DOUBLES = ir.VectorType(_F64, LANES)
 _FLOATS = ir.VectorType(_F32, LANES)
 _I32 = ir.IntType(32)
-_ANSWERS = ir.VectorType(ir.IntType(1), LANES)
 _PLACES = ir.VectorType(_I32, LANES)
 
 
@@ -345,11 +344,6 @@ class Emitter:
         lanes = self.vector.count
         same = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
         return Vector(self.builder, self.builder.shuffle_vector(one, none, same))
-
-    def answer(self, bits: ir.Value) -> Vector:
-        """The lanes whose bits are set; see `Vector.bits`."""
-        short = self.builder.trunc(bits, ir.IntType(LANES))
-        return Vector(self.builder, self.builder.bitcast(short, _ANSWERS))
 
     def integer(self, value: int) -> ir.Value:
         return ir.Constant(_I64, value)
